@@ -1,0 +1,197 @@
+//! Field errors in upstream's words (`k8s.io/apimachinery/pkg/util/validation/field`).
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// Why a field is wrong; decides the first words of the message and the cause's reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FieldErrorKind {
+    Required,
+    Invalid,
+    NotSupported,
+    Duplicate,
+    Forbidden,
+    TooLong,
+    TooMany,
+    NotFound,
+    TypeInvalid,
+    InternalError,
+}
+
+impl FieldErrorKind {
+    /// The `reason` of a Status cause.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Required => "FieldValueRequired",
+            Self::Invalid => "FieldValueInvalid",
+            Self::NotSupported => "FieldValueNotSupported",
+            Self::Duplicate => "FieldValueDuplicate",
+            Self::Forbidden => "FieldValueForbidden",
+            Self::TooLong => "FieldValueTooLong",
+            Self::TooMany => "FieldValueTooMany",
+            Self::NotFound => "FieldValueNotFound",
+            Self::TypeInvalid => "FieldValueTypeInvalid",
+            Self::InternalError => "InternalError",
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Required => "Required value",
+            Self::Invalid | Self::TypeInvalid => "Invalid value",
+            Self::NotSupported => "Unsupported value",
+            Self::Duplicate => "Duplicate value",
+            Self::Forbidden => "Forbidden",
+            Self::TooLong => "Too long",
+            Self::TooMany => "Too many",
+            Self::NotFound => "Not found",
+            Self::InternalError => "Internal error",
+        }
+    }
+}
+
+/// One error of one field.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FieldError {
+    pub kind: FieldErrorKind,
+    /// `spec.template.spec.containers[0].image`.
+    pub path: String,
+    /// The refused value, shown where the kind of error shows one.
+    pub value: Value,
+    pub detail: String,
+}
+
+/// All errors of an object.
+pub type ErrorList = Vec<FieldError>;
+
+impl FieldError {
+    fn new(
+        kind: FieldErrorKind,
+        path: impl Into<String>,
+        value: impl Into<Value>,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self { kind, path: path.into(), value: value.into(), detail: detail.into() }
+    }
+
+    pub fn required(path: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::new(FieldErrorKind::Required, path, Value::Null, detail)
+    }
+
+    pub fn invalid(path: impl Into<String>, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+        Self::new(FieldErrorKind::Invalid, path, value, detail)
+    }
+
+    /// `supported` is listed sorted and quoted, as upstream does.
+    pub fn not_supported(path: impl Into<String>, value: impl Into<Value>, supported: &[&str]) -> Self {
+        let mut list: Vec<_> = supported.iter().map(|s| format!("{s:?}")).collect();
+        list.sort();
+        let detail = format!("supported values: {}", list.join(", "));
+        Self::new(FieldErrorKind::NotSupported, path, value, detail)
+    }
+
+    pub fn duplicate(path: impl Into<String>, value: impl Into<Value>) -> Self {
+        Self::new(FieldErrorKind::Duplicate, path, value, "")
+    }
+
+    pub fn forbidden(path: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::new(FieldErrorKind::Forbidden, path, Value::Null, detail)
+    }
+
+    pub fn not_found(path: impl Into<String>, value: impl Into<Value>) -> Self {
+        Self::new(FieldErrorKind::NotFound, path, value, "")
+    }
+
+    pub fn too_long(path: impl Into<String>, max_bytes: usize) -> Self {
+        let detail = format!("may not be more than {max_bytes} bytes");
+        Self::new(FieldErrorKind::TooLong, path, Value::Null, detail)
+    }
+
+    pub fn too_many(path: impl Into<String>, actual: usize, max: usize) -> Self {
+        let detail = format!("must have at most {max} items");
+        Self::new(FieldErrorKind::TooMany, path, actual, detail)
+    }
+
+    /// The message of a Status cause: everything but the path.
+    pub fn body(&self) -> String {
+        use FieldErrorKind as K;
+        let words = self.kind.words();
+        let shown = match self.kind {
+            K::Required | K::Forbidden | K::TooLong | K::InternalError => String::new(),
+            _ => format!(": {}", show(&self.value)),
+        };
+        let detail = if self.detail.is_empty() { String::new() } else { format!(": {}", self.detail) };
+        format!("{words}{shown}{detail}")
+    }
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.body())
+    }
+}
+
+/// A value as Go's `%#v`-like printing in field errors shows it: strings quoted, the rest as JSON.
+fn show(value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("{text:?}"),
+        other => other.to_string(),
+    }
+}
+
+/// Upstream's text for several errors: alone as it is, else in brackets, each distinct one once.
+pub fn aggregate(errors: &[FieldError]) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for text in errors.iter().map(ToString::to_string) {
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    match texts.as_slice() {
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_read_as_upstream_writes_them() {
+        let cases = [
+            (
+                FieldError::required("spec.containers[0].image", ""),
+                "spec.containers[0].image: Required value",
+            ),
+            (
+                FieldError::invalid("spec.replicas", -1, "must be greater than or equal to 0"),
+                "spec.replicas: Invalid value: -1: must be greater than or equal to 0",
+            ),
+            (
+                FieldError::not_supported(
+                    "spec.restartPolicy",
+                    "Sometimes",
+                    &["OnFailure", "Always", "Never"],
+                ),
+                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+            ),
+            (
+                FieldError::duplicate("spec.ports[1].name", "http"),
+                "spec.ports[1].name: Duplicate value: \"http\"",
+            ),
+            (FieldError::forbidden("spec", "is immutable"), "spec: Forbidden: is immutable"),
+        ];
+        for (error, text) in cases {
+            assert_eq!(error.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn several_errors_stand_in_brackets() {
+        let two = [FieldError::required("a", ""), FieldError::required("b", "why")];
+        assert_eq!(aggregate(&two), "[a: Required value, b: Required value: why]");
+        assert_eq!(aggregate(&two[..1]), "a: Required value");
+    }
+}

@@ -1,0 +1,136 @@
+//! The table of kinds: one row and one file a kind.
+//!
+//! A row says how a kind is named, stored, defaulted, validated and printed; router, discovery,
+//! OpenAPI, printer columns, store keys and garbage collection iterate the table. A new kind is a
+//! file and a row.
+//! Deliberately absent: HTTP, storage, clocks (a `now` is an argument).
+
+pub mod field;
+
+pub use field::{ErrorList, FieldError};
+pub use serde_json::Value;
+
+/// Where objects of a kind live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// In SQLite: an acknowledged write survives a power cut.
+    Disk,
+    /// In memory only: Events, Leases (the flash budget).
+    Memory,
+    /// Nowhere: a create is answered (SubjectAccessReview, TokenReview).
+    Virtual,
+}
+
+/// The part of an object that a request addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Subresource {
+    /// The object's status.
+    Status,
+    /// `autoscaling/v1` Scale of a workload.
+    Scale,
+    /// Any other, handled by the API by name (`log`, `exec`, `binding`, `eviction`, `token`, …).
+    Other(&'static str),
+}
+
+impl Subresource {
+    /// The last path segment.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Scale => "scale",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+/// A printer column (`meta.k8s.io/v1` TableColumnDefinition).
+#[derive(Debug, Clone, Copy)]
+pub struct Column {
+    pub name: &'static str,
+    /// `string`, `integer`, `number`, `boolean` or `date`.
+    pub kind: &'static str,
+    /// `name` for the name column, else empty.
+    pub format: &'static str,
+    pub description: &'static str,
+    /// 0 is always shown, 1 with `-o wide`.
+    pub priority: i32,
+}
+
+/// What one kind does with an object, as pure functions on its JSON form.
+///
+/// The API has already pruned and type-checked the value against the schema when these are called.
+#[derive(Clone, Copy)]
+pub struct Strategy {
+    /// Fills in upstream's defaults. Idempotent.
+    pub default: fn(&mut Value),
+    /// On create, before validation: drops what a client may not set (status).
+    pub prepare_create: fn(&mut Value),
+    /// On update of the main resource, before validation: keeps what this request may not change
+    /// (status), and says through `metadata.generation` when the spec has changed.
+    pub prepare_update: fn(new: &mut Value, old: &Value),
+    /// On update of `status`: everything but status (and what upstream lets through) from `old`.
+    pub prepare_status: fn(new: &mut Value, old: &Value),
+    /// Errors of a new object.
+    pub validate: fn(&Value) -> ErrorList,
+    /// Errors of a change (`validate` has run on `new` already).
+    pub validate_update: fn(new: &Value, old: &Value) -> ErrorList,
+    /// `Warning` header texts for a create or an update (deprecated or unsupported fields).
+    pub warnings: fn(&Value) -> Vec<String>,
+    /// The kind's own field selectors beside `metadata.name` and `metadata.namespace`.
+    pub selectable: fn(&Value) -> Vec<(&'static str, String)>,
+    /// The cells of one row; as many as the kind has columns.
+    pub cells: fn(&Value, now: jiff::Timestamp) -> Vec<Value>,
+}
+
+/// A row of the table.
+#[derive(Clone, Copy)]
+pub struct Kind {
+    /// API group; empty for core.
+    pub group: &'static str,
+    pub version: &'static str,
+    /// `Deployment`.
+    pub kind: &'static str,
+    /// `deployments`: the path segment, and with the group the store's resource.
+    pub plural: &'static str,
+    pub singular: &'static str,
+    pub short_names: &'static [&'static str],
+    pub categories: &'static [&'static str],
+    pub namespaced: bool,
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`.
+    pub verbs: &'static [&'static str],
+    pub subresources: &'static [Subresource],
+    /// The type's name in the schema (`io.k8s.api.apps.v1.Deployment`).
+    pub schema: &'static str,
+    pub durability: Durability,
+    /// Where the objects are stored when it is not under this row: another row's
+    /// `(group, version, plural)` and the conversions from and to it (HPA v1, events.k8s.io).
+    pub stored_as: Option<StoredAs>,
+    pub columns: &'static [Column],
+    pub strategy: Strategy,
+}
+
+/// A row that is another form of objects stored under a different row.
+#[derive(Clone, Copy)]
+pub struct StoredAs {
+    pub group: &'static str,
+    pub version: &'static str,
+    pub plural: &'static str,
+    pub to_stored: fn(Value) -> Value,
+    pub from_stored: fn(Value) -> Value,
+}
+
+impl Kind {
+    /// `v1` or `apps/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
+    }
+
+    /// `pods`, `deployments.apps`: as error texts and the store name it.
+    pub fn resource(&self) -> String {
+        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
+    }
+}

@@ -1,0 +1,33 @@
+//! Sampan: Kubernetes for a board you can hold in your hand.
+//!
+//! The modules are rooms on floors; imports go down only (see ARCHITECTURE.md, held by
+//! `tests/architecture.rs`).
+//!
+//! ```text
+//! cli, app
+//! api  controllers  scheduler  dispatch  node  dns  ingress
+//! objects
+//! store  mqtt  runtime  image  net
+//! kinds  config  ids  clock  tasks
+//! ```
+
+pub mod api;
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod controllers;
+pub mod dispatch;
+pub mod dns;
+pub mod ids;
+pub mod image;
+pub mod ingress;
+pub mod kinds;
+pub mod mqtt;
+pub mod net;
+pub mod node;
+pub mod objects;
+pub mod runtime;
+pub mod scheduler;
+pub mod store;
+pub mod tasks;
