@@ -6,6 +6,7 @@
 //! Deliberately absent: HTTP, storage, clocks (a `now` is an argument).
 
 pub mod field;
+pub mod registry;
 
 pub use field::{ErrorList, FieldError};
 pub use serde_json::Value;
@@ -80,6 +81,109 @@ pub struct Strategy {
     pub selectable: fn(&Value) -> Vec<(&'static str, String)>,
     /// The cells of one row; as many as the kind has columns.
     pub cells: fn(&Value, now: jiff::Timestamp) -> Vec<Value>,
+}
+
+impl Strategy {
+    /// Of a kind without spec and status: what the client says is the object.
+    pub const PLAIN: Self = Self {
+        default: |_| {},
+        prepare_create: |_| {},
+        prepare_update: |_, _| {},
+        prepare_status: |_, _| {},
+        validate: |_| Vec::new(),
+        validate_update: |_, _| Vec::new(),
+        warnings: |_| Vec::new(),
+        selectable: |_| Vec::new(),
+        cells: name_and_age,
+    };
+
+    /// Of a kind with spec and status: status changes through its subresource only, and
+    /// `metadata.generation` counts the changes of everything but metadata and status.
+    pub const SPEC_AND_STATUS: Self = Self {
+        prepare_create: |new| {
+            remove(new, "status");
+            new["metadata"]["generation"] = 1.into();
+        },
+        prepare_update: |new, old| {
+            replace(new, "status", old);
+            let same = differing_sections(new, old).next().is_none();
+            let generation = old["metadata"]["generation"].as_i64().unwrap_or(1);
+            new["metadata"]["generation"] = (generation + i64::from(!same)).into();
+        },
+        prepare_status: |new, old| {
+            let status = new.get("status").cloned();
+            let mut metadata = old["metadata"].clone();
+            if let Some(fields) = new["metadata"].get("managedFields") {
+                metadata["managedFields"] = fields.clone();
+            }
+            *new = old.clone();
+            new["metadata"] = metadata;
+            match status {
+                Some(status) => new["status"] = status,
+                None => remove(new, "status"),
+            }
+        },
+        ..Self::PLAIN
+    };
+}
+
+/// The cells of a kind with upstream's default columns.
+fn name_and_age(object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+    vec![object["metadata"]["name"].clone(), age(object, now).into()]
+}
+
+/// How long ago the object was created, as kubectl writes durations.
+pub fn age(object: &Value, now: jiff::Timestamp) -> String {
+    object["metadata"]["creationTimestamp"]
+        .as_str()
+        .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+        .map_or_else(|| "<unknown>".to_owned(), |then| human_duration(now.duration_since(then)))
+}
+
+/// `k8s.io/apimachinery/pkg/util/duration.HumanDuration`.
+pub fn human_duration(duration: jiff::SignedDuration) -> String {
+    let seconds = duration.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    let two = |big: i64, unit: &str, rest: i64, small: &str| {
+        if rest == 0 { format!("{big}{unit}") } else { format!("{big}{unit}{rest}{small}") }
+    };
+    match seconds {
+        ..-1 => "<invalid>".to_owned(),
+        -1..0 => "0s".to_owned(),
+        0..120 => format!("{seconds}s"),
+        120..600 => two(minutes, "m", seconds % 60, "s"),
+        600..10_800 => format!("{minutes}m"),
+        10_800..28_800 => two(hours, "h", minutes % 60, "m"),
+        28_800..172_800 => format!("{hours}h"),
+        172_800..691_200 => two(days, "d", hours % 24, "h"),
+        691_200..63_072_000 => format!("{days}d"),
+        63_072_000..252_288_000 => two(days / 365, "y", days % 365, "d"),
+        _ => format!("{}y", days / 365),
+    }
+}
+
+/// The top-level sections, but for metadata and status, in which two objects differ.
+pub fn differing_sections<'a>(new: &'a Value, old: &'a Value) -> impl Iterator<Item = &'a str> {
+    let keys = |v: &'a Value| v.as_object().into_iter().flat_map(|o| o.keys()).map(String::as_str);
+    keys(new)
+        .chain(keys(old).filter(|k| new.get(*k).is_none()))
+        .filter(|k| !matches!(*k, "metadata" | "status" | "apiVersion" | "kind"))
+        .filter(|k| new.get(*k) != old.get(*k))
+}
+
+/// Takes a field away, if it is there.
+pub fn remove(object: &mut Value, field: &str) {
+    if let Some(map) = object.as_object_mut() {
+        map.remove(field);
+    }
+}
+
+/// Makes a field of `object` be as it is in `other`, also when it is absent there.
+pub fn replace(object: &mut Value, field: &str, other: &Value) {
+    match other.get(field) {
+        Some(value) => object[field] = value.clone(),
+        None => remove(object, field),
+    }
 }
 
 /// A row of the table.
