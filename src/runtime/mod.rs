@@ -199,7 +199,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// The sandboxes that exist.
     fn sandboxes(&self) -> BoxFuture<'_, Result<Vec<SandboxSpec>, Error>>;
 
-    /// Starts a container and returns when its process runs.
+    /// Starts a container and returns when its process runs. A container that could not be made
+    /// (bad entrypoint, mount failed) is [`ContainerState::Exited`] with code 128 and an error; `Err`
+    /// is for what was not begun and may be tried again. An id that exists gives its state.
     fn start<'a>(&'a self, spec: &'a ContainerSpec) -> BoxFuture<'a, Result<ContainerState, Error>>;
     /// Sends a signal to the container's first process; `Ok` when it is gone already.
     fn signal<'a>(&'a self, id: &'a str, signal: i32) -> BoxFuture<'a, Result<(), Error>>;
