@@ -5,6 +5,8 @@
 //! named `sampan*` are touched; applying the same table twice changes nothing.
 //! Deliberately absent: Pods, Services as API objects, DNS.
 
+pub mod fake;
+
 use std::{net::Ipv4Addr, path::Path};
 
 use futures_util::future::BoxFuture;
