@@ -5,8 +5,46 @@
 //! file and a row.
 //! Deliberately absent: HTTP, storage, clocks (a `now` is an argument).
 
+mod certificate_signing_request;
+mod component_status;
+mod config_map;
+mod controller_revision;
+mod cron_job;
+mod csi;
+mod daemon_set;
+mod deployment;
+mod endpoint_slice;
+mod endpoints;
+mod event;
 pub mod field;
+mod horizontal_pod_autoscaler;
+mod ingress;
+mod job;
+mod lease;
+mod limit_range;
+mod namespace;
+mod network_policy;
+mod node;
+mod persistent_volume;
+mod persistent_volume_claim;
+pub mod pod;
+mod pod_disruption_budget;
+mod pod_template;
+mod priority_class;
+mod rbac;
 pub mod registry;
+mod replica_set;
+mod replication_controller;
+mod resource_quota;
+mod reviews;
+mod runtime_class;
+mod secret;
+mod service;
+mod service_account;
+mod service_cidr;
+mod stateful_set;
+mod storage_class;
+mod volume_attachment;
 
 pub use field::{ErrorList, FieldError};
 pub use serde_json::Value;
@@ -97,6 +135,21 @@ impl Strategy {
         cells: name_and_age,
     };
 
+    /// Of a kind with a status subresource whose `metadata.generation` upstream leaves unset.
+    pub const WITH_STATUS: Self = Self {
+        prepare_create: |new| remove(new, "status"),
+        prepare_update: |new, old| replace(new, "status", old),
+        prepare_status: Self::SPEC_AND_STATUS.prepare_status,
+        ..Self::PLAIN
+    };
+
+    /// Of a kind without status whose `metadata.generation` counts the changes of its spec.
+    pub const SPEC_ONLY: Self = Self {
+        prepare_create: |new| new["metadata"]["generation"] = 1.into(),
+        prepare_update: count_generation,
+        ..Self::PLAIN
+    };
+
     /// Of a kind with spec and status: status changes through its subresource only, and
     /// `metadata.generation` counts the changes of everything but metadata and status.
     pub const SPEC_AND_STATUS: Self = Self {
@@ -106,9 +159,7 @@ impl Strategy {
         },
         prepare_update: |new, old| {
             replace(new, "status", old);
-            let same = differing_sections(new, old).next().is_none();
-            let generation = old["metadata"]["generation"].as_i64().unwrap_or(1);
-            new["metadata"]["generation"] = (generation + i64::from(!same)).into();
+            count_generation(new, old);
         },
         prepare_status: |new, old| {
             let status = new.get("status").cloned();
@@ -125,6 +176,13 @@ impl Strategy {
         },
         ..Self::PLAIN
     };
+}
+
+/// One generation more when anything but metadata and status differs.
+fn count_generation(new: &mut Value, old: &Value) {
+    let same = differing_sections(new, old).next().is_none();
+    let generation = old["metadata"]["generation"].as_i64().unwrap_or(1);
+    new["metadata"]["generation"] = (generation + i64::from(!same)).into();
 }
 
 /// The cells of a kind with upstream's default columns.

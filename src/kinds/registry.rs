@@ -1,31 +1,85 @@
 //! The table itself, and the ways to find a row.
 
-use super::{Durability, Kind, Strategy, Subresource};
+use super::{
+    Durability, Kind, Strategy, certificate_signing_request as csr, component_status, config_map,
+    controller_revision, cron_job, csi, daemon_set, deployment, endpoint_slice, endpoints, event,
+    horizontal_pod_autoscaler as hpa, ingress, job, lease, limit_range, namespace, network_policy, node,
+    persistent_volume, persistent_volume_claim, pod, pod_disruption_budget, pod_template, priority_class,
+    rbac, replica_set, replication_controller, resource_quota, reviews, runtime_class, secret, service,
+    service_account, service_cidr, stateful_set, storage_class, volume_attachment,
+};
 
 /// Every verb a stored kind has.
 pub const ALL_VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
-/// All rows, in the order of discovery.
+/// All rows: groups in the order of discovery, the preferred version of a group first, kinds by
+/// their plural.
 pub static KINDS: &[Kind] = &[
-    plain("", "v1", "ConfigMap", "configmaps", "configmap", &["cm"], true),
-    plain("", "v1", "Namespace", "namespaces", "namespace", &["ns"], false),
-    with_status("", "v1", "Node", "nodes", "node", &["no"], false),
-    with_status("", "v1", "Pod", "pods", "pod", &["po"], true),
-    plain("", "v1", "Secret", "secrets", "secret", &[], true),
-    with_status("", "v1", "Service", "services", "service", &["svc"], true),
-    with_status("apps", "v1", "Deployment", "deployments", "deployment", &["deploy"], true),
-    with_status("apps", "v1", "ReplicaSet", "replicasets", "replicaset", &["rs"], true),
+    pod::BINDING,
+    component_status::COMPONENT_STATUS,
+    config_map::CONFIG_MAP,
+    endpoints::ENDPOINTS,
+    event::EVENT,
+    limit_range::LIMIT_RANGE,
+    namespace::NAMESPACE,
+    node::NODE,
+    persistent_volume_claim::PERSISTENT_VOLUME_CLAIM,
+    persistent_volume::PERSISTENT_VOLUME,
+    pod::POD,
+    pod_template::POD_TEMPLATE,
+    replication_controller::REPLICATION_CONTROLLER,
+    resource_quota::RESOURCE_QUOTA,
+    secret::SECRET,
+    service_account::SERVICE_ACCOUNT,
+    service::SERVICE,
+    controller_revision::CONTROLLER_REVISION,
+    daemon_set::DAEMON_SET,
+    deployment::DEPLOYMENT,
+    replica_set::REPLICA_SET,
+    stateful_set::STATEFUL_SET,
+    event::EVENT_V1,
+    reviews::SELF_SUBJECT_REVIEW,
+    reviews::TOKEN_REVIEW,
+    reviews::LOCAL_SUBJECT_ACCESS_REVIEW,
+    reviews::SELF_SUBJECT_ACCESS_REVIEW,
+    reviews::SELF_SUBJECT_RULES_REVIEW,
+    reviews::SUBJECT_ACCESS_REVIEW,
+    hpa::HORIZONTAL_POD_AUTOSCALER,
+    hpa::HORIZONTAL_POD_AUTOSCALER_V1,
+    cron_job::CRON_JOB,
+    job::JOB,
+    csr::CERTIFICATE_SIGNING_REQUEST,
+    ingress::INGRESS_CLASS,
+    ingress::INGRESS,
+    service_cidr::IP_ADDRESS,
+    network_policy::NETWORK_POLICY,
+    service_cidr::SERVICE_CIDR,
+    pod_disruption_budget::POD_DISRUPTION_BUDGET,
+    rbac::CLUSTER_ROLE_BINDING,
+    rbac::CLUSTER_ROLE,
+    rbac::ROLE_BINDING,
+    rbac::ROLE,
+    csi::CSI_DRIVER,
+    csi::CSI_NODE,
+    csi::CSI_STORAGE_CAPACITY,
+    storage_class::STORAGE_CLASS,
+    volume_attachment::VOLUME_ATTACHMENT,
+    storage_class::VOLUME_ATTRIBUTES_CLASS,
+    priority_class::PRIORITY_CLASS,
+    lease::LEASE,
+    runtime_class::RUNTIME_CLASS,
+    endpoint_slice::ENDPOINT_SLICE,
 ];
 
-const fn plain(
+/// A namespaced kind on disk with every verb; rows say how they differ.
+pub(super) const fn row(
     group: &'static str,
     version: &'static str,
     kind: &'static str,
     plural: &'static str,
     singular: &'static str,
-    short_names: &'static [&'static str],
-    namespaced: bool,
+    schema: &'static str,
 ) -> Kind {
     Kind {
         group,
@@ -33,32 +87,16 @@ const fn plain(
         kind,
         plural,
         singular,
-        short_names,
+        short_names: &[],
         categories: &[],
-        namespaced,
+        namespaced: true,
         verbs: ALL_VERBS,
         subresources: &[],
-        schema: "",
+        schema,
         durability: Durability::Disk,
         stored_as: None,
         columns: &[],
         strategy: Strategy::PLAIN,
-    }
-}
-
-const fn with_status(
-    group: &'static str,
-    version: &'static str,
-    kind: &'static str,
-    plural: &'static str,
-    singular: &'static str,
-    short_names: &'static [&'static str],
-    namespaced: bool,
-) -> Kind {
-    Kind {
-        subresources: &[Subresource::Status],
-        strategy: Strategy::SPEC_AND_STATUS,
-        ..plain(group, version, kind, plural, singular, short_names, namespaced)
     }
 }
 
@@ -85,4 +123,33 @@ pub fn by_resource(resource: &str) -> Option<&'static Kind> {
 /// When the table lacks the type: a programming error.
 pub fn of<T: k8s_openapi::Resource>() -> &'static Kind {
     by_type(T::API_VERSION, T::KIND).unwrap_or_else(|| panic!("{} {} has no row", T::API_VERSION, T::KIND))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_has_one_place() {
+        for (i, kind) in KINDS.iter().enumerate() {
+            let same = |k: &Kind| {
+                k.group == kind.group
+                    && k.version == kind.version
+                    && (k.plural == kind.plural || k.kind == kind.kind)
+            };
+            assert_eq!(KINDS.iter().position(same), Some(i), "{}", kind.resource());
+            assert!(kind.singular.eq_ignore_ascii_case(kind.kind));
+            assert!(kind.schema.ends_with(&format!(".{}.{}", kind.version, kind.kind)), "{}", kind.schema);
+        }
+    }
+
+    #[test]
+    fn another_form_names_a_stored_row() {
+        for stored in KINDS.iter().filter_map(|k| k.stored_as) {
+            let row = by_path(stored.group, stored.version, stored.plural).expect("stored row");
+            assert!(row.stored_as.is_none());
+        }
+        assert_eq!(by_resource("events").map(|k| k.group), Some(""));
+        assert_eq!(by_resource("horizontalpodautoscalers.autoscaling").map(|k| k.version), Some("v2"));
+    }
 }
