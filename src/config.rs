@@ -1,1 +1,291 @@
-//! To be written.
+//! The configuration of a daemon: flags, `SAMPAN_*` variables and a YAML file, in that order of
+//! precedence.
+//!
+//! The file's keys are the flags' names (`node-name: kitchen`). An unknown key or a wrong value is
+//! refused with the key's name.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use clap::{Arg, Args, Command, ValueEnum};
+
+/// Where the configuration file is looked for.
+pub const DEFAULT_FILE: &str = "/etc/sampan/config.yaml";
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A part of the daemon that can be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The worker: this board runs no pods.
+    Agent,
+    /// Controllers (Deployments and so on do nothing).
+    Controllers,
+    /// The scheduler (pods stay Pending unless bound by hand).
+    Scheduler,
+    /// The pod network and Services.
+    Network,
+    /// The cluster DNS server.
+    Dns,
+    /// The Ingress server on 80 and 443.
+    Ingress,
+    /// The built-in `local-path` storage.
+    LocalStorage,
+}
+
+/// What a server and an agent have in common.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// Configuration file; its keys are these flags' names
+    #[arg(long, env = "SAMPAN_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// State that outlives a reboot
+    #[arg(long, env = "SAMPAN_DATA_DIR", default_value = "/var/lib/sampan", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// State of this boot (on a tmpfs)
+    #[arg(long, env = "SAMPAN_RUN_DIR", default_value = "/run/sampan", value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// Logs of pods
+    #[arg(long, env = "SAMPAN_LOG_DIR", default_value = "/var/log", value_name = "DIR")]
+    pub log_dir: PathBuf,
+    /// Name of this node [default: the host's name]
+    #[arg(long, env = "SAMPAN_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Address of this node as other nodes reach it [default: found by the routes]
+    #[arg(long, env = "SAMPAN_NODE_IP", value_name = "IP")]
+    pub node_ip: Option<Ipv4Addr>,
+    /// cgroup under which all pods live
+    #[arg(long, env = "SAMPAN_CGROUP_ROOT", default_value = "/sampan", value_name = "PATH")]
+    pub cgroup_root: String,
+    /// Registries spoken to without TLS or without checking it (`host:port`)
+    #[arg(long, env = "SAMPAN_INSECURE_REGISTRIES", value_delimiter = ',', value_name = "HOSTS")]
+    pub insecure_registries: Vec<String>,
+    /// Parts to leave out
+    #[arg(long, env = "SAMPAN_DISABLE", value_delimiter = ',', value_name = "PARTS")]
+    pub disable: Vec<Part>,
+    /// Form of the log lines
+    #[arg(long, env = "SAMPAN_LOG_FORMAT", value_enum, default_value_t, value_name = "FORM")]
+    pub log_format: LogFormat,
+    /// What is logged: `info`, `debug`, `sampan::node=trace,warn`, …
+    #[arg(long, env = "SAMPAN_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+}
+
+/// `sampan server`.
+#[derive(Debug, Clone, Args)]
+pub struct Server {
+    #[command(flatten)]
+    pub common: Common,
+    /// Address of the Kubernetes API
+    #[arg(long, env = "SAMPAN_LISTEN", default_value = "0.0.0.0:6443", value_name = "IP:PORT")]
+    pub listen: SocketAddr,
+    /// Address of the MQTT broker that nodes connect to
+    #[arg(long, env = "SAMPAN_MQTT_LISTEN", default_value = "0.0.0.0:8883", value_name = "IP:PORT")]
+    pub mqtt_listen: SocketAddr,
+    /// Use this broker instead of the embedded one (`mqtt://user:password@host:1883`)
+    #[arg(long, env = "SAMPAN_MQTT_URL", value_name = "URL")]
+    pub mqtt_url: Option<String>,
+    /// Addresses of pods; each node gets a /24 of it
+    #[arg(long, env = "SAMPAN_CLUSTER_CIDR", default_value = "10.42.0.0/16", value_name = "CIDR")]
+    pub cluster_cidr: Cidr,
+    /// Addresses of Services
+    #[arg(long, env = "SAMPAN_SERVICE_CIDR", default_value = "10.43.0.0/16", value_name = "CIDR")]
+    pub service_cidr: Cidr,
+    /// DNS domain of the cluster
+    #[arg(long, env = "SAMPAN_CLUSTER_DOMAIN", default_value = "cluster.local", value_name = "DOMAIN")]
+    pub cluster_domain: String,
+    /// Further names and addresses that the API's certificate is good for
+    #[arg(long, env = "SAMPAN_TLS_SAN", value_delimiter = ',', value_name = "NAMES")]
+    pub tls_san: Vec<String>,
+}
+
+/// `sampan agent`.
+#[derive(Debug, Clone, Args)]
+pub struct Agent {
+    #[command(flatten)]
+    pub common: Common,
+    /// The master's broker (`mqtts://host:8883`); needed once, then remembered
+    #[arg(long, env = "SAMPAN_JOIN", value_name = "URL")]
+    pub join: Option<String>,
+    /// The token that `sampan token create` printed; needed once
+    #[arg(long, env = "SAMPAN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+}
+
+impl Common {
+    /// Whether a part is to run.
+    pub fn enabled(&self, part: Part) -> bool {
+        !self.disable.contains(&part)
+    }
+
+    /// The node's name: as given, or the host's, in lower case as Kubernetes wants it.
+    pub fn node_name(&self) -> String {
+        self.node_name.clone().unwrap_or_else(|| {
+            nix::unistd::gethostname()
+                .ok()
+                .and_then(|name| name.into_string().ok())
+                .unwrap_or_else(|| "localhost".to_owned())
+                .to_ascii_lowercase()
+        })
+    }
+}
+
+/// An IPv4 network: `10.42.0.0/16`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    pub address: Ipv4Addr,
+    pub prefix: u8,
+}
+
+impl Cidr {
+    /// The address `index` places after the network's own; `None` outside the network.
+    pub fn nth(self, index: u32) -> Option<Ipv4Addr> {
+        let size = 1u64 << (32 - self.prefix);
+        (u64::from(index) < size).then(|| Ipv4Addr::from(u32::from(self.address) + index))
+    }
+
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+        u32::from(address) & mask == u32::from(self.address)
+    }
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl std::str::FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not an IPv4 network such as 10.42.0.0/16");
+        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
+        let address = match address.parse() {
+            Ok(IpAddr::V4(address)) => address,
+            Ok(IpAddr::V6(_)) => return Err(format!("{text:?}: IPv6 networks are not supported yet")),
+            Err(_) => return Err(wrong()),
+        };
+        let prefix: u8 = prefix.parse().ok().filter(|p| (1..=30).contains(p)).ok_or_else(wrong)?;
+        let network = Self { address, prefix };
+        let first = u32::from(address) & (u32::MAX << (32 - u32::from(prefix)));
+        if first != u32::from(address) {
+            return Err(format!("{text:?}: the network is {}/{prefix}", Ipv4Addr::from(first)));
+        }
+        Ok(network)
+    }
+}
+
+/// Why a configuration file is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read configuration {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("configuration {path}: {source}")]
+    Parse { path: PathBuf, source: serde_yaml::Error },
+    #[error(
+        "configuration {path}: {key}: unknown key; the keys are the flags of `sampan {command}`: {known}"
+    )]
+    UnknownKey { path: PathBuf, key: String, command: String, known: String },
+    #[error("configuration {path}: {key}: expected a string, number, boolean or a list of these")]
+    Shape { path: PathBuf, key: String },
+}
+
+/// Makes what the file at `path` says the defaults of `command`'s flags.
+///
+/// # Errors
+/// Unreadable file, wrong YAML, unknown keys. Values are checked by clap like flags.
+pub fn with_file(mut command: Command, path: &Path) -> Result<Command, ConfigError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    let entries: Option<BTreeMap<String, serde_yaml::Value>> =
+        serde_yaml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source })?;
+    for (key, value) in entries.unwrap_or_default() {
+        let values =
+            scalars(&value).ok_or_else(|| ConfigError::Shape { path: path.into(), key: key.clone() })?;
+        let known: Vec<&str> = command.get_arguments().filter_map(Arg::get_long).collect();
+        if !known.contains(&key.as_str()) || key == "config" {
+            return Err(ConfigError::UnknownKey {
+                path: path.into(),
+                key,
+                command: command.get_name().to_owned(),
+                known: known.join(", "),
+            });
+        }
+        let id = key.replace('-', "_");
+        command = command.mut_arg(id, |arg| arg.default_values(values));
+    }
+    Ok(command)
+}
+
+fn scalars(value: &serde_yaml::Value) -> Option<Vec<String>> {
+    use serde_yaml::Value;
+    match value {
+        Value::String(text) => Some(vec![text.clone()]),
+        Value::Number(number) => Some(vec![number.to_string()]),
+        Value::Bool(flag) => Some(vec![flag.to_string()]),
+        Value::Sequence(items) => {
+            items.iter().map(|item| scalars(item).and_then(|mut one| one.pop())).collect()
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches;
+
+    use super::*;
+
+    fn parse(file: &str, args: &[&str]) -> Result<Server, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        std::fs::write(&path, file).unwrap();
+        let command = Server::augment_args(Command::new("server"));
+        let command = with_file(command, &path).map_err(|e| e.to_string())?;
+        let matches =
+            command.try_get_matches_from([&["server"], args].concat()).map_err(|e| e.to_string())?;
+        Server::from_arg_matches(&matches).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_file_gives_defaults_and_flags_win() {
+        let file = "node-name: kitchen\ndisable: [dns, ingress]\nlisten: 127.0.0.1:7443\n";
+        let server = parse(file, &["--listen", "127.0.0.1:8443"]).unwrap();
+        assert_eq!(server.common.node_name(), "kitchen");
+        assert_eq!(server.common.disable, [Part::Dns, Part::Ingress]);
+        assert_eq!(server.listen.port(), 8443);
+        assert_eq!(server.cluster_cidr.to_string(), "10.42.0.0/16");
+    }
+
+    #[test]
+    fn wrong_files_name_the_key() {
+        assert!(parse("node-nam: x", &[]).unwrap_err().contains("node-nam: unknown key"));
+        assert!(parse("listen: {a: b}", &[]).unwrap_err().contains("listen: expected"));
+        assert!(parse("listen: nowhere", &[]).unwrap_err().contains("--listen"));
+    }
+
+    #[test]
+    fn networks_are_checked() {
+        let cidr: Cidr = "10.43.0.0/16".parse().unwrap();
+        assert_eq!(cidr.nth(10), Some(Ipv4Addr::new(10, 43, 0, 10)));
+        assert_eq!(cidr.nth(1 << 16), None);
+        assert!(cidr.contains(Ipv4Addr::new(10, 43, 255, 1)));
+        assert!(!cidr.contains(Ipv4Addr::new(10, 44, 0, 1)));
+        assert!("10.43.0.1/16".parse::<Cidr>().unwrap_err().contains("10.43.0.0/16"));
+        assert!("fd00::/64".parse::<Cidr>().unwrap_err().contains("not supported"));
+        assert!("x".parse::<Cidr>().is_err());
+    }
+}

@@ -1,1 +1,60 @@
-//! To be written.
+//! The command line: `sampan server`, `sampan agent` and the verbs.
+
+mod daemon;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config;
+
+#[derive(Debug, Parser)]
+#[command(name = "sampan", version, about = "Kubernetes for a board you can hold in your hand")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a master that is also a worker
+    Server(Box<config::Server>),
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<ExitCode> {
+    let cli = parse()?;
+    match cli.verb {
+        Verb::Server(server) => daemon::server(*server),
+    }
+}
+
+/// Parses twice: once to learn the verb and its configuration file, then with the file's defaults.
+fn parse() -> anyhow::Result<Cli> {
+    let mut command = Cli::command();
+    let first = command.clone().get_matches();
+    if let Some((verb, matches)) = first.subcommand()
+        && matches.try_contains_id("config").unwrap_or(false)
+    {
+        let given = matches.get_one::<std::path::PathBuf>("config").cloned();
+        let default = std::path::Path::new(config::DEFAULT_FILE);
+        if let Some(path) = given.or_else(|| default.exists().then(|| default.into())) {
+            let with_file = config::with_file(
+                command.find_subcommand(verb).expect("the verb was just parsed").clone(),
+                &path,
+            )?;
+            command = command.mut_subcommand(verb, |_| with_file);
+        }
+    }
+    Ok(Cli::from_arg_matches(&command.get_matches())?)
+}

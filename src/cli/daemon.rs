@@ -1,0 +1,59 @@
+//! `sampan server` and `sampan agent`: set up logging and the runtime, build the app, run it until
+//! a signal.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    app::App,
+    config::{self, LogFormat},
+};
+
+/// Worker threads of the daemon: enough for a board, each costs memory.
+const WORKER_THREADS: usize = 2;
+/// Stack of a worker thread (bytes).
+const THREAD_STACK: usize = 1 << 20;
+
+pub fn server(config: config::Server) -> anyhow::Result<ExitCode> {
+    start_logging(&config.common)?;
+    run(async {
+        let app = App::server(config).await?;
+        app.run(stop_signal()?).await
+    })
+}
+
+fn run(daemon: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .thread_stack_size(THREAD_STACK)
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    runtime.block_on(daemon)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Resolves at SIGTERM or SIGINT.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn start_logging(common: &config::Common) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&common.log)
+        .with_context(|| format!("--log {:?}", common.log))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match common.log_format {
+        LogFormat::Text => lines.with_ansi(nix::unistd::isatty(2).unwrap_or(false)).init(),
+        LogFormat::Json => lines.json().init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs every test: pure ones, simulations, and those with real containers, networks and clients.
+# As root on Debian 12; installs what it needs. Arguments go to `cargo test`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. cross/toolchain.sh
+need_toolchain
+need_packages docker-registry apache2-utils busybox-static crun curl iproute2 mosquitto nftables
+exec cargo test "$@"
