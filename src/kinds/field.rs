@@ -83,10 +83,9 @@ impl FieldError {
         Self::new(FieldErrorKind::Invalid, path, value, detail)
     }
 
-    /// `supported` is listed sorted and quoted, as upstream does.
+    /// `supported` is listed as given: upstream sorts most of its lists, but not all.
     pub fn not_supported(path: impl Into<String>, value: impl Into<Value>, supported: &[&str]) -> Self {
-        let mut list: Vec<_> = supported.iter().map(|s| format!("{s:?}")).collect();
-        list.sort();
+        let list: Vec<_> = supported.iter().map(|s| format!("{s:?}")).collect();
         let detail = format!("supported values: {}", list.join(", "));
         Self::new(FieldErrorKind::NotSupported, path, value, detail)
     }
@@ -175,7 +174,7 @@ mod tests {
                     "Sometimes",
                     &["OnFailure", "Always", "Never"],
                 ),
-                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"OnFailure\", \"Always\", \"Never\"",
             ),
             (
                 FieldError::duplicate("spec.ports[1].name", "http"),
