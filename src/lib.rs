@@ -23,6 +23,7 @@ pub mod ids;
 pub mod image;
 pub mod ingress;
 pub mod kinds;
+pub mod manifest;
 pub mod mqtt;
 pub mod net;
 pub mod node;

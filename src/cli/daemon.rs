@@ -57,3 +57,15 @@ fn start_logging(common: &config::Common) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Runs a short-lived client on this thread.
+pub fn block_on(verb: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    let outcome = runtime.block_on(verb);
+    // A read of standard input may still be waiting; the process ends without it.
+    runtime.shutdown_background();
+    outcome
+}

@@ -1,6 +1,9 @@
 //! The command line: `sampan server`, `sampan agent` and the verbs.
 
 mod daemon;
+mod kube;
+#[expect(unsafe_code, reason = "terminal size")]
+mod sys;
 
 use std::process::ExitCode;
 
@@ -19,6 +22,11 @@ struct Cli {
 enum Verb {
     /// Run a master that is also a worker
     Server(Box<config::Server>),
+    #[command(flatten)]
+    Kube(kube::Verb),
+    /// The same verbs under the name people's fingers know
+    #[command(subcommand)]
+    Kubectl(kube::Verb),
 }
 
 /// Parses the command line and does what it says.
@@ -36,6 +44,7 @@ fn run() -> anyhow::Result<ExitCode> {
     let cli = parse()?;
     match cli.verb {
         Verb::Server(server) => daemon::server(*server),
+        Verb::Kube(verb) | Verb::Kubectl(verb) => daemon::block_on(kube::run(verb)),
     }
 }
 
