@@ -42,6 +42,7 @@ mod replication_controller;
 mod resource_quota;
 mod reviews;
 mod runtime_class;
+pub mod schema;
 mod secret;
 mod service;
 mod service_account;
