@@ -13,6 +13,7 @@ mod cron_job;
 mod csi;
 mod daemon_set;
 mod deployment;
+mod edit;
 mod endpoint_slice;
 mod endpoints;
 mod event;
@@ -40,6 +41,7 @@ pub mod registry;
 mod replica_set;
 mod replication_controller;
 mod resource_quota;
+pub mod resources;
 mod reviews;
 mod runtime_class;
 pub mod schema;
@@ -166,21 +168,30 @@ impl Strategy {
             replace(new, "status", old);
             count_generation(new, old);
         },
-        prepare_status: |new, old| {
-            let status = new.get("status").cloned();
-            let mut metadata = old["metadata"].clone();
-            if let Some(fields) = new["metadata"].get("managedFields") {
-                metadata["managedFields"] = fields.clone();
-            }
-            *new = old.clone();
-            new["metadata"] = metadata;
-            match status {
-                Some(status) => new["status"] = status,
-                None => remove(new, "status"),
-            }
-        },
+        prepare_status: |new, old| keep_all_but_status(new, old, false),
         ..Self::PLAIN
     };
+}
+
+/// Of a status update: spec and owners are `old`'s, status and annotations are `new`'s; labels are
+/// `new`'s only where upstream lets them through (Pods, Nodes).
+fn keep_all_but_status(new: &mut Value, old: &Value, labels: bool) {
+    let status = new.get("status").cloned();
+    let mut metadata = new["metadata"].take();
+    let kept: &[&str] = if labels {
+        &["ownerReferences", "generation"]
+    } else {
+        &["ownerReferences", "generation", "labels"]
+    };
+    for field in kept {
+        replace(&mut metadata, field, &old["metadata"]);
+    }
+    *new = old.clone();
+    new["metadata"] = metadata;
+    match status {
+        Some(status) => new["status"] = status,
+        None => remove(new, "status"),
+    }
 }
 
 /// One generation more when anything but metadata and status differs.

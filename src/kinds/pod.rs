@@ -1,6 +1,16 @@
 //! Pods, and the Binding of a pod to a node.
 
-use super::{Durability, Kind, Strategy, Subresource, registry::row};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+
+use super::{
+    Durability, Kind, Strategy, Subresource,
+    edit::{child, each, present, set_default},
+    keep_all_but_status,
+    pod_template::default_spec,
+    registry::row,
+    resources::{self, ResourceList},
+};
 
 pub const POD: Kind = Kind {
     short_names: &["po"],
@@ -17,7 +27,13 @@ pub const POD: Kind = Kind {
         Subresource::Other("resize"),
         Subresource::Status,
     ],
-    strategy: Strategy::SPEC_AND_STATUS,
+    strategy: Strategy {
+        default,
+        prepare_create,
+        prepare_status: |new, old| keep_all_but_status(new, old, true),
+        selectable,
+        ..Strategy::SPEC_AND_STATUS
+    },
     ..row("", "v1", "Pod", "pods", "pod", "io.k8s.api.core.v1.Pod")
 };
 
@@ -26,3 +42,156 @@ pub const BINDING: Kind = Kind {
     durability: Durability::Virtual,
     ..row("", "v1", "Binding", "bindings", "binding", "io.k8s.api.core.v1.Binding")
 };
+
+/// Whether the pod's Ready condition is true.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// Whether the pod has ended: its phase is Succeeded or Failed.
+pub fn is_terminal(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn default(pod: &mut Value) {
+    let spec = child(pod, "spec");
+    default_spec(spec);
+    for list in ["containers", "initContainers"] {
+        for container in each(spec, list) {
+            requests_from_limits(&mut container["resources"]);
+        }
+    }
+    if let Some(mut resources) = present(spec, "resources").map(Value::take) {
+        default_pod_level(&mut resources, spec);
+        spec["resources"] = resources;
+    }
+    set_default(spec, "enableServiceLinks", true);
+    if spec["hostNetwork"] == true {
+        for list in ["containers", "initContainers"] {
+            for port in each(spec, list).flat_map(|c| each(c, "ports")) {
+                let same = port["containerPort"].clone();
+                set_default(port, "hostPort", same);
+            }
+        }
+    }
+}
+
+/// What is limited and not requested is requested as limited.
+fn requests_from_limits(resources: &mut Value) {
+    let Some(limits) = resources["limits"].as_object().cloned() else { return };
+    let requests = child(resources, "requests");
+    for (name, amount) in limits {
+        set_default(requests, &name, amount);
+    }
+}
+
+/// Requests and limits of the whole pod, where some are given: huge page limits and requests come
+/// from the containers', else requests from the pod's limits, and limits from the containers'
+/// when all of them have one.
+fn default_pod_level(resources: &mut Value, spec: &Value) {
+    let any = |resources: &Value, list: &str| resources[list].as_object().is_some_and(|l| !l.is_empty());
+    let fill = |resources: &mut Value, list: &str, from: ResourceList| {
+        for (name, amount) in from {
+            set_default(child(resources, list), &name, amount.to_string());
+        }
+    };
+    let limits = || resources::aggregate_json(spec, "limits");
+    let huge = |name: &str| name.starts_with("hugepages-");
+    if any(resources, "limits") || any(resources, "requests") {
+        let requests = resources["requests"].clone();
+        let from = limits().into_iter().filter(|(n, _)| huge(n) && requests.get(n).is_none()).collect();
+        fill(resources, "limits", from);
+    }
+    if any(resources, "limits") {
+        let from = resources::aggregate_json(spec, "requests").into_iter();
+        fill(resources, "requests", from.filter(|(n, _)| resources::is_pod_level(n) && !huge(n)).collect());
+        let from = resources::parse_json(&resources["limits"]).into_iter();
+        fill(resources, "requests", from.filter(|(n, _)| resources::is_pod_level(n)).collect());
+    } else if any(resources, "requests") {
+        let limited = |name: &str| {
+            let mut containers =
+                ["containers", "initContainers"].iter().filter_map(|f| spec[f].as_array()).flatten();
+            containers.all(|c| c["resources"]["limits"].get(name).is_some())
+        };
+        let from = limits().into_iter();
+        let from = from.filter(|(n, _)| resources::is_pod_level(n) && !huge(n) && limited(n));
+        fill(resources, "limits", from.collect());
+    }
+}
+
+/// A new pod is Pending, and of the quality that its (defaulted) resources give it.
+fn prepare_create(pod: &mut Value) {
+    default(pod);
+    let mut status = json!({"phase": "Pending", "qosClass": resources::qos_class(&pod["spec"])});
+    if pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+        status["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+            "lastProbeTime": null, "lastTransitionTime": null,
+        }]);
+    }
+    pod["status"] = status;
+    pod["metadata"]["generation"] = 1.into();
+}
+
+fn selectable(pod: &Value) -> Vec<(&'static str, String)> {
+    let (spec, status) = (&pod["spec"], &pod["status"]);
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    vec![
+        ("spec.nodeName", text(&spec["nodeName"])),
+        ("spec.host", text(&spec["nodeName"])),
+        ("spec.restartPolicy", text(&spec["restartPolicy"])),
+        ("spec.schedulerName", text(&spec["schedulerName"])),
+        ("spec.serviceAccountName", text(&spec["serviceAccountName"])),
+        ("spec.hostNetwork", spec["hostNetwork"].as_bool().unwrap_or(false).to_string()),
+        ("status.phase", text(&status["phase"])),
+        ("status.podIP", text(&status["podIP"])),
+        ("status.podIPs", text(&status["podIP"])),
+        ("status.nominatedNodeName", text(&status["nominatedNodeName"])),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_pod_is_pending_with_its_requests() {
+        let mut pod = json!({"metadata": {"name": "p"}, "status": {"phase": "Running"}, "spec": {
+            "hostNetwork": true,
+            "containers": [{"name": "c", "image": "a:1", "ports": [{"containerPort": 80}],
+                "resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}],
+        }});
+        prepare_create(&mut pod);
+        assert_eq!(pod["status"], json!({"phase": "Pending", "qosClass": "Guaranteed"}));
+        assert_eq!(pod["metadata"]["generation"], 1);
+        let container = &pod["spec"]["containers"][0];
+        assert_eq!(container["resources"]["requests"], json!({"cpu": "1", "memory": "1Gi"}));
+        assert_eq!(container["ports"][0]["hostPort"], 80);
+        assert_eq!(pod["spec"]["enableServiceLinks"], true);
+    }
+
+    #[test]
+    fn pod_level_requests_come_from_containers_and_limits() {
+        let mut pod = json!({"spec": {
+            "resources": {"limits": {"cpu": "2", "memory": "1Gi"}},
+            "containers": [{"name": "c", "resources": {"requests": {"cpu": "500m"}}}],
+        }});
+        default(&mut pod);
+        assert_eq!(pod["spec"]["resources"]["requests"], json!({"cpu": "500m", "memory": "1Gi"}));
+    }
+
+    #[test]
+    fn a_status_update_keeps_the_spec() {
+        let old = json!({"metadata": {"labels": {"a": "1"}, "ownerReferences": [1]}, "spec": {"x": 1}, "status": {"phase": "Pending"}});
+        let mut new =
+            json!({"metadata": {"labels": {"a": "2"}}, "spec": {"x": 2}, "status": {"phase": "Running"}});
+        (POD.strategy.prepare_status)(&mut new, &old);
+        assert_eq!(
+            new,
+            json!({"metadata": {"labels": {"a": "2"}, "ownerReferences": [1]}, "spec": {"x": 1}, "status": {"phase": "Running"}})
+        );
+    }
+}

@@ -98,6 +98,13 @@ impl Quantity {
         self.format
     }
 
+    /// The amount rounded up to whole thousandths, as resource lists keep it.
+    #[must_use]
+    pub fn round_up_to_milli(self) -> Self {
+        let unit = NANO / 1000;
+        Self { nanos: div_away_from_zero(self.nanos, unit) * unit, ..self }
+    }
+
     fn combine(self, other: Self, nanos: i128) -> Self {
         let format = if self.is_zero() { other.format } else { self.format };
         Self { nanos, format }
@@ -106,18 +113,22 @@ impl Quantity {
 
 /// Rewrites a JSON quantity in its canonical form (`1000m` → `1`); what is none stays as it is.
 pub fn canonicalize(value: &mut Value) {
-    if let Ok(quantity) = Quantity::from_json(value) {
-        let text = quantity.to_string();
-        if value.as_str() != Some(&text) {
-            *value = text.into();
-        }
+    rewrite(value, |quantity| quantity);
+}
+
+/// [`canonicalize`] for every entry of a resource list, in whole thousandths.
+pub fn canonicalize_list(list: &mut Value) {
+    if let Some(list) = list.as_object_mut() {
+        list.values_mut().for_each(|value| rewrite(value, Quantity::round_up_to_milli));
     }
 }
 
-/// [`canonicalize`] for every entry of a resource list.
-pub fn canonicalize_list(list: &mut Value) {
-    if let Some(list) = list.as_object_mut() {
-        list.values_mut().for_each(canonicalize);
+fn rewrite(value: &mut Value, change: fn(Quantity) -> Quantity) {
+    if let Ok(quantity) = Quantity::from_json(value) {
+        let text = change(quantity).to_string();
+        if value.as_str() != Some(&text) {
+            *value = text.into();
+        }
     }
 }
 
