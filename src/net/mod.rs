@@ -2,15 +2,27 @@
 //!
 //! In: a pod's namespace and address; a table of services and of peers. Out: kernel state.
 //! Invariants: everything is made over raw netlink sockets, no host tool is called; only objects
-//! named `sampan*` are touched; applying the same table twice changes nothing.
+//! named `sampan*` and links named `smp*` are touched; applying the same table twice changes nothing.
 //! Deliberately absent: Pods, Services as API objects, DNS.
 
+pub mod cidr;
 pub mod fake;
+#[allow(dead_code, reason = "the ruleset, next to come, sends transactions")]
+mod netlink;
+mod peers;
+mod pod;
+mod podnet;
+mod route;
+mod sys;
+#[allow(dead_code, reason = "the ruleset, next to come, writes big-endian numbers")]
+mod wire;
 
 use std::{net::Ipv4Addr, path::Path};
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+
+pub use podnet::{Options, PodNet};
 
 /// Another node, and how its pods are reached.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,0 +1,320 @@
+//! The [`Network`] of a real node: one thread that talks to the kernel, one that deletes links.
+//!
+//! In: the calls of [`Network`]. Out: kernel state in the network namespace of the thread that
+//! called [`PodNet::new`]. Invariants: calls are worked off one at a time, in order; the slow
+//! deletion of links (tens of milliseconds in the kernel) holds up nobody; state that an earlier
+//! process has left is taken over, not torn down.
+
+use std::{
+    fs::File,
+    net::Ipv4Addr,
+    path::Path,
+    sync::mpsc,
+    thread::{self, JoinHandle},
+};
+
+use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
+
+use super::{
+    Error, HostPort, Network, Peer, ServicePort,
+    cidr::Cidr,
+    netlink::{Family, Socket},
+    peers::{self, Underlay},
+    pod::{self, Attach},
+    route::{self, Route},
+    wire::Batch,
+};
+
+/// The stack of our threads (bytes); they do not recurse.
+const STACK_BYTES: usize = 256 << 10;
+/// The loopback device is the first of every namespace.
+const LOOPBACK_INDEX: u32 = 1;
+
+/// What a node's network needs to know.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// All pods of the cluster: `10.42.0.0/16`.
+    pub cluster_cidr: Cidr,
+    /// All cluster addresses of services: `10.43.0.0/16`.
+    pub service_cidr: Cidr,
+    /// The address of the cluster's DNS, which every node has itself.
+    pub dns_address: Option<Ipv4Addr>,
+}
+
+type Job = Box<dyn FnOnce(&mut Kernel) + Send>;
+
+/// The network of this node. See the module's header.
+pub struct PodNet {
+    jobs: Option<mpsc::Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl PodNet {
+    /// Opens the sockets in the calling thread's network namespace and starts the threads.
+    pub fn new(options: Options) -> Result<Self, Error> {
+        let home = File::open("/proc/thread-self/ns/net").map_err(|source| Error::Kernel {
+            operation: "open the node's network namespace".to_owned(),
+            source,
+        })?;
+        let (wake_reaper, reaper_jobs) = mpsc::channel();
+        let mut reaper_socket = Socket::open(Family::Route)?;
+        let mut kernel =
+            Kernel { options, home, route: Socket::open(Family::Route)?, node: None, reaper: wake_reaper };
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new()
+                .name(name.to_owned())
+                .stack_size(STACK_BYTES)
+                .spawn(run)
+                .map_err(|source| Error::Kernel { operation: format!("start the thread {name}"), source })
+        };
+        let threads = vec![
+            spawn(
+                "net",
+                Box::new(move || {
+                    while let Ok(job) = queue.recv() {
+                        job(&mut kernel);
+                    }
+                }),
+            )?,
+            spawn("net-reaper", Box::new(move || reap(&mut reaper_socket, &reaper_jobs)))?,
+        ];
+        Ok(Self { jobs: Some(jobs), threads })
+    }
+
+    /// Runs `job` on the network thread.
+    fn call(
+        &self,
+        job: impl FnOnce(&mut Kernel) -> Result<(), Error> + Send + 'static,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |kernel| {
+            // Nobody waits any more when the caller was cancelled; the work is done all the same.
+            let _ = answer.send(job(kernel));
+        });
+        let queued = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
+        Box::pin(async move {
+            let ended = || Error::Invalid("the network thread has ended".to_owned());
+            if queued { answered.await.map_err(|_| ended())? } else { Err(ended()) }
+        })
+    }
+}
+
+impl Drop for PodNet {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a network thread has panicked");
+            }
+        }
+    }
+}
+
+/// What the reaper is told.
+enum Reap {
+    /// Links wait for their deletion.
+    Links,
+    /// Tells when all that was asked for before is done.
+    Barrier(mpsc::Sender<()>),
+}
+
+/// Deletes retired links, as many at once as have gathered.
+fn reap(socket: &mut Socket, jobs: &mpsc::Receiver<Reap>) {
+    while let Ok(first) = jobs.recv() {
+        let mut barriers = Vec::new();
+        for job in std::iter::once(first).chain(jobs.try_iter()) {
+            if let Reap::Barrier(done) = job {
+                barriers.push(done);
+            }
+        }
+        let mut batch = Batch::new();
+        route::delete_group(&mut batch, pod::GROUP_DEAD);
+        if let Err(refusal) = socket.apply(&batch) {
+            tracing::warn!(error = %Error::from(refusal), "cannot delete links of gone pods");
+        }
+        for done in barriers {
+            let _ = done.send(());
+        }
+    }
+}
+
+/// What [`Network::start`] has told.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Node {
+    pub pod_cidr: Cidr,
+}
+
+impl Node {
+    /// The node's own address in the pod network: the first of its CIDR, given to no pod. Packets
+    /// from the host to pods and services carry it, so that they need no other address and no
+    /// default route, and find back from every node.
+    pub fn address(self) -> Ipv4Addr {
+        self.pod_cidr.first()
+    }
+}
+
+/// The network thread's state.
+struct Kernel {
+    options: Options,
+    home: File,
+    route: Socket,
+    node: Option<Node>,
+    reaper: mpsc::Sender<Reap>,
+}
+
+impl Kernel {
+    fn node(&self) -> Result<Node, Error> {
+        self.node.ok_or_else(|| Error::Invalid("the network was not started".to_owned()))
+    }
+
+    fn start(&mut self, pod_cidr: Cidr) -> Result<(), Error> {
+        let node = Node { pod_cidr };
+        // Routers of packets that are not for themselves; and 127.0.0.1 reaches node ports, as
+        // kube-proxy has it (the ruleset keeps others from reaching it).
+        set_sysctl("net/ipv4/ip_forward", "1")?;
+        set_sysctl("net/ipv4/conf/all/route_localnet", "1")?;
+        let mut batch = Batch::new();
+        route::set_up(&mut batch, LOOPBACK_INDEX);
+        self.route.apply(&batch)?;
+        let wanted: Vec<_> = std::iter::once(node.address()).chain(self.options.dns_address).collect();
+        let mut batch = Batch::new();
+        for address in &wanted {
+            route::add_address(&mut batch, LOOPBACK_INDEX, *address, route::SCOPE_HOST);
+        }
+        for address in self.own_addresses()? {
+            if !wanted.contains(&address) {
+                route::delete_address(&mut batch, LOOPBACK_INDEX, address);
+            }
+        }
+        route::set_route(&mut batch, &self.service_route(node));
+        self.route.apply(&batch)?;
+        self.node = Some(node);
+        let _ = self.reaper.send(Reap::Links);
+        Ok(())
+    }
+
+    /// The addresses of pods and services that loopback has: ours, also of an earlier run.
+    fn own_addresses(&mut self) -> Result<Vec<Ipv4Addr>, Error> {
+        let Options { cluster_cidr, service_cidr, .. } = self.options;
+        Ok(route::addresses(&mut self.route)?
+            .into_iter()
+            .filter(|a| a.index == LOOPBACK_INDEX && a.prefix == 32)
+            .map(|a| a.ip)
+            .filter(|address| cluster_cidr.contains(*address) || service_cidr.contains(*address))
+            .collect())
+    }
+
+    /// Service addresses need a route only so that the kernel does not give up before the address
+    /// is translated; what is not translated ends at loopback.
+    fn service_route(&self, node: Node) -> Route {
+        let source = Some(node.address());
+        Route { to: self.options.service_cidr, via: None, index: LOOPBACK_INDEX, source }
+    }
+
+    fn attach(&mut self, pod_uid: &str, netns: &Path, address: Ipv4Addr) -> Result<(), Error> {
+        let node = self.node()?;
+        let mtu = self.underlay_mtu()?;
+        let wanted = Attach { pod_uid, netns, address, node_source: node.address(), mtu };
+        pod::attach(&mut self.route, &self.home, &wanted)
+    }
+
+    fn detach(&mut self, pod_uid: &str) -> Result<(), Error> {
+        if pod::retire(&mut self.route, pod_uid)? {
+            let _ = self.reaper.send(Reap::Links);
+        }
+        Ok(())
+    }
+
+    /// What a pod's link carries (bytes): what the node's own carries. Tunnelled packets that do not
+    /// fit are answered by the kernel, and the sender learns (RFC 1191).
+    fn underlay_mtu(&mut self) -> Result<u32, Error> {
+        let links = route::links(&mut self.route)?;
+        Ok(Underlay::new(&links, &route::underlay_routes(&mut self.route)?).mtu)
+    }
+
+    fn set_peers(&mut self, peers: &[Peer]) -> Result<(), Error> {
+        let node = self.node()?;
+        peers::apply(&mut self.route, node.pod_cidr, peers)
+    }
+
+    fn stop(&mut self) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        for address in self.own_addresses()? {
+            route::delete_address(&mut batch, LOOPBACK_INDEX, address);
+        }
+        for route in route::own_routes(&mut self.route)? {
+            route::delete_route(&mut batch, &route);
+        }
+        for link in route::links(&mut self.route)? {
+            if link.group == pod::GROUP_LIVE && link.name.starts_with(pod::DEVICE_PREFIX) {
+                route::set_group(&mut batch, link.index, pod::GROUP_DEAD);
+            } else if link.name == peers::DEVICE {
+                route::delete_link(&mut batch, link.index);
+            }
+        }
+        self.route.apply(&batch)?;
+        let (done, wait) = mpsc::channel();
+        if self.reaper.send(Reap::Barrier(done)).is_ok() {
+            let _ = wait.recv();
+        }
+        self.node = None;
+        Ok(())
+    }
+}
+
+/// Sets a kernel setting below `/proc/sys`, unless it is so already.
+fn set_sysctl(name: &str, value: &str) -> Result<(), Error> {
+    let path = Path::new("/proc/sys").join(name);
+    let result = match std::fs::read_to_string(&path) {
+        Ok(old) if old.trim() == value => Ok(()),
+        _ => std::fs::write(&path, value),
+    };
+    result.map_err(|source| Error::Kernel { operation: format!("set {} to {value}", path.display()), source })
+}
+
+impl Network for PodNet {
+    fn start<'a>(&'a self, pod_cidr: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        let pod_cidr = pod_cidr.to_owned();
+        self.call(move |kernel| kernel.start(pod_cidr.parse()?))
+    }
+
+    fn attach<'a>(
+        &'a self,
+        pod_uid: &'a str,
+        netns: &'a Path,
+        address: Ipv4Addr,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        let (pod_uid, netns) = (pod_uid.to_owned(), netns.to_owned());
+        self.call(move |kernel| kernel.attach(&pod_uid, &netns, address))
+    }
+
+    fn detach<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        let pod_uid = pod_uid.to_owned();
+        self.call(move |kernel| kernel.detach(&pod_uid))
+    }
+
+    fn set_peers<'a>(&'a self, peers: &'a [Peer]) -> BoxFuture<'a, Result<(), Error>> {
+        let peers = peers.to_vec();
+        self.call(move |kernel| kernel.set_peers(&peers))
+    }
+
+    fn set_services<'a>(
+        &'a self,
+        services: &'a [ServicePort],
+        host_ports: &'a [HostPort],
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        let (services, host_ports) = (services.to_vec(), host_ports.to_vec());
+        self.call(move |_| {
+            if services.is_empty() && host_ports.is_empty() {
+                return Ok(());
+            }
+            Err(Error::Invalid("services are not carried yet".to_owned()))
+        })
+    }
+
+    fn stop(&self) -> BoxFuture<'_, Result<(), Error>> {
+        self.call(Kernel::stop)
+    }
+}
