@@ -1,0 +1,189 @@
+//! A cluster without nodes for tests: a real store in a temporary directory, a clock moved by
+//! hand, the controllers' own plans and executor, and a kubelet of a few lines.
+
+use std::{collections::HashMap, sync::Arc};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{Metadata, Resource, api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::{
+    plan::apply_merge,
+    runner::{Controller, Round, execute, whole_second},
+};
+use crate::{
+    clock::{Clock, ManualClock},
+    kinds::{Subresource, registry},
+    objects::{DeleteOptions, Objects, WriteOptions},
+    store::{Key, Store},
+};
+
+/// How many rounds a cluster may take to come to rest.
+const ROUNDS_MAX: usize = 200;
+
+/// What the kubelet makes of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Run,
+    RunUnready,
+    Fail,
+    Leave,
+}
+
+pub struct Sim {
+    pub objects: Objects,
+    pub clock: Arc<ManualClock>,
+    controllers: Vec<Arc<dyn Controller>>,
+    failures: HashMap<(usize, Key), String>,
+    options: WriteOptions,
+    _dir: tempfile::TempDir,
+}
+
+impl Sim {
+    pub fn new(controllers: Vec<Arc<dyn Controller>>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("state.db")).unwrap();
+        let start: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
+        let clock = Arc::new(ManualClock::new(start));
+        let objects = Objects::new(store, clock.clone());
+        let options = WriteOptions::system("test");
+        Self { objects, clock, controllers, failures: HashMap::new(), options, _dir: dir }
+    }
+
+    pub fn pass(&self, seconds: i64) {
+        self.clock.advance(SignedDuration::from_secs(seconds));
+    }
+
+    /// Creates an object from JSON, `default` being its namespace if its kind has one.
+    pub async fn create(&self, object: Value) {
+        let api_version = object["apiVersion"].as_str().unwrap();
+        let kind = registry::by_type(api_version, object["kind"].as_str().unwrap()).unwrap();
+        let namespace = if kind.namespaced { "default" } else { "" };
+        self.objects.create(kind, namespace, object, &self.options).await.unwrap();
+    }
+
+    /// Merges into an object.
+    pub async fn change<T: Resource>(&self, name: &str, patch: Value) {
+        self.patch::<T>(None, name, patch).await;
+    }
+
+    pub async fn change_status<T: Resource>(&self, name: &str, patch: Value) {
+        self.patch::<T>(Some(Subresource::Status), name, json!({ "status": patch })).await;
+    }
+
+    async fn patch<T: Resource>(&self, subresource: Option<Subresource>, name: &str, patch: Value) {
+        let kind = registry::of::<T>();
+        let namespace = if kind.namespaced { "default" } else { "" };
+        self.objects
+            .modify(kind, subresource, namespace, name, &self.options, |value| {
+                apply_merge(value, &patch);
+                Ok(())
+            })
+            .await
+            .unwrap();
+    }
+
+    pub async fn delete<T: Resource>(&self, name: &str, grace_seconds: Option<i64>) {
+        let kind = registry::of::<T>();
+        let namespace = if kind.namespaced { "default" } else { "" };
+        let delete = DeleteOptions { grace_seconds, ..DeleteOptions::default() };
+        self.objects.delete(kind, namespace, name, &delete, &self.options).await.unwrap();
+    }
+
+    pub fn get<T>(&self, name: &str) -> Arc<T>
+    where
+        T: Resource + DeserializeOwned + Send + Sync + 'static,
+    {
+        let kind = registry::of::<T>();
+        let namespace = if kind.namespaced { "default" } else { "" };
+        self.objects.get_typed(namespace, name).unwrap_or_else(|| panic!("no {} {name}", T::KIND))
+    }
+
+    pub fn list<T>(&self) -> Vec<Arc<T>>
+    where
+        T: Resource + DeserializeOwned + Send + Sync + 'static,
+    {
+        self.objects.list_typed(None)
+    }
+
+    /// The names of all objects of a kind.
+    pub fn names<T>(&self) -> Vec<String>
+    where
+        T: Metadata<Ty = ObjectMeta> + DeserializeOwned + Send + Sync + 'static,
+    {
+        self.list::<T>().iter().map(|o| o.metadata().name.clone().unwrap_or_default()).collect()
+    }
+
+    /// Every controller looks at every key once; `check` sees the cluster after each plan.
+    pub async fn step(&mut self, check: &mut impl FnMut(&Objects)) {
+        for (index, controller) in self.controllers.clone().iter().enumerate() {
+            let keys = self.objects.store().list(controller.primary(), None).items;
+            for key in keys.iter().map(|o| o.key.clone()) {
+                let id = (index, key.clone());
+                let round =
+                    Round { now: whole_second(self.clock.now()), failure: self.failures.get(&id).cloned() };
+                let plan = controller.plan(&self.objects, &key, &round);
+                match execute(&self.objects, controller.name(), &plan).await {
+                    Ok(()) => self.failures.remove(&id),
+                    Err(error) if error.is_conflict() => None,
+                    Err(error) => self.failures.insert(id, error.to_string()),
+                };
+                check(&self.objects);
+            }
+        }
+    }
+
+    /// Runs controllers and the kubelet until nothing is written any more.
+    pub async fn settle(&mut self, fate: impl Fn(&Pod) -> Fate, mut check: impl FnMut(&Objects)) {
+        for _ in 0..ROUNDS_MAX {
+            let before = self.objects.store().revision();
+            self.step(&mut check).await;
+            self.kubelet(&fate).await;
+            if self.objects.store().revision() == before {
+                return;
+            }
+        }
+        panic!("the cluster does not come to rest");
+    }
+
+    /// One pass of the kubelet of all nodes (which also schedules).
+    pub async fn kubelet(&self, fate: &impl Fn(&Pod) -> Fate) {
+        for pod in self.list::<Pod>() {
+            let name = pod.metadata.name.as_deref().unwrap();
+            let phase = super::pods::phase(&pod);
+            if super::pods::is_deleting(&pod) {
+                if pod.metadata.finalizers.iter().flatten().next().is_none() {
+                    self.delete::<Pod>(name, Some(0)).await;
+                } else if phase == "Running" {
+                    self.change_status::<Pod>(name, json!({"phase": "Failed"})).await;
+                }
+                continue;
+            }
+            if matches!(phase, "Succeeded" | "Failed") {
+                continue;
+            }
+            if super::pods::node_name(&pod).is_empty() {
+                self.change::<Pod>(name, json!({"spec": {"nodeName": "node"}})).await;
+            }
+            let (phase, ready) = match fate(&pod) {
+                Fate::Run => ("Running", true),
+                Fate::RunUnready => ("Running", false),
+                Fate::Fail => ("Failed", false),
+                Fate::Leave => continue,
+            };
+            if super::pods::phase(&pod) == phase && super::pods::is_ready(&pod) == ready {
+                continue;
+            }
+            let state = if ready { "True" } else { "False" };
+            let then = crate::clock::rfc3339_seconds(self.clock.now());
+            let condition = json!({"type": "Ready", "status": state, "lastTransitionTime": then});
+            self.change_status::<Pod>(name, json!({"phase": phase, "conditions": [condition]})).await;
+        }
+    }
+}
+
+/// A pod template that validates.
+pub fn template(labels: Value, image: &str) -> Value {
+    json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": image}]}})
+}
