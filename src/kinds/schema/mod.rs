@@ -7,10 +7,14 @@
 //! Invariants: [`TYPES`] is sorted by name, every type's fields by JSON name.
 //! Deliberately absent: alpha versions (upstream does not serve them unless asked).
 
+pub mod decode;
+pub mod json;
+
 #[rustfmt::skip]
 #[allow(clippy::unreadable_literal)]
 mod table;
 
+pub use decode::{DecodeError, Mode, Problem, decode};
 pub use table::TYPES;
 
 /// What a field holds, or one item of a list or of a map.
