@@ -5,7 +5,24 @@
 //! power cut leaves no half image; pinned, imported and used images are never collected.
 //! Deliberately absent: Pods, pull policies (the node's), containers.
 
+mod collect;
+mod demo;
+mod digest;
+mod import;
+mod index;
+mod manifest;
+mod platform;
+mod reference;
+mod store;
+#[allow(unsafe_code, reason = "system calls without a safe wrapper")]
+mod sys;
+mod tar;
+mod tree;
+mod unpack;
+mod verified;
+
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,6 +30,8 @@ use std::{
 use futures_util::future::BoxFuture;
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::watch;
+
+pub use self::{collect::Usage, demo::DEMO_IMAGE, platform::Platform, reference::Reference, unpack::Depth};
 
 /// An image that can be run.
 #[derive(Debug, Clone)]
@@ -52,7 +71,7 @@ pub enum Error {
     #[error("image {0:?} not found")]
     NotFound(String),
     /// The registry's or network's answer, for the user.
-    #[error("failed to pull image {reference:?}: {message}")]
+    #[error("failed to pull and unpack image {reference:?}: {message}")]
     Pull { reference: String, message: String },
     #[error("import {path}: {message}")]
     Import { path: PathBuf, message: String },
@@ -79,4 +98,157 @@ pub trait Images: Send + Sync + 'static {
     /// A docker-archive or OCI layout tar, plain, gzip or zstd.
     fn import<'a>(&'a self, archive: &'a Path) -> BoxFuture<'a, Result<Vec<Arc<Image>>, Error>>;
     fn remove<'a>(&'a self, reference: &'a str) -> BoxFuture<'a, Result<(), Error>>;
+}
+
+/// How a node keeps images.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Images lie in its folder `images`.
+    pub data_dir: PathBuf,
+    /// What images are chosen for; usually [`Platform::host`].
+    pub platform: Platform,
+    /// The binary that the demo image is made of.
+    pub binary: PathBuf,
+}
+
+impl Options {
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self { data_dir: data_dir.into(), platform: Platform::host(), binary: "/proc/self/exe".into() }
+    }
+}
+
+/// What [`ImageStore::collect`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Collected {
+    pub images: Vec<String>,
+    pub freed_bytes: u64,
+}
+
+/// The images of this machine: content store, imports, the demo image and registries.
+#[derive(Clone)]
+pub struct ImageStore {
+    content: Arc<store::Content>,
+    options: Arc<Options>,
+}
+
+impl ImageStore {
+    /// Opens the store; one process at a time can. Blocks, after an unclean stop for as long as it takes
+    /// to look at every file's size.
+    pub fn open(options: Options) -> Result<Self, Error> {
+        let content = Arc::new(store::Content::open(&options.data_dir.join("images"))?);
+        Ok(Self { content, options: Arc::new(options) })
+    }
+
+    /// Keeps an image from being collected, or lets it go.
+    pub fn pin(&self, reference: &str, pinned: bool) -> Result<(), Error> {
+        self.content.pin(reference, pinned)
+    }
+
+    /// Tells which images (ids) containers run from: they are neither removed nor collected.
+    pub fn set_in_use(&self, ids: BTreeSet<String>) {
+        self.content.set_in_use(ids);
+    }
+
+    /// Removes unused images when the disk is fuller than `high_percent`, until `low_percent`. `in_use` as in
+    /// [`ImageStore::set_in_use`]. Blocks while files are removed.
+    pub fn collect(
+        &self,
+        high_percent: u8,
+        low_percent: u8,
+        in_use: BTreeSet<String>,
+    ) -> Result<Collected, Error> {
+        self.content.set_in_use(in_use);
+        let (images, freed_bytes) = collect::plan(
+            self.usage()?,
+            high_percent,
+            low_percent,
+            self.content.collectable(),
+            self.content.layer_users(),
+        );
+        if !images.is_empty() {
+            self.content.remove_images(&images)?;
+        }
+        Ok(Collected { images, freed_bytes })
+    }
+
+    /// The file system that holds the images.
+    pub fn usage(&self) -> Result<Usage, Error> {
+        let root = self.content.root();
+        let stat = nix::sys::statvfs::statvfs(root).map_err(|errno| Error::Io {
+            operation: "statvfs",
+            path: root.to_owned(),
+            source: errno.into(),
+        })?;
+        let unit = stat.fragment_size() as u64;
+        Ok(Usage {
+            capacity_bytes: stat.blocks() as u64 * unit,
+            available_bytes: stat.blocks_available() as u64 * unit,
+            images_bytes: self.content.size_bytes(),
+        })
+    }
+
+    /// Checks every layer and drops damaged images, whose names it returns. Reads all of them with
+    /// [`Depth::Contents`]. Blocks.
+    pub fn verify(&self, depth: Depth) -> Result<Vec<String>, Error> {
+        self.content.verify(depth)
+    }
+
+    /// Why an image that was here is not any more: an unclean stop damaged it.
+    pub fn damage(&self, reference: &str) -> Option<String> {
+        self.content.damage(reference)
+    }
+}
+
+/// Runs blocking work of this room off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("blocking work does not panic")
+}
+
+impl Images for ImageStore {
+    /// The demo image is made at its first mention, which may block for a second, once in a binary's life.
+    fn find(&self, reference: &str) -> Option<Arc<Image>> {
+        if demo::is_demo(reference) {
+            return match demo::ensure(&self.content, &self.options.binary) {
+                Ok(image) => Some(image),
+                Err(error) => {
+                    tracing::error!(%error, "the demo image cannot be made");
+                    None
+                }
+            };
+        }
+        self.content.find(reference)
+    }
+
+    fn list(&self) -> Vec<Arc<Image>> {
+        self.content.list()
+    }
+
+    fn pull<'a>(
+        &'a self,
+        reference: &'a str,
+        _credentials: &'a [Credentials],
+        _progress: Option<watch::Sender<Progress>>,
+    ) -> BoxFuture<'a, Result<Arc<Image>, Error>> {
+        Box::pin(async move {
+            if demo::is_demo(reference) {
+                let (content, options) = (self.content.clone(), self.options.clone());
+                return blocking(move || demo::ensure(&content, &options.binary)).await;
+            }
+            let reference: Reference = reference.parse()?;
+            Err(Error::Pull {
+                reference: reference.to_string(),
+                message: "this build cannot pull from registries".to_owned(),
+            })
+        })
+    }
+
+    fn import<'a>(&'a self, archive: &'a Path) -> BoxFuture<'a, Result<Vec<Arc<Image>>, Error>> {
+        let (content, options, archive) = (self.content.clone(), self.options.clone(), archive.to_owned());
+        Box::pin(blocking(move || import::import(&content, &archive, &options.platform)))
+    }
+
+    fn remove<'a>(&'a self, reference: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        let (content, reference) = (self.content.clone(), reference.to_owned());
+        Box::pin(blocking(move || content.remove(&reference)))
+    }
 }

@@ -1,0 +1,418 @@
+//! The image store on a real file system: archives in, folders for overlayfs out. Needs root (device nodes,
+//! overlay mounts).
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use ring::digest::{SHA256, digest};
+use sampan::{
+    ids::hex,
+    image::{Depth, Error, Image, ImageStore, Images, Options, Platform},
+};
+use tar::{Builder, EntryType, Header};
+
+fn sha256(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex(digest(&SHA256, bytes).as_ref()))
+}
+
+/// An entry of a layer.
+struct File<'a> {
+    path: &'a str,
+    kind: EntryType,
+    body: &'a [u8],
+    link: &'a str,
+    mode: u32,
+}
+
+fn file<'a>(path: &'a str, body: &'a str) -> File<'a> {
+    File { path, kind: EntryType::Regular, body: body.as_bytes(), link: "", mode: 0o644 }
+}
+
+fn folder(path: &str) -> File<'_> {
+    File { path, kind: EntryType::Directory, body: b"", link: "", mode: 0o755 }
+}
+
+fn link<'a>(kind: EntryType, path: &'a str, link: &'a str) -> File<'a> {
+    File { path, kind, body: b"", link, mode: 0o777 }
+}
+
+fn header(file: &File) -> Header {
+    let mut header = Header::new_gnu();
+    // Written as they are: the builder would refuse hostile names.
+    header.as_old_mut().name[..file.path.len()].copy_from_slice(file.path.as_bytes());
+    header.as_old_mut().linkname[..file.link.len()].copy_from_slice(file.link.as_bytes());
+    header.set_entry_type(file.kind);
+    header.set_size(file.body.len() as u64);
+    header.set_mode(file.mode);
+    header.set_uid(1000);
+    header.set_gid(1001);
+    header.set_mtime(1_000_000_000);
+    header.set_device_major(1).unwrap();
+    header.set_device_minor(3).unwrap();
+    header.set_cksum();
+    header
+}
+
+fn layer(files: &[File]) -> Vec<u8> {
+    let mut builder = Builder::new(Vec::new());
+    for file in files {
+        builder.append(&header(file), file.body).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn add(builder: &mut Builder<Vec<u8>>, path: &str, body: &[u8]) {
+    let mut header = Header::new_gnu();
+    header.set_size(body.len() as u64);
+    header.set_mode(0o644);
+    builder.append_data(&mut header, path, body).unwrap();
+}
+
+fn config(layers: &[Vec<u8>], architecture: &str) -> Vec<u8> {
+    let ids: Vec<String> = layers.iter().map(|layer| sha256(layer)).collect();
+    serde_json::json!({"architecture": architecture, "os": "linux", "config": {"Cmd": ["/x"]},
+        "rootfs": {"type": "layers", "diff_ids": ids}})
+    .to_string()
+    .into_bytes()
+}
+
+fn docker_archive(name: &str, layers: &[Vec<u8>], architecture: &str) -> Vec<u8> {
+    let mut builder = Builder::new(Vec::new());
+    // Layers come first, as `docker save` may write them.
+    for (i, layer) in layers.iter().enumerate() {
+        add(&mut builder, &format!("{i}/layer.tar"), layer);
+    }
+    add(&mut builder, "config.json", &config(layers, architecture));
+    let members: Vec<String> = (0..layers.len()).map(|i| format!("{i}/layer.tar")).collect();
+    let manifest = serde_json::json!([{"Config": "config.json", "RepoTags": [name], "Layers": members}]);
+    add(&mut builder, "manifest.json", manifest.to_string().as_bytes());
+    builder.into_inner().unwrap()
+}
+
+/// An OCI layout with one build a platform, its layers compressed by gzip and zstd in turn.
+fn oci_archive(name: &str, builds: &[(&str, Vec<Vec<u8>>)]) -> Vec<u8> {
+    let mut builder = Builder::new(Vec::new());
+    let mut blob = |bytes: &[u8], media: &str| {
+        let digest = sha256(bytes);
+        add(&mut builder, &format!("blobs/sha256/{}", &digest[7..]), bytes);
+        serde_json::json!({"mediaType": media, "digest": digest, "size": bytes.len()})
+    };
+    let mut manifests = Vec::new();
+    for (architecture, layers) in builds {
+        let packed =
+            layers.iter().enumerate().map(|(i, layer)| if i % 2 == 0 { gzip(layer) } else { zstd(layer) });
+        let layers_json: Vec<_> = packed.map(|bytes| blob(&bytes, "application/octet-stream")).collect();
+        let config = blob(&config(layers, architecture), "application/vnd.oci.image.config.v1+json");
+        let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers_json});
+        let mut descriptor =
+            blob(manifest.to_string().as_bytes(), "application/vnd.oci.image.manifest.v1+json");
+        descriptor["platform"] = serde_json::json!({"os": "linux", "architecture": architecture});
+        manifests.push(descriptor);
+    }
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": manifests});
+    let mut top = blob(index.to_string().as_bytes(), "application/vnd.oci.image.index.v1+json");
+    top["annotations"] = serde_json::json!({"io.containerd.image.name": name});
+    let top = serde_json::json!({"schemaVersion": 2, "manifests": [top]});
+    add(&mut builder, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+    add(&mut builder, "index.json", top.to_string().as_bytes());
+    builder.into_inner().unwrap()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 1).unwrap()
+}
+
+struct Bench {
+    folder: tempfile::TempDir,
+    store: Option<ImageStore>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bench = Self { folder, store: None };
+        bench.open();
+        bench
+    }
+
+    fn open(&mut self) {
+        self.store = None;
+        let options =
+            Options { platform: Platform::linux("arm64", "v8"), ..Options::new(self.folder.path()) };
+        self.store = Some(ImageStore::open(options).unwrap());
+    }
+
+    fn store(&self) -> &ImageStore {
+        self.store.as_ref().unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    async fn import(&self, archive: &[u8]) -> Result<std::sync::Arc<Image>, Error> {
+        let path = self.path("archive");
+        fs::write(&path, archive).unwrap();
+        self.store().import(&path).await.map(|mut images| images.remove(0))
+    }
+}
+
+/// An overlay mount that goes with the value.
+struct Overlay(PathBuf);
+
+impl Overlay {
+    fn new(at: PathBuf, image: &Image) -> Self {
+        fs::create_dir(&at).unwrap();
+        let lower: Vec<String> = image.layers.iter().rev().map(|layer| layer.display().to_string()).collect();
+        let options = format!("lowerdir={}", lower.join(":"));
+        nix::mount::mount(
+            Some("overlay"),
+            &at,
+            Some("overlay"),
+            nix::mount::MsFlags::MS_RDONLY,
+            Some(options.as_str()),
+        )
+        .unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+fn names(path: &Path) -> BTreeSet<String> {
+    fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[tokio::test]
+async fn layers_stack_as_the_image_says() {
+    let base = layer(&[
+        folder("./"),
+        folder("keep/"),
+        file("keep/a", "base"),
+        file("keep/b", "base"),
+        folder("hidden/"),
+        file("hidden/old", "base"),
+        folder("swapped/"),
+        file("swapped/old", "base"),
+        file("gone", "base"),
+        File { mode: 0o4755, ..file("bin/tool", "x") },
+        link(EntryType::Symlink, "lib", "bin"),
+        file("lib/through-link", "y"),
+        link(EntryType::Link, "bin/alias", "bin/tool"),
+        link(EntryType::Char, "null", ""),
+    ]);
+    let top = layer(&[
+        file("keep/a", "top"),
+        file("keep/.wh.b", ""),
+        folder("hidden/"),
+        file("hidden/.wh..wh..opq", ""),
+        file("hidden/new", "top"),
+        file(".wh.gone", ""),
+        // Removed and made again in one layer: only the new content shows.
+        file(".wh.swapped", ""),
+        file("swapped/new", "top"),
+    ]);
+    let bench = Bench::new();
+    for packed in [
+        docker_archive("stack", &[base.clone(), top.clone()], "arm64"),
+        gzip(&oci_archive(
+            "docker.io/library/stack:latest",
+            &[("amd64", vec![layer(&[file("wrong", "")])]), ("arm64", vec![base, top])],
+        )),
+    ] {
+        let image = bench.import(&packed).await.unwrap();
+        assert_eq!(image.names, ["docker.io/library/stack:latest"]);
+        let mount = Overlay::new(bench.path("mnt"), &image);
+        let at = &mount.0;
+        assert_eq!(names(at), set(&["bin", "hidden", "keep", "lib", "null", "swapped"]));
+        assert_eq!(names(&at.join("keep")), set(&["a"]));
+        assert_eq!(names(&at.join("hidden")), set(&["new"]));
+        assert_eq!(names(&at.join("swapped")), set(&["new"]));
+        assert_eq!(fs::read_to_string(at.join("keep/a")).unwrap(), "top");
+        assert_eq!(names(&at.join("bin")), set(&["alias", "through-link", "tool"]));
+        let tool = fs::metadata(at.join("bin/tool")).unwrap();
+        assert_eq!(
+            (tool.mode() & 0o7777, tool.uid(), tool.gid(), tool.mtime()),
+            (0o4755, 1000, 1001, 1_000_000_000)
+        );
+        assert_eq!(tool.nlink(), 2);
+        assert_eq!(fs::metadata(at.join("hidden")).unwrap().mtime(), 1_000_000_000);
+        let null = fs::metadata(at.join("null")).unwrap();
+        assert!(null.file_type().is_char_device() && null.rdev() == 0x103);
+        drop(mount);
+        fs::remove_dir(bench.path("mnt")).unwrap();
+    }
+    // The same layers, imported twice, are there once.
+    assert_eq!(names(&bench.path("images/layers")).len(), 2 * 2);
+    assert_eq!(bench.store().list().len(), 1);
+    let image = bench.store().find("stack").unwrap();
+    assert_eq!(image.digests.len(), 1);
+    for reference in [image.digests[0].as_str(), image.id.as_str(), &image.id[7..19]] {
+        assert_eq!(bench.store().find(reference).unwrap().id, image.id, "{reference}");
+    }
+}
+
+#[tokio::test]
+async fn hostile_layers_write_nothing_outside() {
+    let outside = tempfile::tempdir().unwrap();
+    let target = outside.path().join("victim");
+    let victim = target.display().to_string();
+    let up = format!("../../../../../../../../../..{victim}");
+    let folder_out = outside.path().display().to_string();
+    let deep = "d/".repeat(48);
+    let nested: Vec<String> = (0..8).map(|i| format!("{deep}{i}")).collect();
+    let bench = Bench::new();
+    let refused: &[(&str, Vec<File>)] = &[
+        ("parent", vec![file(&up, "x")]),
+        ("hard link outside", vec![link(EntryType::Link, "a", "../../etc/passwd")]),
+        ("hard link to the host", vec![link(EntryType::Link, "a", "/etc/shadow")]),
+        ("hard link to a folder", vec![folder("d"), link(EntryType::Link, "a", "d")]),
+        ("whiteout of the parent", vec![file("a/.wh...", "")]),
+        ("file as folder", vec![link(EntryType::Fifo, ".", "")]),
+        ("unknown type", vec![File { kind: EntryType::new(b'Z'), ..file("z", "") }]),
+        ("dangling link as folder", vec![link(EntryType::Symlink, "a", "/no/where"), file("a/b", "x")]),
+    ];
+    for (what, files) in refused {
+        let result = bench.import(&docker_archive("bad", &[layer(files)], "arm64")).await;
+        assert!(matches!(result, Err(Error::Import { .. })), "{what}: {result:?}");
+    }
+    // Links out of the image resolve inside of it.
+    let inside = [
+        link(EntryType::Symlink, "out", &folder_out),
+        folder(folder_out.trim_start_matches('/')),
+        file("out/victim", "x"),
+        link(EntryType::Symlink, "file", &victim),
+        file("file", "replaced, not followed"),
+        file(&nested[0], "x"),
+    ];
+    let image = bench.import(&docker_archive("tame", &[layer(&inside)], "arm64")).await.unwrap();
+    assert!(image.layers[0].join(victim.trim_start_matches('/')).exists());
+    assert!(image.layers[0].join("file").symlink_metadata().unwrap().is_file());
+    assert!(!target.exists());
+    assert_eq!(names(&bench.path("images/layers")).len(), 2, "refused layers leave nothing");
+}
+
+#[tokio::test]
+async fn wrong_archives_are_refused_by_name() {
+    let bench = Bench::new();
+    let good = layer(&[file("a", "x")]);
+    let other = layer(&[file("b", "x")]);
+    let result = bench.import(&docker_archive("x", std::slice::from_ref(&good), "s390x")).await;
+    assert!(matches!(&result, Err(Error::Platform { found, .. }) if found == "linux/s390x"), "{result:?}");
+    // The configuration promises another layer.
+    let mut lying = Builder::new(Vec::new());
+    add(&mut lying, "l", &other);
+    add(&mut lying, "c", &config(std::slice::from_ref(&good), "arm64"));
+    add(&mut lying, "manifest.json", br#"[{"Config":"c","RepoTags":["x:1"],"Layers":["l"]}]"#);
+    let whole = docker_archive("x", &[good], "arm64");
+    for (archive, want) in [
+        (lying.into_inner().unwrap(), "unexpected content"),
+        (b"PK\x03\x04 some zip".repeat(100), "checksum"),
+        (Vec::new(), "neither a docker-archive"),
+        (whole[..700].to_vec(), "neither a docker-archive"),
+        (gzip(&whole)[..200].to_vec(), ""),
+        (b"BZh9".repeat(200), "bzip2"),
+    ] {
+        match bench.import(&archive).await {
+            Err(Error::Import { message, .. }) => assert!(message.contains(want), "{message} has no {want}"),
+            other => panic!("{want}: {other:?}"),
+        }
+    }
+    assert!(bench.store().list().is_empty());
+}
+
+#[tokio::test]
+async fn images_outlive_the_daemon_and_damage_is_found_after_a_power_cut() {
+    let mut bench = Bench::new();
+    let image = bench
+        .import(&docker_archive("a:1", &[layer(&[file("x", "bytes"), file("y", "more")])], "arm64"))
+        .await;
+    let image = image.unwrap();
+    let marker = bench.path("images/running");
+    assert!(marker.exists());
+    let second = ImageStore::open(Options::new(bench.folder.path()));
+    assert!(matches!(second, Err(Error::Io { .. })), "one process at a time");
+    bench.open();
+    assert_eq!(bench.store().find("a:1").unwrap().layers, image.layers);
+    // Leftovers of a killed unpack go away; what is recorded stays.
+    bench.store = None;
+    assert!(!marker.exists());
+    fs::create_dir(bench.path("images/layers/77")).unwrap();
+    // A power cut: the marker names another boot, and a file lost its bytes.
+    fs::write(&marker, "another boot").unwrap();
+    bench.open();
+    assert!(!bench.path("images/layers/77").exists());
+    assert!(bench.store().find("a:1").is_some());
+    fs::write(image.layers[0].join("x"), "bytez").unwrap();
+    assert!(bench.store().verify(Depth::Sizes).unwrap().is_empty());
+    assert_eq!(bench.store().verify(Depth::Contents).unwrap(), ["docker.io/library/a:1"]);
+    assert!(bench.store().find("a:1").is_none());
+    assert!(bench.store().damage("a:1").unwrap().contains("import it again"));
+    bench
+        .import(&docker_archive("a:1", &[layer(&[file("x", "bytes"), file("y", "more")])], "arm64"))
+        .await
+        .unwrap();
+    let image = bench.store().find("a:1").unwrap();
+    bench.store = None;
+    fs::write(image.layers[0].join("x"), "").unwrap();
+    fs::write(&marker, "another boot").unwrap();
+    bench.open();
+    assert!(bench.store().find("a:1").is_none(), "a truncated file is found at open");
+    assert!(!image.layers[0].exists());
+}
+
+#[tokio::test]
+async fn removal_takes_the_last_name_and_unshared_layers_only() {
+    let bench = Bench::new();
+    let (base, one, two) = (layer(&[file("b", "")]), layer(&[file("1", "1")]), layer(&[file("2", "22")]));
+    let first = bench.import(&docker_archive("a:1", &[base.clone(), one], "arm64")).await.unwrap();
+    let second = bench.import(&docker_archive("a:2", &[base, two], "arm64")).await.unwrap();
+    bench.store().set_in_use([first.id.clone()].into());
+    assert!(matches!(bench.store().remove("a:1").await, Err(Error::InUse(_))));
+    bench.store().set_in_use(BTreeSet::new());
+    bench.store().remove("a:1").await.unwrap();
+    assert!(bench.store().find("a:1").is_none());
+    assert!(!first.layers[1].exists() && first.layers[0].exists() && second.layers[1].exists());
+    assert!(matches!(bench.store().remove("a:1").await, Err(Error::NotFound(_))));
+    // Imported images are never collected, however full the disk.
+    let collected = bench.store().collect(0, 0, BTreeSet::new()).unwrap();
+    assert!(collected.images.is_empty() && bench.store().find("a:2").is_some());
+}
+
+#[tokio::test]
+async fn the_demo_image_is_this_binary() {
+    let bench = Bench::new();
+    assert!(bench.store().list().is_empty(), "made when it is asked for");
+    let image = bench.store().find("sampan.dev/demo").unwrap();
+    assert!(image.pinned);
+    let pulled = bench.store().pull("sampan.dev/demo:latest", &[], None).await.unwrap();
+    assert_eq!(pulled.id, image.id);
+    let inside = fs::metadata(image.layers[0].join("sampan")).unwrap();
+    let own = fs::metadata("/proc/self/exe").unwrap();
+    assert_eq!(inside.len(), own.len());
+    assert_eq!(inside.mode() & 0o777, 0o755);
+    assert_eq!(fs::read_link(image.layers[0].join("bin/sh")).unwrap(), Path::new("/sampan"));
+    assert_eq!(fs::metadata(image.layers[0].join("tmp")).unwrap().mode() & 0o7777, 0o1777);
+    let config = image.config.config().as_ref().unwrap();
+    assert_eq!(config.entrypoint().as_ref().unwrap(), &["/sampan", "demo"]);
+    assert!(bench.store().verify(Depth::Contents).unwrap().is_empty());
+}
