@@ -12,7 +12,7 @@ use std::{
 };
 
 /// How long a test waits for a state before it fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(50);
 
 pub const SAMPAN: &str = env!("CARGO_BIN_EXE_sampan");
