@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Builds the static binary to ship: cross/build.sh TARGET…
+#
+#   aarch64-unknown-linux-musl        Raspberry Pi 3, 4, 5 and most boards with a 64-bit system
+#   armv7-unknown-linux-musleabihf    32-bit systems on ARMv7 (Pi 2 and newer)
+#   arm-unknown-linux-musleabihf      ARMv6 with hard float (Pi Zero, Pi 1)
+#   x86_64-unknown-linux-musl         PCs, and boards with Intel or AMD
+#
+# The result is dist/TARGET/sampan. By default everything comes from distribution packages: Debian's
+# rustc-web, the standard library built from its sources, zig (from PyPI) as C compiler and linker.
+# With SAMPAN_CROSS=rustup the targets of an installed rustup are used instead of building std.
+#
+# The binary is fully static and not position-independent: every container's shim is this binary, and
+# a position-independent one has its relocated pages (200 to 300 KB) privately in each of them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. cross/toolchain.sh
+
+ZIG_VERSION=0.15.2
+ZIGBUILD_VERSION=0.20.1
+tools=target/cross-tools
+
+need_zig() {
+    if [ ! -x "$tools/bin/cargo-zigbuild" ]; then
+        command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1 || need_packages python3 python3-venv
+        python3 -m venv "$tools"
+        "$tools/bin/pip" install -q "ziglang==$ZIG_VERSION" "cargo-zigbuild==$ZIGBUILD_VERSION"
+    fi
+    PATH="$PWD/$tools/bin:$PATH"
+}
+
+build() {
+    local target=$1
+    local flags="-C relocation-model=static -C target-feature=+crt-static"
+    local args=(zigbuild --profile dist --locked --bin sampan --target "$target")
+    if [ "${SAMPAN_CROSS:-packages}" = rustup ]; then
+        rustup target add "$target"
+    else
+        # The packaged compiler is a stable one; building std is what needs the bootstrap switch.
+        export RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc CARGO=/usr/bin/cargo
+        args+=(-Zbuild-std=std,panic_abort)
+        flags+=" -C link-self-contained=no"
+    fi
+    RUSTFLAGS="$flags" "${CARGO:-cargo}" "${args[@]}"
+    mkdir -p "dist/$target"
+    cp "target/$target/dist/sampan" "dist/$target/sampan"
+    ls -l "dist/$target/sampan"
+}
+
+if [ $# -eq 0 ]; then
+    sed -n '2,16p' "$0" | cut -c3-
+    exit 2
+fi
+need_packages gcc libc6-dev
+[ "${SAMPAN_CROSS:-packages}" = rustup ] || need_packages rustc-web cargo-web rust-web-src
+need_zig
+for target in "$@"; do
+    build "$target"
+done
