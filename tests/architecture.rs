@@ -10,7 +10,7 @@ use std::{
 /// Rooms by floor, the lowest first. Rooms of the first floor are one heap of leaves and may import
 /// each other; on the others they do not.
 const FLOORS: &[&[&str]] = &[
-    &["config", "ids", "clock", "tasks", "kinds", "manifest", "patch"],
+    &["check", "config", "ids", "clock", "tasks", "kinds", "manifest", "patch"],
     &["store", "mqtt", "runtime", "image", "net", "demo"],
     &["objects"],
     &["api", "controllers", "scheduler", "dispatch", "node", "dns", "ingress"],

@@ -1,5 +1,6 @@
 //! The command line: `sampan server`, `sampan agent` and the verbs.
 
+mod check;
 mod daemon;
 mod kube;
 #[expect(unsafe_code, reason = "terminal size")]
@@ -22,6 +23,8 @@ struct Cli {
 enum Verb {
     /// Run a master that is also a worker
     Server(Box<config::Server>),
+    /// Look at this board: what would keep a node from working, and what to do
+    Check(check::Check),
     #[command(flatten)]
     Kube(kube::Verb),
     /// The same verbs under the name people's fingers know
@@ -44,6 +47,7 @@ fn run() -> anyhow::Result<ExitCode> {
     let cli = parse()?;
     match cli.verb {
         Verb::Server(server) => daemon::server(*server),
+        Verb::Check(args) => check::run(&args),
         Verb::Kube(verb) | Verb::Kubectl(verb) => daemon::block_on(kube::run(verb)),
     }
 }

@@ -1,0 +1,133 @@
+//! What the rules read of the machine.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use nix::sys::{statfs, statvfs};
+
+/// How many synced writes the speed of the disk is measured with.
+const SYNCED_WRITES: u32 = 8;
+
+/// The machine, or a tree that looks like one.
+#[derive(Debug, Clone)]
+pub struct Host {
+    root: PathBuf,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { root: "/".into() }
+    }
+}
+
+impl Host {
+    /// A tree with its own `/proc`, `/sys` and `/etc`.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    fn path(&self, absolute: &str) -> PathBuf {
+        self.root.join(absolute.trim_start_matches('/'))
+    }
+
+    /// A file's text, trimmed; `None` when it cannot be read.
+    pub fn read(&self, absolute: &str) -> Option<String> {
+        fs::read_to_string(self.path(absolute)).ok().map(|text| text.trim().trim_matches('\0').to_owned())
+    }
+
+    pub fn exists(&self, absolute: &str) -> bool {
+        self.path(absolute).exists()
+    }
+
+    /// The names in a folder, sorted.
+    pub fn names(&self, absolute: &str) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(self.path(absolute))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// `6.1.0` as (6, 1).
+    pub fn kernel(&self) -> Option<(u32, u32)> {
+        let release = self.read("/proc/sys/kernel/osrelease")?;
+        let mut parts = release.split(|c: char| !c.is_ascii_digit());
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    }
+
+    /// Whether a kernel feature is there: built in, loaded, or a module that can be loaded.
+    pub fn has_module(&self, name: &str) -> bool {
+        if self.exists(&format!("/sys/module/{name}")) {
+            return true;
+        }
+        let release = self.read("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let wanted = format!("/{name}.ko");
+        ["modules.builtin", "modules.dep"]
+            .iter()
+            .filter_map(|list| self.read(&format!("/lib/modules/{release}/{list}")))
+            .any(|list| {
+                list.lines().any(|line| {
+                    line.split(':').next().unwrap_or_default().replace('-', "_").contains(&wanted)
+                })
+            })
+    }
+
+    /// Whether processes with this name run.
+    pub fn runs(&self, name: &str) -> bool {
+        self.names("/proc")
+            .iter()
+            .filter(|entry| entry.bytes().all(|b| b.is_ascii_digit()))
+            .any(|pid| self.read(&format!("/proc/{pid}/comm")).is_some_and(|comm| comm == name))
+    }
+
+    /// The nearest existing folder at or above `dir`.
+    pub fn existing(dir: &Path) -> PathBuf {
+        dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned()
+    }
+
+    #[allow(clippy::useless_conversion, reason = "the type is narrower on 32-bit ARM")]
+    /// The magic number of the file system a folder is on (`statfs(2)`).
+    pub fn file_system(dir: &Path) -> Option<i64> {
+        statfs::statfs(&Self::existing(dir)).ok().map(|s| i64::from(s.filesystem_type().0))
+    }
+
+    #[allow(clippy::useless_conversion, reason = "the types are narrower on 32-bit ARM")]
+    /// Free bytes and free inodes for unprivileged users.
+    pub fn free(dir: &Path) -> Option<(u64, u64)> {
+        let stat = statvfs::statvfs(&Self::existing(dir)).ok()?;
+        Some((
+            u64::from(stat.blocks_available()) * stat.fragment_size() as u64,
+            stat.files_available() as u64,
+        ))
+    }
+
+    /// The mean time of a small synced write in `dir`; `None` when it cannot be written to.
+    pub fn synced_write(dir: &Path) -> Option<Duration> {
+        use std::io::Write;
+        let path = Self::existing(dir).join(".sampan-check");
+        let mut file = fs::File::create(&path).ok()?;
+        let start = Instant::now();
+        let written = (0..SYNCED_WRITES).try_for_each(|_| {
+            file.write_all(&[0; 4096])?;
+            file.sync_data()
+        });
+        let took = start.elapsed() / SYNCED_WRITES;
+        let removed = fs::remove_file(&path);
+        written.and(removed).ok().map(|()| took)
+    }
+
+    /// Whether a TCP port can be listened on.
+    pub fn port_is_free(port: u16) -> bool {
+        match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
+            Ok(_) => true,
+            Err(error) => error.kind() != std::io::ErrorKind::AddrInUse,
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! `sampan check`: what on this board would keep a node from working, why, and what to do.
+//!
+//! In: the files of `/proc`, `/sys`, `/etc` below a root (a test gives its own tree) and a few
+//! probes of the live system. Out: [`Finding`]s, one a subject, also for what is fine.
+//! Deliberately absent: changing anything.
+
+mod host;
+mod rules;
+
+use std::path::PathBuf;
+
+pub use host::Host;
+use serde::Serialize;
+
+/// How much a finding matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    Ok,
+    /// Good to know.
+    Info,
+    /// A node runs, with less.
+    Warning,
+    /// A node does not run.
+    Error,
+}
+
+/// What was looked at and found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Stable, for scripts: `memory-cgroup`.
+    pub id: &'static str,
+    pub severity: Severity,
+    pub summary: String,
+    /// Empty when the severity is `Ok`.
+    pub remedy: String,
+}
+
+impl Finding {
+    fn ok(id: &'static str, summary: impl Into<String>) -> Self {
+        Self { id, severity: Severity::Ok, summary: summary.into(), remedy: String::new() }
+    }
+
+    fn bad(
+        id: &'static str,
+        severity: Severity,
+        summary: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { id, severity, summary: summary.into(), remedy: remedy.into() }
+    }
+}
+
+/// What the check is about.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub data_dir: PathBuf,
+    /// TCP ports the daemon would listen on.
+    pub ports: Vec<u16>,
+}
+
+/// Runs every rule.
+pub fn run(host: &Host, options: &Options) -> Vec<Finding> {
+    rules::all(host, options)
+}
