@@ -168,7 +168,7 @@ VALUE_SCALARS = set(
     publishNotReadyAddresses clusterScope globalDefault matchingPrecedence handSize queueLengthLimit queues
     currentHealthy desiredHealthy disruptionsAllowed expectedPods value code
     retryAfterSeconds generation allowWatchBookmarks watch limit force deprecated nullable uniqueItems exclusiveMaximum
-    exclusiveMinimum x-kubernetes-embedded-resource x-kubernetes-int-or-string preserveUnknownFields priority namespaced
+    exclusiveMinimum x-kubernetes-embedded-resource x-kubernetes-int-or-string preserveUnknownFields priority namespaced targetPort
     io.k8s.api.resource.v1beta1.ResourceSliceSpec.allNodes
     """.split()
 )
@@ -505,6 +505,8 @@ def add_go_form(field, names):
     elif field.elem in ("String", "Quantity"):
         field.pointer = bool(names & POINTER_STRINGS)
         field.always = bool(names & ALWAYS_WRITTEN)
+    elif field.elem == "IntOrString":
+        field.pointer = not field.required and not names & VALUE_SCALARS
     elif field.elem.startswith("io."):
         value = not names & POINTER_STRUCTS if field.required else bool(names & VALUE_STRUCTS)
         field.pointer, field.always = not value, value

@@ -15,8 +15,9 @@ use crate::{
     kinds::quantity::Quantity,
 };
 
-/// Levels of a tree; parsers stop at the same depth.
-pub const DEPTH_MAX: usize = 128;
+/// Structs within structs. The deepest of Kubernetes' own is a CRD's schema, two JSON levels a struct, and
+/// the parsers stop at 128 levels.
+pub const DEPTH_MAX: usize = 64;
 /// Problems told of one body, as upstream.
 const PROBLEMS_MAX: usize = 100;
 
@@ -356,9 +357,12 @@ fn is_written(value: &Value, field: &Field) -> bool {
         Value::Object(map) => field.shape == Shape::One || !map.is_empty(),
         Value::Bool(on) => *on || field.elem != Elem::Bool,
         Value::Number(number) => {
-            !matches!(field.elem, Elem::Int32 | Elem::Int64 | Elem::Double) || number.as_f64() != Some(0.0)
+            !matches!(field.elem, Elem::Int32 | Elem::Int64 | Elem::Double | Elem::IntOrString)
+                || number.as_f64() != Some(0.0)
         }
-        Value::String(text) => !matches!(field.elem, Elem::String | Elem::Bytes) || !text.is_empty(),
+        Value::String(text) => {
+            !matches!(field.elem, Elem::String | Elem::Bytes | Elem::IntOrString) || !text.is_empty()
+        }
         Value::Array(_) => true,
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod decode;
 pub mod json;
+pub mod proto;
 
 #[rustfmt::skip]
 #[allow(clippy::unreadable_literal)]
@@ -199,6 +200,9 @@ pub fn lookup_kind(group: &str, version: &str, kind: &str) -> Option<&'static Ty
         .iter()
         .find(|ty| ty.is_kind && ty.group == group && ty.version == version && ty.short_name() == kind)
 }
+
+#[cfg(test)]
+mod sample;
 
 #[cfg(test)]
 mod tests {

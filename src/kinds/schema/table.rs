@@ -489,15 +489,15 @@ pub static TYPES: &[Type] = &[
         f("terminatingReplicas", Elem::Int32, Shape::One, 7, [0, 0], P, 0),
     ]),
     t("io.k8s.api.apps.v1.RollingUpdateDaemonSet", "", "", false, false, None, &[
-        f("maxSurge", Elem::IntOrString, Shape::One, 2, [0, 0], 0, 0),
-        f("maxUnavailable", Elem::IntOrString, Shape::One, 1, [0, 0], 0, 0),
+        f("maxSurge", Elem::IntOrString, Shape::One, 2, [0, 0], P, 0),
+        f("maxUnavailable", Elem::IntOrString, Shape::One, 1, [0, 0], P, 0),
     ]),
     t("io.k8s.api.apps.v1.RollingUpdateDeployment", "", "", false, false, None, &[
-        f("maxSurge", Elem::IntOrString, Shape::One, 2, [0, 0], 0, 0),
-        f("maxUnavailable", Elem::IntOrString, Shape::One, 1, [0, 0], 0, 0),
+        f("maxSurge", Elem::IntOrString, Shape::One, 2, [0, 0], P, 0),
+        f("maxUnavailable", Elem::IntOrString, Shape::One, 1, [0, 0], P, 0),
     ]),
     t("io.k8s.api.apps.v1.RollingUpdateStatefulSetStrategy", "", "", false, false, None, &[
-        f("maxUnavailable", Elem::IntOrString, Shape::One, 2, [0, 0], 0, 0),
+        f("maxUnavailable", Elem::IntOrString, Shape::One, 2, [0, 0], P, 0),
         f("partition", Elem::Int32, Shape::One, 1, [0, 0], P, 0),
     ]),
     t("io.k8s.api.apps.v1.StatefulSet", "apps", "v1", true, false, None, &[
@@ -2893,7 +2893,7 @@ pub static TYPES: &[Type] = &[
     ]),
     t("io.k8s.api.networking.v1.NetworkPolicyPort", "", "", false, false, None, &[
         f("endPort", Elem::Int32, Shape::One, 3, [0, 0], P, 0),
-        f("port", Elem::IntOrString, Shape::One, 2, [0, 0], 0, 0),
+        f("port", Elem::IntOrString, Shape::One, 2, [0, 0], P, 0),
         f("protocol", Elem::String, Shape::One, 1, [0, 0], P, 0),
     ]),
     t("io.k8s.api.networking.v1.NetworkPolicySpec", "", "", false, false, None, &[
@@ -3012,8 +3012,8 @@ pub static TYPES: &[Type] = &[
         f("metadata", T(694), Shape::One, 1, [0, 0], A, 0),
     ]),
     t("io.k8s.api.policy.v1.PodDisruptionBudgetSpec", "", "", false, false, None, &[
-        f("maxUnavailable", Elem::IntOrString, Shape::One, 3, [0, 0], 0, 0),
-        f("minAvailable", Elem::IntOrString, Shape::One, 1, [0, 0], 0, 0),
+        f("maxUnavailable", Elem::IntOrString, Shape::One, 3, [0, 0], P, 0),
+        f("minAvailable", Elem::IntOrString, Shape::One, 1, [0, 0], P, 0),
         f("selector", T(692), Shape::One, 2, [0, 0], P | W, 19),
         f("unhealthyPodEvictionPolicy", Elem::String, Shape::One, 4, [0, 0], P, 0),
     ]),
