@@ -12,7 +12,7 @@ use std::{
 const FLOORS: &[&[&str]] = &[
     &["check", "config", "ids", "clock", "tasks", "kinds", "manifest", "patch"],
     &["store", "mqtt", "runtime", "image", "net", "demo"],
-    &["objects"],
+    &["objects", "control"],
     &["api", "controllers", "scheduler", "dispatch", "node", "dns", "ingress"],
     &["app"],
     &["cli"],

@@ -2,6 +2,7 @@
 
 mod check;
 mod daemon;
+mod image;
 mod kube;
 #[expect(unsafe_code, reason = "terminal size")]
 mod sys;
@@ -25,6 +26,8 @@ enum Verb {
     Server(Box<config::Server>),
     /// Look at this board: what would keep a node from working, and what to do
     Check(check::Check),
+    /// The images of this machine
+    Image(image::Image),
     #[command(flatten)]
     Kube(kube::Verb),
     /// The same verbs under the name people's fingers know
@@ -48,6 +51,7 @@ fn run() -> anyhow::Result<ExitCode> {
     match cli.verb {
         Verb::Server(server) => daemon::server(*server),
         Verb::Check(args) => check::run(&args),
+        Verb::Image(args) => daemon::block_on(image::run(args)),
         Verb::Kube(verb) | Verb::Kubectl(verb) => daemon::block_on(kube::run(verb)),
     }
 }

@@ -18,6 +18,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Subcommand};
 use client::Client;
 pub use client::Refused;
+pub use get::align;
 
 /// The flags every verb has.
 #[derive(Debug, Clone, Args)]

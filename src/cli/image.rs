@@ -1,0 +1,175 @@
+//! `sampan image`: list, pull, import, remove and pin the images of this machine.
+
+use std::{
+    collections::BTreeMap,
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tokio::sync::mpsc;
+
+use super::kube::align;
+use crate::{
+    control::{self, ImageInfo, Line, Request},
+    image::{ImageStore, Options},
+};
+
+/// Lines of progress that may wait while the terminal is slow.
+const LINES_MAX: usize = 16;
+
+#[derive(Debug, Args)]
+pub struct Image {
+    /// The node's state
+    #[arg(
+        long,
+        global = true,
+        env = "SAMPAN_DATA_DIR",
+        default_value = "/var/lib/sampan",
+        value_name = "DIR"
+    )]
+    data_dir: PathBuf,
+    /// The running daemon's state
+    #[arg(long, global = true, env = "SAMPAN_RUN_DIR", default_value = "/run/sampan", value_name = "DIR")]
+    run_dir: PathBuf,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// List the images
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Form of the output
+        #[arg(short, long, value_parser = ["table", "json"], default_value = "table")]
+        output: String,
+    },
+    /// Pull an image from its registry
+    Pull {
+        reference: String,
+        /// User of the registry; the password comes from SAMPAN_REGISTRY_PASSWORD
+        #[arg(short, long, value_name = "NAME", default_value = "")]
+        username: String,
+    },
+    /// Import a docker-archive or OCI layout tar (plain, gzip or zstd)
+    Import { archive: PathBuf },
+    /// Remove an image
+    Rm { reference: String },
+    /// Keep an image whatever happens
+    Pin { reference: String },
+    /// Let a pinned image be collected again
+    Unpin { reference: String },
+}
+
+/// Asks the running daemon, or does it itself when none runs.
+pub async fn run(args: Image) -> anyhow::Result<ExitCode> {
+    let request = match &args.verb {
+        Verb::Ls { .. } => Request::ListImages,
+        Verb::Pull { reference, username } => Request::PullImage {
+            reference: reference.clone(),
+            username: username.clone(),
+            password: std::env::var("SAMPAN_REGISTRY_PASSWORD").unwrap_or_default(),
+        },
+        Verb::Import { archive } => Request::ImportImages {
+            archive: archive.canonicalize().with_context(|| format!("read {}", archive.display()))?,
+        },
+        Verb::Rm { reference } => Request::RemoveImage { reference: reference.clone() },
+        Verb::Pin { reference } => Request::PinImage { reference: reference.clone(), pinned: true },
+        Verb::Unpin { reference } => Request::PinImage { reference: reference.clone(), pinned: false },
+    };
+    let mut bars = Bars::new();
+    let answer = match control::ask(&args.run_dir, &request, |layers| bars.show(layers)).await? {
+        Some(answer) => answer,
+        None => alone(&args.data_dir, request, &mut bars).await?,
+    };
+    bars.clear();
+    let images = match answer {
+        Ok(images) => images,
+        Err(error) => bail!(error),
+    };
+    match &args.verb {
+        Verb::Ls { output } if output == "json" => println!("{}", serde_json::to_string_pretty(&images)?),
+        Verb::Ls { .. } => print!("{}", table(&images)),
+        Verb::Rm { reference } => println!("removed {reference}"),
+        Verb::Pull { .. } | Verb::Import { .. } | Verb::Pin { .. } | Verb::Unpin { .. } => {
+            for image in &images {
+                println!("{}", image.names.first().unwrap_or(&image.id));
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn alone(
+    data_dir: &Path,
+    request: Request,
+    bars: &mut Bars,
+) -> anyhow::Result<Result<Vec<ImageInfo>, String>> {
+    let images = ImageStore::open(Options::new(data_dir))?;
+    let (send, mut lines) = mpsc::channel(LINES_MAX);
+    let show = async {
+        while let Some(line) = lines.recv().await {
+            match line {
+                Line::Progress(layers) => bars.show(&layers),
+                Line::Images(images) => return Ok(images),
+                Line::Error(error) => return Err(error),
+            }
+        }
+        Err("the work ended without an answer".to_owned())
+    };
+    let ((), answer) = tokio::join!(control::execute(&images, request, &send), show);
+    Ok(answer)
+}
+
+fn table(images: &[ImageInfo]) -> String {
+    let mut lines = vec![["IMAGE", "ID", "SIZE", "PINNED"].map(str::to_owned).to_vec()];
+    for image in images {
+        let id: String = image.id.trim_start_matches("sha256:").chars().take(12).collect();
+        let size = indicatif::DecimalBytes(image.size_bytes).to_string();
+        let names = if image.names.is_empty() { vec!["<none>".to_owned()] } else { image.names.clone() };
+        for name in names {
+            lines.push(vec![name, id.clone(), size.clone(), image.pinned.to_string()]);
+        }
+    }
+    align(&lines)
+}
+
+/// One bar a layer, on a terminal only.
+struct Bars {
+    all: Option<MultiProgress>,
+    by_layer: BTreeMap<String, ProgressBar>,
+}
+
+impl Bars {
+    fn new() -> Self {
+        Self { all: std::io::stderr().is_terminal().then(MultiProgress::new), by_layer: BTreeMap::new() }
+    }
+
+    fn show(&mut self, layers: &[(String, u64, u64)]) {
+        let Some(all) = &self.all else { return };
+        for (layer, done, total) in layers {
+            let bar = self.by_layer.entry(layer.clone()).or_insert_with(|| {
+                let short: String = layer.trim_start_matches("sha256:").chars().take(12).collect();
+                let style = ProgressStyle::with_template("{prefix} {wide_bar} {bytes:>10}/{total_bytes:10}");
+                all.add(
+                    ProgressBar::new(*total)
+                        .with_prefix(short)
+                        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())),
+                )
+            });
+            bar.set_length(*total);
+            bar.set_position(*done);
+        }
+    }
+
+    fn clear(&self) {
+        if let Some(all) = &self.all {
+            // A terminal that went away needs no clearing.
+            let _ = all.clear();
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What a user of this machine asks its daemon: image work, over a socket that only root can open.
+//!
+//! In: one [`Request`] as a line of JSON on `<run-dir>/control.sock`. Out: [`Line`]s of JSON until
+//! the connection ends. Without a daemon the command line runs the same [`execute`] itself.
+//! Deliberately absent: anything that the Kubernetes API offers.
+
+mod client;
+mod server;
+
+use std::path::{Path, PathBuf};
+
+pub use client::ask;
+use serde::{Deserialize, Serialize};
+pub use server::Server;
+use tokio::sync::{mpsc, watch};
+
+use crate::image::{Credentials, Error, Image, ImageStore, Images, Progress};
+
+/// The longest request (bytes).
+const REQUEST_BYTES_MAX: usize = 64 << 10;
+/// Lines that may wait for a slow reader.
+const LINES_MAX: usize = 16;
+
+/// The socket of the daemon that uses this run directory.
+pub fn socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("control.sock")
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    ListImages,
+    PullImage { reference: String, username: String, password: String },
+    ImportImages { archive: PathBuf },
+    RemoveImage { reference: String },
+    PinImage { reference: String, pinned: bool },
+}
+
+/// One image, for people and scripts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageInfo {
+    pub id: String,
+    pub names: Vec<String>,
+    pub digests: Vec<String>,
+    pub size_bytes: u64,
+    pub pinned: bool,
+}
+
+impl From<&Image> for ImageInfo {
+    fn from(image: &Image) -> Self {
+        Self {
+            id: image.id.clone(),
+            names: image.names.clone(),
+            digests: image.digests.clone(),
+            size_bytes: image.size_bytes,
+            pinned: image.pinned,
+        }
+    }
+}
+
+/// A piece of the answer. The last one is `Images` or `Error`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Line {
+    /// (layer digest, bytes done, bytes in all).
+    Progress(Vec<(String, u64, u64)>),
+    Images(Vec<ImageInfo>),
+    Error(String),
+}
+
+/// Why the daemon could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("{operation} {path}: {source}")]
+    Io { operation: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("the daemon's answer is not understood: {0}")]
+    Answer(serde_json::Error),
+    #[error("the daemon ended the conversation early")]
+    Ended,
+}
+
+/// Does what is asked; sends progress on the way and one last line.
+pub async fn execute(images: &ImageStore, request: Request, lines: &mpsc::Sender<Line>) {
+    let last = match perform(images, request, lines).await {
+        Ok(images) => Line::Images(images),
+        Err(error) => Line::Error(error.to_string()),
+    };
+    // Who does not read the answer does not want it.
+    let _ = lines.send(last).await;
+}
+
+async fn perform(
+    images: &ImageStore,
+    request: Request,
+    lines: &mpsc::Sender<Line>,
+) -> Result<Vec<ImageInfo>, Error> {
+    Ok(match request {
+        Request::ListImages => images.list().iter().map(|image| ImageInfo::from(&**image)).collect(),
+        Request::PullImage { reference, username, password } => {
+            let login = (!username.is_empty()).then_some(Credentials { username, password });
+            let (progress, seen) = watch::channel(Progress::default());
+            let credentials: Vec<_> = login.into_iter().collect();
+            let pull = images.pull(&reference, &credentials, Some(progress));
+            // The pull drops its sender when it ends, which ends the forwarding.
+            let (image, ()) = tokio::join!(pull, forward(seen, lines));
+            let image = image?;
+            vec![ImageInfo::from(&*image)]
+        }
+        Request::ImportImages { archive } => {
+            images.import(&archive).await?.iter().map(|image| ImageInfo::from(&**image)).collect()
+        }
+        Request::RemoveImage { reference } => {
+            images.remove(&reference).await?;
+            Vec::new()
+        }
+        Request::PinImage { reference, pinned } => {
+            images.pin(&reference, pinned)?;
+            images.find(&reference).iter().map(|image| ImageInfo::from(&**image)).collect()
+        }
+    })
+}
+
+/// Passes progress on for as long as the pull lasts; a slow reader sees fewer steps.
+async fn forward(mut seen: watch::Receiver<Progress>, lines: &mpsc::Sender<Line>) {
+    while seen.changed().await.is_ok() {
+        let layers = seen.borrow_and_update().layers.clone();
+        let _ = lines.try_send(Line::Progress(layers));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn questions_are_answered_over_the_socket_until_the_daemon_stops() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = ImageStore::open(crate::image::Options::new(dir.path())).unwrap();
+        let server = Server::bind(dir.path(), images).unwrap();
+        let tasks = crate::tasks::Tasks::new();
+        tasks.spawn("control", |stop| server.run(stop));
+
+        let listed = ask(dir.path(), &Request::ListImages, |_| {}).await.unwrap().unwrap();
+        assert_eq!(listed, Ok(Vec::new()));
+        let gone = Request::RemoveImage { reference: "nothing:1".to_owned() };
+        let refused = ask(dir.path(), &gone, |_| {}).await.unwrap().unwrap();
+        assert!(refused.unwrap_err().contains("not found"));
+
+        tasks.stop().await;
+        assert!(ask(dir.path(), &Request::ListImages, |_| {}).await.unwrap().is_none());
+    }
+}
