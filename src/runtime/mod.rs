@@ -5,7 +5,28 @@
 //! container that a restarted daemon needs is in the state folder; every removal is idempotent.
 //! Deliberately absent: Pods, images by name, restart policies, the network inside a namespace.
 
+mod cgroup;
+mod daemon;
+mod exec;
+mod exec_helper;
 pub mod fake;
+mod helper;
+mod log;
+mod monitor;
+mod mounts;
+mod oci;
+mod process;
+mod sandbox;
+mod seccomp;
+mod shim;
+mod state;
+#[allow(unsafe_code, reason = "system calls without a safe form")]
+mod sys;
+mod wire;
+
+pub use daemon::{Options, ShimRuntime};
+pub use helper::dispatch as dispatch_helper;
+pub use log::numbered as rotated_log;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -108,7 +129,7 @@ pub struct ContainerSpec {
     pub stdin: bool,
     pub stdin_once: bool,
     pub tty: bool,
-    /// The CRI log file to append to.
+    /// The CRI log file to append to; older ones are [`rotated_log`]s of it.
     pub log_path: PathBuf,
     pub log_bytes_max: u64,
     pub log_files_max: u32,
@@ -158,7 +179,7 @@ pub struct Session {
     pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
     /// Terminal sizes (columns, rows) go in here.
     pub resize: Option<mpsc::Sender<(u16, u16)>>,
-    /// The exit code of the command; for attach, of the container.
+    /// The exit code of the command; for attach, of the container. Dropping it kills the command.
     pub exit: BoxFuture<'static, Result<i32, Error>>,
 }
 
@@ -182,6 +203,9 @@ pub enum Error {
     NotFound(String),
     #[error("container {0} is not running")]
     NotRunning(String),
+    /// A command could not be run; `code` is a shell's: 127 not found, 126 not executable.
+    #[error("{message}")]
+    ExecFailed { code: i32, message: String },
     /// The container could not be created; the text is what a user needs.
     #[error("{0}")]
     Create(String),
@@ -213,6 +237,7 @@ pub trait Runtime: Send + Sync + 'static {
     fn containers(&self) -> BoxFuture<'_, Result<Vec<Container>, Error>>;
     fn state<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<ContainerState, Error>>;
     fn update<'a>(&'a self, id: &'a str, resources: &'a Resources) -> BoxFuture<'a, Result<(), Error>>;
+    /// Usage of a container or, by its id, of a whole sandbox.
     fn stats<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Stats, Error>>;
 
     fn exec<'a>(&'a self, id: &'a str, spec: &'a ExecSpec) -> BoxFuture<'a, Result<Session, Error>>;

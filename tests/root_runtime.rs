@@ -1,0 +1,579 @@
+//! The runtime with real namespaces, cgroups and mounts. Needs root; each test has folders, a cgroup
+//! and names of its own and leaves nothing behind, also when it fails.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    sync::Once,
+    time::{Duration, Instant},
+};
+
+use sampan::runtime::{
+    ContainerSpec, ContainerState, Error, ExecSpec, Exit, Mount, Options, Propagation, Resources, Runtime,
+    SandboxSpec, ShimRuntime, rotated_log,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// How long anything may take before a test gives up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Folders and a cgroup root of one test.
+struct Ground {
+    dir: tempfile::TempDir,
+    cgroup: String,
+}
+
+impl Ground {
+    fn new(name: &str) -> Self {
+        static ONCE: Once = Once::new();
+        // Tests start the real binary as their shims.
+        ONCE.call_once(|| assert!(Path::new(env!("CARGO_BIN_EXE_sampan")).exists()));
+        let dir = tempfile::Builder::new().prefix(&format!("sampan-{name}-")).tempdir().unwrap();
+        let cgroup = format!("/sampan-test-{name}-{}", std::process::id());
+        let rootfs = dir.path().join("layer/bin");
+        fs::create_dir_all(&rootfs).unwrap();
+        fs::copy("/bin/busybox", rootfs.join("busybox")).unwrap();
+        for applet in
+            ["sh", "cat", "echo", "sleep", "env", "id", "tty", "stty", "hostname", "ps", "true", "dd", "ls"]
+        {
+            symlink("busybox", rootfs.join(applet)).unwrap();
+        }
+        fs::create_dir_all(dir.path().join("layer/etc")).unwrap();
+        fs::write(
+            dir.path().join("layer/etc/passwd"),
+            "root:x:0:0::/root:/bin/sh\nu:x:1000:1000::/home/u:/bin/sh\n",
+        )
+        .unwrap();
+        fs::write(dir.path().join("layer/bin/not-a-program"), [0, 1, 2]).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(dir.path().join("layer/bin/not-a-program"), mode).unwrap();
+        Self { dir, cgroup }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn runtime(&self) -> ShimRuntime {
+        ShimRuntime::new(Options {
+            run_dir: self.path("run"),
+            data_dir: self.path("data"),
+            cgroup_root: self.cgroup.clone(),
+            self_exe: env!("CARGO_BIN_EXE_sampan").into(),
+        })
+        .unwrap()
+    }
+
+    fn sandbox() -> SandboxSpec {
+        SandboxSpec {
+            id: "pod".into(),
+            hostname: "web-0".into(),
+            cgroup: "podpod".into(),
+            ..SandboxSpec::default()
+        }
+    }
+
+    fn container(&self, name: &str, args: &[&str]) -> ContainerSpec {
+        ContainerSpec {
+            id: format!("pod_{name}_0"),
+            sandbox: "pod".into(),
+            layers: vec![self.path("layer")],
+            args: args.iter().map(ToString::to_string).collect(),
+            capabilities: vec!["CAP_CHOWN".into(), "CAP_KILL".into(), "CAP_SETUID".into()],
+            log_path: self.path(&format!("logs/{name}.log")),
+            log_bytes_max: 1 << 20,
+            log_files_max: 3,
+            ..ContainerSpec::default()
+        }
+    }
+
+    fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.path(&format!("logs/{name}.log"))).unwrap_or_default()
+    }
+
+    /// The cgroup folders of this test, in every hierarchy.
+    fn groups(&self) -> Vec<PathBuf> {
+        let mut found = vec![PathBuf::from("/sys/fs/cgroup").join(&self.cgroup[1..])];
+        for entry in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            found.push(entry.path().join(&self.cgroup[1..]));
+        }
+        found.retain(|path| path.exists());
+        found
+    }
+
+    fn mounts(&self) -> Vec<String> {
+        let here = self.dir.path().to_string_lossy().into_owned();
+        let all = fs::read_to_string("/proc/self/mounts").unwrap();
+        all.lines().filter(|line| line.contains(&here)).map(ToOwned::to_owned).collect()
+    }
+
+    /// Processes whose command line names this test's folder.
+    fn processes(&self) -> Vec<String> {
+        let here = self.dir.path().to_string_lossy().into_owned();
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        all.filter_map(|entry| {
+            let line = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+            line.contains(&here)
+                .then(|| format!("{}: {}", entry.file_name().display(), line.replace('\0', " ")))
+        })
+        .collect()
+    }
+
+    async fn assert_nothing_left(&self, runtime: &ShimRuntime) {
+        for (spec, _) in runtime.containers().await.unwrap() {
+            runtime.kill(&spec.id).await.unwrap();
+            exit_of(runtime, &spec.id).await;
+            runtime.remove(&spec.id).await.unwrap();
+        }
+        for sandbox in runtime.sandboxes().await.unwrap() {
+            runtime.remove_sandbox(&sandbox.id).await.unwrap();
+        }
+        assert_eq!(self.mounts(), Vec::<String>::new());
+        eventually("processes are gone", || self.processes().is_empty()).await;
+        for folder in ["run/containers", "run/sandboxes", "run/ns", "data/containers"] {
+            assert_eq!(fs::read_dir(self.path(folder)).unwrap().count(), 0, "{folder} is not empty");
+        }
+        for group in self.groups() {
+            let inside = fs::read_dir(&group).unwrap().flatten().filter(|e| e.file_type().unwrap().is_dir());
+            assert_eq!(inside.count(), 0, "{} is not empty", group.display());
+        }
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        fn clear(group: &Path) {
+            for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    clear(&entry.path());
+                }
+            }
+            for pid in fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines() {
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid.parse().unwrap()),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+            for _ in 0..100 {
+                if fs::remove_dir(group).is_ok() || !group.exists() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        for line in self.processes() {
+            let pid = line.split(':').next().unwrap().parse().unwrap();
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        for group in self.groups() {
+            clear(&group);
+        }
+        for line in self.mounts().iter().rev() {
+            let target = line.split(' ').nth(1).unwrap();
+            let _ = nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits, by the runtime's own changes, for the end of a container.
+async fn exit_of(runtime: &ShimRuntime, id: &str) -> Exit {
+    let wait = async {
+        let mut changes = runtime.watch();
+        loop {
+            if let ContainerState::Exited(exit) = runtime.state(id).await.unwrap() {
+                return exit;
+            }
+            let _ = changes.recv().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("the container ends in time")
+}
+
+async fn run(runtime: &ShimRuntime, spec: &ContainerSpec) -> Exit {
+    runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
+    runtime.start(spec).await.unwrap();
+    exit_of(runtime, &spec.id).await
+}
+
+/// The text of a log's lines, with stream and tag: `stdout F hi`.
+fn entries(log: &str) -> Vec<&str> {
+    log.lines().filter_map(|line| line.split_once(' ')).map(|(_, entry)| entry).collect()
+}
+
+async fn text(stream: &mut Option<Box<dyn tokio::io::AsyncRead + Send + Unpin>>) -> String {
+    let mut bytes = Vec::new();
+    let mut stream = stream.take().unwrap();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.unwrap().unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+async fn a_container_runs_logs_and_ends_with_its_code() {
+    let ground = Ground::new("run");
+    let runtime = ground.runtime();
+    let mut spec =
+        ground.container("c", &["sh", "-c", "echo out; echo err >&2; hostname; id; pwd; printf end; exit 7"]);
+    spec.uid = 1000;
+    spec.gid = 1000;
+    spec.additional_gids = vec![2000];
+    spec.cwd = "/not/there/yet".into();
+    let exit = run(&runtime, &spec).await;
+    assert_eq!((exit.code, exit.signal, exit.oom_killed, exit.error), (7, None, false, None));
+    assert!(exit.started_at.unwrap() <= exit.finished_at);
+    let log = ground.log("c");
+    let mut lines = entries(&log);
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [
+            "stderr F err",
+            "stdout F /not/there/yet",
+            "stdout F out",
+            "stdout F uid=1000(u) gid=1000 groups=1000,2000",
+            "stdout F web-0",
+            "stdout P end"
+        ]
+    );
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn what_cannot_run_says_why() {
+    let ground = Ground::new("bad");
+    let runtime = ground.runtime();
+    let cases = [
+        ("a", "nonesuch", "exec: \"nonesuch\": executable file not found in $PATH"),
+        ("b", "/bin/nonesuch", "exec: \"/bin/nonesuch\": stat /bin/nonesuch: no such file or directory"),
+        ("c", "/etc/passwd", "exec: \"/etc/passwd\": permission denied"),
+        ("d", "/bin/not-a-program", "exec /bin/not-a-program: exec format error"),
+    ];
+    for (name, program, message) in cases {
+        let exit = run(&runtime, &ground.container(name, &[program])).await;
+        let error = exit.error.unwrap();
+        assert!(error.ends_with(message), "{error}");
+        assert_eq!(exit.code, 128);
+    }
+    let mut spec = ground.container("e", &["true"]);
+    spec.mounts = vec![Mount { source: "/no/such".into(), target: "/x".into(), ..Mount::default() }];
+    let error = run(&runtime, &spec).await.error.unwrap();
+    assert!(error.contains("error mounting \"/no/such\" to rootfs at \"/x\": no such file"), "{error}");
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn signals_come_in_order_and_kill_ends_all() {
+    let ground = Ground::new("signal");
+    let runtime = ground.runtime();
+    runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
+    let polite = ground
+        .container("polite", &["sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.01; done"]);
+    let deaf = ground.container("deaf", &["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.01; done"]);
+    for spec in [&polite, &deaf] {
+        runtime.start(spec).await.unwrap();
+        let name = spec.id.split('_').nth(1).unwrap().to_owned();
+        eventually("the trap is set", || ground.log(&name).contains("up")).await;
+        runtime.signal(&spec.id, 15).await.unwrap();
+    }
+    assert_eq!(exit_of(&runtime, &polite.id).await.code, 3);
+    assert!(matches!(runtime.state(&deaf.id).await.unwrap(), ContainerState::Running { .. }));
+    runtime.kill(&deaf.id).await.unwrap();
+    let exit = exit_of(&runtime, &deaf.id).await;
+    assert_eq!((exit.code, exit.signal), (137, Some(9)));
+    runtime.signal(&deaf.id, 15).await.unwrap();
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn logs_are_rotated_and_long_lines_split() {
+    let ground = Ground::new("logs");
+    let runtime = ground.runtime();
+    let script = "i=0; while [ $i -lt 600 ]; do echo \"line $i ...................................\"; i=$((i+1)); done; \
+                  dd if=/dev/zero bs=20000 count=1 2>/dev/null; echo";
+    let mut spec = ground.container("c", &["sh", "-c", script]);
+    spec.log_bytes_max = 40_000;
+    let exit = run(&runtime, &spec).await;
+    assert_eq!(exit.code, 0);
+    let path = ground.path("logs/c.log");
+    let all: String = [2, 1]
+        .iter()
+        .map(|n| fs::read_to_string(rotated_log(&path, *n)).unwrap_or_default())
+        .chain([ground.log("c")])
+        .collect();
+    let lines = entries(&all);
+    assert!(lines.iter().any(|line| line.starts_with("stdout F line 599 ")));
+    let tail: Vec<_> = lines[lines.len() - 2..].iter().map(|line| (&line[..8], line.len())).collect();
+    assert_eq!(tail, [("stdout P", 9 + 16384), ("stdout F", 9 + 20000 - 16384)]);
+    assert!(rotated_log(&path, 1).exists() && !rotated_log(&path, 3).exists());
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn containers_of_a_pod_share_what_they_should() {
+    let ground = Ground::new("share");
+    let runtime = ground.runtime();
+    let mut sandbox = Ground::sandbox();
+    sandbox.share_pid = true;
+    sandbox.sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "77".into());
+    let netns = runtime.ensure_sandbox(&sandbox).await.unwrap();
+    assert!(netns.exists());
+    assert_eq!(runtime.ensure_sandbox(&sandbox).await.unwrap(), netns);
+    let show = "for n in net ipc uts pid mnt; do ls -l /proc/self/ns/$n; done; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; ";
+    let first = ground.container("a", &["sh", "-c", &format!("{show} echo x > /dev/shm/f; exec sleep 1000")]);
+    let second = ground.container(
+        "b",
+        &["sh", "-c", &format!("while [ ! -f /dev/shm/f ]; do sleep 0.01; done; {show} ps -o pid,args")],
+    );
+    runtime.start(&first).await.unwrap();
+    runtime.start(&second).await.unwrap();
+    assert_eq!(exit_of(&runtime, &second.id).await.code, 0);
+    let (a, b) = (ground.log("a"), ground.log("b"));
+    let namespaces = |log: &str| -> Vec<String> {
+        log.lines().filter_map(|line| line.split("-> ").nth(1)).map(ToOwned::to_owned).collect()
+    };
+    let (a, spaces) = (namespaces(&a), namespaces(&b));
+    assert_eq!(a.len(), 5, "{a:?}");
+    assert_eq!(a[..4], spaces[..4]);
+    assert_ne!(a[4], spaces[4]);
+    assert!(b.contains("sleep 1000") && b.contains("stdout F 77"), "{b}");
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn a_new_daemon_adopts_what_runs() {
+    let ground = Ground::new("adopt");
+    let runtime = ground.runtime();
+    runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
+    let long = ground.container(
+        "long",
+        &["sh", "-c", "i=0; while [ ! -f /stop ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5"],
+    );
+    let short =
+        ground.container("short", &["sh", "-c", "while [ ! -f /dev/shm/go ]; do sleep 0.01; done; exit 6"]);
+    let before = runtime.start(&long).await.unwrap();
+    runtime.start(&short).await.unwrap();
+    drop(runtime);
+    fs::write(ground.path("run/ns/pod/shm/go"), "").unwrap();
+    eventually("the monitor records the exit", || ground.path("run/containers/pod_short_0/exit").exists())
+        .await;
+    // What a daemon that died at its first steps leaves behind.
+    fs::create_dir_all(ground.path("run/containers/.pod_half_0")).unwrap();
+    fs::create_dir_all(ground.path("data/containers/pod_gone_0/upper")).unwrap();
+    fs::create_dir_all(ground.path("run/ns/other")).unwrap();
+
+    let runtime = ground.runtime();
+    assert_eq!(runtime.state(&long.id).await.unwrap(), before);
+    assert_eq!(exit_of(&runtime, &short.id).await.code, 6);
+    assert_eq!(runtime.sandboxes().await.unwrap(), [Ground::sandbox()]);
+    let known: Vec<_> =
+        runtime.containers().await.unwrap().iter().map(|(spec, _)| (**spec).clone()).collect();
+    assert_eq!(known, [long.clone(), short]);
+    let exec = ExecSpec { args: vec!["sh".into(), "-c".into(), "> /stop".into()], ..ExecSpec::default() };
+    assert_eq!(runtime.exec(&long.id, &exec).await.unwrap().exit.await.unwrap(), 0);
+    assert_eq!(exit_of(&runtime, &long.id).await.code, 5);
+    let log = ground.log("long");
+    let numbers: Vec<usize> =
+        entries(&log).iter().map(|line| line["stdout F ".len()..].parse().unwrap()).collect();
+    assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>());
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn a_dead_monitor_takes_its_container_along() {
+    let ground = Ground::new("monitor");
+    let runtime = ground.runtime();
+    runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
+    let spec = ground.container("c", &["sleep", "1000"]);
+    runtime.start(&spec).await.unwrap();
+    let monitor = ground.processes();
+    let pid = monitor[0].split(':').next().unwrap().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
+    let exit = exit_of(&runtime, &spec.id).await;
+    assert_eq!(exit.code, 255);
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn memory_limits_kill_and_are_told() {
+    let ground = Ground::new("oom");
+    let runtime = ground.runtime();
+    let mut spec = ground.container("c", &["sh", "-c", "x=0123456789; while :; do x=$x$x; done"]);
+    spec.resources = Resources { memory_bytes: Some(32 << 20), ..Resources::default() };
+    let exit = run(&runtime, &spec).await;
+    assert!(exit.oom_killed, "{exit:?}");
+    assert_eq!((exit.code, exit.signal), (137, Some(9)));
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn usage_is_told_and_limits_change() {
+    let ground = Ground::new("stats");
+    let runtime = ground.runtime();
+    runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
+    let mut spec = ground.container("c", &["sh", "-c", "while :; do :; done"]);
+    spec.resources = Resources { memory_bytes: Some(64 << 20), ..Resources::default() };
+    runtime.start(&spec).await.unwrap();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let (own, pod) = (runtime.stats(&spec.id).await.unwrap(), runtime.stats("pod").await.unwrap());
+        if own.cpu_usage_ns > 20_000_000 && pod.cpu_usage_ns >= own.cpu_usage_ns {
+            assert!(own.memory_working_set_bytes > 0 && own.memory_usage_bytes < 64 << 20);
+            assert_eq!(own.pids, 1);
+            break;
+        }
+        assert!(Instant::now() < until, "{own:?} {pod:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let resources =
+        Resources { memory_bytes: Some(128 << 20), cpu_quota_us: Some(20_000), ..Resources::default() };
+    runtime.update(&spec.id, &resources).await.unwrap();
+    let (spec, _) = runtime.containers().await.unwrap().pop().unwrap();
+    assert_eq!(spec.resources, resources);
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn commands_run_beside_a_container() {
+    let ground = Ground::new("exec");
+    let runtime = ground.runtime();
+    runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
+    let mut spec = ground.container("c", &["sleep", "1000"]);
+    spec.uid = 1000;
+    spec.gid = 1000;
+    spec.env = vec![("A".into(), "b c".into())];
+    runtime.start(&spec).await.unwrap();
+    let command = |args: &[&str], stdin| ExecSpec {
+        args: args.iter().map(ToString::to_string).collect(),
+        stdin,
+        tty: false,
+    };
+
+    let spec_of =
+        command(&["sh", "-c", "cat; id -u; echo $A $HOME; cat /proc/1/cmdline; echo e >&2; exit 9"], true);
+    let mut session = runtime.exec(&spec.id, &spec_of).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"in\n").await.unwrap();
+    drop(stdin);
+    assert_eq!(text(&mut session.stdout).await, "in\n1000\nb c /home/u\nsleep\x001000\0");
+    assert_eq!(text(&mut session.stderr).await, "e\n");
+    assert_eq!(session.exit.await.unwrap(), 9);
+
+    let Err(error) = runtime.exec(&spec.id, &command(&["nope"], false)).await else { panic!("it ran") };
+    assert!(matches!(&error, Error::ExecFailed { code: 127, .. }), "{error:?}");
+    assert!(error.to_string().ends_with("exec: \"nope\": executable file not found in $PATH"), "{error}");
+
+    let session = runtime
+        .exec(&spec.id, &command(&["sh", "-c", "> /dev/shm/up; exec sleep 999"], false))
+        .await
+        .unwrap();
+    eventually("the command runs", || ground.path("run/ns/pod/shm/up").exists()).await;
+    drop(session);
+    let groups = ground.groups();
+    let commands = || -> usize {
+        let group = groups[0].join("podpod").join(&spec.id).join("cgroup.procs");
+        fs::read_to_string(group).unwrap().lines().count()
+    };
+    eventually("an abandoned command is killed", || commands() == 1).await;
+
+    let session = runtime.exec(&spec.id, &command(&["sleep", "998"], false)).await.unwrap();
+    runtime.kill(&spec.id).await.unwrap();
+    assert_eq!(session.exit.await.unwrap(), 137);
+    exit_of(&runtime, &spec.id).await;
+    assert!(matches!(runtime.exec(&spec.id, &command(&["true"], false)).await, Err(Error::NotRunning(_))));
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn a_terminal_has_a_size_and_a_name() {
+    let ground = Ground::new("tty");
+    let runtime = ground.runtime();
+    runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
+    let spec = ground.container("c", &["sleep", "1000"]);
+    runtime.start(&spec).await.unwrap();
+    let exec = ExecSpec { args: vec!["sh".into()], tty: true, stdin: true };
+    let mut session = runtime.exec(&spec.id, &exec).await.unwrap();
+    let resize = session.resize.take().unwrap();
+    resize.send((101, 33)).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin
+        .write_all(b"while [ \"$(stty size)\" != '33 101' ]; do sleep 0.01; done; stty size; tty; exit 4\n")
+        .await
+        .unwrap();
+    let output = text(&mut session.stdout).await;
+    assert!(output.contains("33 101\r\n/dev/pts/0\r\n"), "{output:?}");
+    assert_eq!(session.exit.await.unwrap(), 4);
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn a_container_is_attached_to() {
+    let ground = Ground::new("attach");
+    let runtime = ground.runtime();
+    runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
+    let mut plain =
+        ground.container("plain", &["sh", "-c", "read x; echo got $x; read y || echo end; exit 2"]);
+    plain.stdin = true;
+    plain.stdin_once = true;
+    runtime.start(&plain).await.unwrap();
+    let mut session = runtime.attach(&plain.id).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin.write_all(b"hello\n").await.unwrap();
+    stdin.shutdown().await.unwrap();
+    assert_eq!(text(&mut session.stdout).await, "got hello\nend\n");
+    assert_eq!(session.exit.await.unwrap(), 2);
+
+    let mut terminal = ground.container("terminal", &["sh"]);
+    (terminal.stdin, terminal.tty) = (true, true);
+    runtime.start(&terminal).await.unwrap();
+    let mut session = runtime.attach(&terminal.id).await.unwrap();
+    session.resize.as_ref().unwrap().send((90, 30)).await.unwrap();
+    let mut stdin = session.stdin.take().unwrap();
+    stdin
+        .write_all(b"while [ \"$(stty size)\" != '30 90' ]; do sleep 0.01; done; tty; echo $TERM; exit 3\n")
+        .await
+        .unwrap();
+    let output = text(&mut session.stdout).await;
+    assert!(output.contains("/dev/pts/0\r\nxterm\r\n"), "{output:?}");
+    assert_eq!(session.exit.await.unwrap(), 3);
+    exit_of(&runtime, &terminal.id).await;
+    assert!(ground.log("terminal").contains("stdout F xterm\n"));
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn volumes_are_mounted_as_asked() {
+    let ground = Ground::new("mounts");
+    let runtime = ground.runtime();
+    fs::create_dir_all(ground.path("volume/sub")).unwrap();
+    fs::write(ground.path("volume/file"), "content").unwrap();
+    let script = "cat /data/file; echo; echo w > /data/sub/new && echo written; (echo x > /ro/y) 2>/dev/null || echo denied; \
+                  cat /etc/one; echo; (echo x > /sys/fs/cgroup/x) 2>/dev/null || echo denied; (echo 1 > /top) 2>/dev/null || echo denied";
+    let mut spec = ground.container("c", &["sh", "-c", script]);
+    let mount = |source: &str, target: &str| Mount {
+        source: ground.path(source),
+        target: target.into(),
+        ..Mount::default()
+    };
+    spec.mounts = vec![
+        mount("volume", "/data"),
+        Mount { read_only: true, recursive_read_only: true, ..mount("volume", "/ro") },
+        Mount { propagation: Propagation::HostToContainer, ..mount("volume/file", "/etc/one") },
+    ];
+    spec.read_only_root = true;
+    let exit = run(&runtime, &spec).await;
+    let log = ground.log("c");
+    assert_eq!(exit.code, 0, "{log}");
+    let text: Vec<_> = entries(&log).iter().map(|line| &line[9..]).collect();
+    assert_eq!(text, ["content", "written", "denied", "content", "denied", "denied"]);
+    assert!(ground.path("volume/sub/new").exists());
+    ground.assert_nothing_left(&runtime).await;
+}
