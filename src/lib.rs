@@ -8,7 +8,7 @@
 //! api  controllers  scheduler  dispatch  node  dns  ingress
 //! objects
 //! store  mqtt  runtime  image  net
-//! kinds  config  ids  clock  tasks
+//! kinds  patch  config  ids  clock  tasks
 //! ```
 
 pub mod api;
@@ -30,6 +30,7 @@ pub mod mqtt;
 pub mod net;
 pub mod node;
 pub mod objects;
+pub mod patch;
 pub mod runtime;
 pub mod scheduler;
 pub mod store;
