@@ -1,6 +1,6 @@
 //! Discovery: which groups, versions, resources and verbs there are. Made from the table of kinds.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use serde_json::{Value, json};
 
@@ -27,13 +27,17 @@ const GROUP_ORDER: &[&str] = &[
     "discovery.k8s.io",
 ];
 
+/// The rows of a group by version.
+type Versions = Vec<(&'static str, Vec<&'static Kind>)>;
+
 /// Rows by group and version, groups in upstream's order, the preferred version first.
-fn groups(kinds: &'static [Kind]) -> Vec<(&'static str, Vec<(&'static str, Vec<&'static Kind>)>)> {
-    let mut by_group: BTreeMap<(usize, &str), BTreeMap<std::cmp::Reverse<&str>, Vec<&Kind>>> = BTreeMap::new();
+fn groups(kinds: &'static [Kind]) -> Vec<(&'static str, Versions)> {
+    type Newest<'a> = BTreeMap<Reverse<&'a str>, Vec<&'static Kind>>;
+    let mut by_group: BTreeMap<(usize, &str), Newest<'_>> = BTreeMap::new();
     for kind in kinds {
         let rank = GROUP_ORDER.iter().position(|g| *g == kind.group).unwrap_or(GROUP_ORDER.len());
         let versions = by_group.entry((rank, kind.group)).or_default();
-        versions.entry(std::cmp::Reverse(kind.version)).or_default().push(kind);
+        versions.entry(Reverse(kind.version)).or_default().push(kind);
     }
     by_group
         .into_iter()
@@ -58,7 +62,6 @@ fn subresource_type(kind: &Kind, subresource: Subresource) -> SubresourceType {
         Subresource::Other(name) => match name {
             "approval" | "ephemeralcontainers" | "resize" => own(&["get", "patch", "update"]),
             "finalize" => own(&["update"]),
-            "log" => own(&["get"]),
             "binding" => of("", "v1", "Binding", &["create"]),
             "eviction" => of("policy", "v1", "Eviction", &["create"]),
             "token" => of("authentication.k8s.io", "v1", "TokenRequest", &["create"]),
@@ -97,7 +100,8 @@ fn group_object(group: &str, versions: &[(&str, Vec<&Kind>)]) -> Value {
 
 /// `GET /apis`, the older form.
 pub fn group_list(kinds: &'static [Kind]) -> Value {
-    let groups: Vec<_> = groups(kinds).iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group_object(g, v)).collect();
+    let groups: Vec<_> =
+        groups(kinds).iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group_object(g, v)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
@@ -181,7 +185,8 @@ pub fn aggregated(kinds: &'static [Kind], core: bool, version: &str) -> Value {
 }
 
 fn aggregated_resource(kind: &Kind) -> Value {
-    let response = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let response =
+        |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
     let mut resource = json!({"resource": kind.plural, "singularResource": kind.singular, "verbs": kind.verbs,
         "responseKind": response(kind.group, kind.version, kind.kind),
         "scope": if kind.namespaced { "Namespaced" } else { "Cluster" }});

@@ -50,8 +50,11 @@ impl Accepted {
 
 const RESOURCE_TYPES: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
+/// A media range: its quality, its type, its parameters.
+type Range<'a> = (f32, &'a str, Vec<(&'a str, &'a str)>);
+
 /// The media ranges of an `Accept` header, the most wanted first.
-fn ranges(headers: &HeaderMap) -> Vec<(f32, &str, Vec<(&str, &str)>)> {
+fn ranges(headers: &HeaderMap) -> Vec<Range<'_>> {
     let mut ranges: Vec<_> = headers
         .get_all(ACCEPT)
         .iter()
@@ -62,7 +65,7 @@ fn ranges(headers: &HeaderMap) -> Vec<(f32, &str, Vec<(&str, &str)>)> {
             let media = parts.next().filter(|m| !m.is_empty())?;
             let params: Vec<_> = parts.filter_map(|p| p.split_once('=')).collect();
             let quality = params.iter().find(|(k, _)| *k == "q").and_then(|(_, v)| v.parse().ok());
-            Some((quality.unwrap_or(1.0), media, params))
+            Some((quality.unwrap_or(1.0_f32), media, params))
         })
         .collect();
     ranges.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -112,14 +115,18 @@ pub enum Discovery {
 pub fn discovery(headers: &HeaderMap) -> Discovery {
     for (_, media, params) in ranges(headers) {
         let has = |key: &str, value: &str| params.iter().any(|(k, v)| *k == key && *v == value);
-        if media == "application/json" && has("as", "APIGroupDiscoveryList") && has("g", "apidiscovery.k8s.io") {
+        if media == "application/json"
+            && has("as", "APIGroupDiscoveryList")
+            && has("g", "apidiscovery.k8s.io")
+        {
             if has("v", "v2") {
                 return Discovery::Aggregated("v2");
             }
             if has("v", "v2beta1") {
                 return Discovery::Aggregated("v2beta1");
             }
-        } else if matches!(media, "application/json" | "*/*" | "application/*") && !params.iter().any(|(k, _)| *k == "as")
+        } else if matches!(media, "application/json" | "*/*" | "application/*")
+            && !params.iter().any(|(k, _)| *k == "as")
         {
             return Discovery::Legacy;
         }

@@ -64,16 +64,14 @@ impl Pki {
         let key_path = folder.join("ca.key");
         let key = read_or_make_key(&key_path)?;
         let certificate_path = folder.join("ca.crt");
-        let ca_pem = match read(&certificate_path)? {
-            Some(pem) => pem,
-            None => {
-                let pem = ca_params().self_signed(&key)?.pem();
-                write_file(&certificate_path, pem.as_bytes(), 0o644)?;
-                pem
-            }
+        let ca_pem = if let Some(pem) = read(&certificate_path)? {
+            pem
+        } else {
+            let pem = ca_params().self_signed(&key)?.pem();
+            write_file(&certificate_path, pem.as_bytes(), 0o644)?;
+            pem
         };
-        let malformed =
-            |detail: String| PkiError::Malformed { path: certificate_path.clone(), detail };
+        let malformed = |detail: String| PkiError::Malformed { path: certificate_path.clone(), detail };
         let ca_der =
             CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| malformed(e.to_string()))?;
         let issuer = Issuer::from_ca_cert_der(&ca_der, key).map_err(|e| malformed(e.to_string()))?;
@@ -97,11 +95,11 @@ impl Pki {
         &self.service_account_key
     }
 
-    /// A client certificate: `user` is the common name, `groups` the organisations.
-    pub fn issue_client(&self, user: &str, groups: &[&str]) -> Result<Credential, PkiError> {
+    /// A client certificate: `user` is the common name, `group` the organisation.
+    pub fn issue_client(&self, user: &str, group: &str) -> Result<Credential, PkiError> {
         let key = KeyPair::generate()?;
         let mut params = leaf_params(ExtendedKeyUsagePurpose::ClientAuth);
-        params.distinguished_name = distinguished(user, groups);
+        params.distinguished_name = distinguished(user, Some(group));
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
         Ok(Credential { certificate, key: key.serialize_pem() })
     }
@@ -114,7 +112,7 @@ impl Pki {
     ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), PkiError> {
         let key = KeyPair::generate()?;
         let mut params = leaf_params(ExtendedKeyUsagePurpose::ServerAuth);
-        params.distinguished_name = distinguished("kube-apiserver", &[]);
+        params.distinguished_name = distinguished("kube-apiserver", None);
         for name in names {
             params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
         }
@@ -135,7 +133,7 @@ impl Pki {
         {
             return Ok(());
         }
-        let admin = self.issue_client("kubernetes-admin", &["system:masters"])?;
+        let admin = self.issue_client("kubernetes-admin", "system:masters")?;
         let text = format!(
             "apiVersion: v1\nkind: Config\nclusters:\n- name: sampan\n  cluster:\n    \
              certificate-authority-data: {authority}\n    server: {server}\ncontexts:\n- name: sampan\n  \
@@ -153,11 +151,11 @@ impl Pki {
     }
 }
 
-fn distinguished(common_name: &str, organisations: &[&str]) -> DistinguishedName {
+fn distinguished(common_name: &str, organisation: Option<&str>) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
-    for organisation in organisations {
-        name.push(DnType::OrganizationName, *organisation);
+    if let Some(organisation) = organisation {
+        name.push(DnType::OrganizationName, organisation);
     }
     name
 }
@@ -169,7 +167,7 @@ fn ca_params() -> CertificateParams {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages =
         vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign];
-    params.distinguished_name = distinguished("sampan-ca", &[]);
+    params.distinguished_name = distinguished("sampan-ca", None);
     params
 }
 

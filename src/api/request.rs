@@ -125,13 +125,10 @@ impl RequestInfo {
             rest.remove(0);
         }
         let mut found = ResourcePath { group, version, ..ResourcePath::default() };
-        if rest[0] == "namespaces" {
-            if rest.len() > 1 {
-                found.namespace.clone_from(&rest[1]);
-                let of_namespace = rest.len() > 2 && matches!(rest[2].as_str(), "status" | "finalize");
-                if rest.len() > 2 && !of_namespace {
-                    rest.drain(..2);
-                }
+        if rest[0] == "namespaces" && rest.len() > 1 {
+            found.namespace.clone_from(&rest[1]);
+            if rest.get(2).is_some_and(|part| !matches!(part.as_str(), "status" | "finalize")) {
+                rest.drain(..2);
             }
         }
         let mut rest = rest.into_iter();
@@ -157,7 +154,7 @@ impl RequestInfo {
                     term.strip_prefix("metadata.name==").or_else(|| term.strip_prefix("metadata.name="))
                 })
             {
-                found.name = name.to_owned();
+                name.clone_into(&mut found.name);
             }
         }
         Self { verb, path: path.to_owned(), collection, resource: Some(found) }
@@ -195,7 +192,10 @@ mod tests {
     fn info(method: &Method, path: &str, query: &str) -> (String, String) {
         let info = RequestInfo::parse(method, path, &Query::parse(query));
         let text = info.resource.map_or_else(String::new, |r| {
-            format!("{}|{}|{}|{}|{}|{}|{}", r.group, r.version, r.namespace, r.plural, r.name, r.subresource, r.rest)
+            format!(
+                "{}|{}|{}|{}|{}|{}|{}",
+                r.group, r.version, r.namespace, r.plural, r.name, r.subresource, r.rest
+            )
         });
         (info.verb.to_owned(), text)
     }

@@ -50,7 +50,9 @@ impl Refusal {
         match self {
             Self::Objects(error) => match error {
                 E::NotFound { .. } => StatusCode::NOT_FOUND,
-                E::AlreadyExists { .. } | E::Conflict { .. } | E::ApplyConflict { .. } => StatusCode::CONFLICT,
+                E::AlreadyExists { .. } | E::Conflict { .. } | E::ApplyConflict { .. } => {
+                    StatusCode::CONFLICT
+                }
                 E::Invalid { .. } => StatusCode::UNPROCESSABLE_ENTITY,
                 E::BadRequest(_) => StatusCode::BAD_REQUEST,
                 E::Forbidden { .. } => StatusCode::FORBIDDEN,

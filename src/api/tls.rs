@@ -214,8 +214,7 @@ impl ClientCertificates {
         let (_, parsed) = X509Certificate::from_der(own).ok()?;
         let subject = parsed.subject();
         let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-        let groups =
-            subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
+        let groups = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
         let digest = ring::digest::digest(&ring::digest::SHA256, own);
         let credential_id = format!("X509SHA256={}", crate::ids::hex(digest.as_ref()));
         let not_after = parsed.validity().not_after.timestamp();
@@ -278,7 +277,8 @@ pub fn server_config(
     let provider: Arc<CryptoProvider> = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
     roots.add(pki.ca_der().clone())?;
-    let inner = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
+    let inner =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
     let deferred = Arc::new(Deferred(Arc::clone(&inner)));
     let mut config = ServerConfig::builder_with_details(provider, Arc::new(time.clone()))
         .with_safe_default_protocol_versions()?
@@ -310,11 +310,11 @@ mod tests {
         let theirs = Arc::new(Pki::open(theirs.path()).unwrap());
         let judge = certificates(&ours);
         let der = |pki: &Pki| {
-            let client = pki.issue_client("jane", &["dev", "ops"]).unwrap();
+            let client = pki.issue_client("jane", "ops").unwrap();
             CertificateDer::from_pem_slice(client.certificate.as_bytes()).unwrap()
         };
         let jane = judge.identify(&[der(&ours)]).unwrap();
-        assert_eq!((jane.user.as_str(), jane.groups.as_slice()), ("jane", &["dev".into(), "ops".into()][..]));
+        assert_eq!((jane.user.as_str(), jane.groups.as_slice()), ("jane", &["ops".to_owned()][..]));
         assert_eq!(judge.identify(&[der(&theirs)]), None);
         assert_eq!(judge.identify(&[]), None);
     }

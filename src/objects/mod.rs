@@ -9,7 +9,7 @@
 
 mod error;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub use error::Error;
 use k8s_openapi::{NamespaceResourceScope, Resource};
@@ -26,11 +26,20 @@ use crate::{
 /// How often a modify is tried again when others write the same object.
 const MODIFY_TRIES_MAX: u32 = 16;
 
+/// Who asks (`authentication.k8s.io/v1` UserInfo).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
 /// Who writes, and how.
 #[derive(Debug, Clone, Default)]
 pub struct WriteOptions {
-    /// The user's name, for admission and events; empty for the system itself.
-    pub user: String,
+    /// For admission and defaults that depend on the writer.
+    pub user: User,
     /// `fieldManager`, recorded in managedFields.
     pub manager: String,
     /// `dryRun=All`: everything happens but the write.
@@ -40,7 +49,8 @@ pub struct WriteOptions {
 impl WriteOptions {
     /// A part of the system as the writer: `deployment-controller`.
     pub fn system(manager: &str) -> Self {
-        Self { user: format!("system:{manager}"), manager: manager.to_owned(), dry_run: false }
+        let user = User { name: format!("system:{manager}"), ..User::default() };
+        Self { user, manager: manager.to_owned(), dry_run: false }
     }
 }
 
@@ -60,6 +70,15 @@ pub struct DeleteOptions {
     /// Preconditions.
     pub uid: Option<String>,
     pub resource_version: Option<String>,
+}
+
+/// What a delete did.
+#[derive(Debug, Clone)]
+pub struct Removal {
+    /// The object as it was left, or its last state.
+    pub object: Arc<Object>,
+    /// Whether it is no longer there.
+    pub gone: bool,
 }
 
 /// The verbs over one store.
@@ -202,6 +221,18 @@ impl Objects {
         delete: &DeleteOptions,
         options: &WriteOptions,
     ) -> Result<Arc<Object>, Error> {
+        self.remove(kind, namespace, name, delete, options).await.map(|removal| removal.object)
+    }
+
+    /// [`Objects::delete`] that also says whether the object is gone.
+    pub async fn remove(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        name: &str,
+        delete: &DeleteOptions,
+        options: &WriteOptions,
+    ) -> Result<Removal, Error> {
         let current = self.get(kind, namespace, name)?;
         if delete.uid.as_deref().is_some_and(|uid| *uid != *current.meta.uid) {
             return Err(Error::Conflict {
@@ -224,18 +255,23 @@ impl Objects {
             value["metadata"]["deletionGracePeriodSeconds"] = grace.into();
             Change::Put { value, durable: kind.durability == Durability::Disk }
         };
-        self.commit(Write { key: current.key.clone(), expect: Expect::At(current.revision), change }, options)
-            .await
+        let gone = matches!(change, Change::Delete { .. });
+        let write = Write { key: current.key.clone(), expect: Expect::At(current.revision), change };
+        let object = self.commit(write, options).await?;
+        Ok(Removal { object, gone })
     }
 
-    async fn commit(&self, write: Write, _options: &WriteOptions) -> Result<Arc<Object>, Error> {
+    async fn commit(&self, write: Write, options: &WriteOptions) -> Result<Arc<Object>, Error> {
+        if options.dry_run {
+            let (Change::Put { value, .. } | Change::Delete { last: value }) = write.change;
+            return match (write.expect, self.store.get(&write.key)) {
+                (Expect::Absent, Some(_)) => Err(modified(&write.key)),
+                _ => Ok(Arc::new(Object::unsaved(write.key, &value))),
+            };
+        }
         match self.store.commit(vec![write]).await {
             Ok(mut written) => Ok(written.swap_remove(0)),
-            Err(CommitError::Conflict { key, .. }) => Err(Error::Conflict {
-                resource: key.resource.to_string(),
-                name: key.name.to_string(),
-                message: "the object has been modified; please apply your changes to the latest version and try again".to_owned(),
-            }),
+            Err(CommitError::Conflict { key, .. }) => Err(modified(&key)),
             Err(error) => Err(Error::Unavailable(error.to_string())),
         }
     }
@@ -268,6 +304,17 @@ impl Objects {
     {
         let value = serde_json::to_value(object).map_err(|e| Error::Internal(e.to_string()))?;
         self.create(registry::of::<T>(), namespace, value, options).await
+    }
+}
+
+/// Somebody else was faster.
+fn modified(key: &Key) -> Error {
+    Error::Conflict {
+        resource: key.resource.to_string(),
+        name: key.name.to_string(),
+        message:
+            "the object has been modified; please apply your changes to the latest version and try again"
+                .to_owned(),
     }
 }
 

@@ -126,6 +126,19 @@ impl Object {
         Arc::clone(any).downcast().unwrap_or_else(|_| parse())
     }
 
+    /// An object as it would be if it were written (`dryRun`): its revision is what `value` says.
+    pub fn unsaved(key: Key, value: &Value) -> Self {
+        let revision = value["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok());
+        Self {
+            key,
+            revision: revision.unwrap_or_default(),
+            meta: Meta::of(value),
+            body: value.to_string().into(),
+            row: None,
+            typed: OnceLock::new(),
+        }
+    }
+
     /// Whether the object is on disk.
     pub fn is_durable(&self) -> bool {
         self.row.is_some()
@@ -258,6 +271,16 @@ impl Store {
     /// (for a delete, the last state).
     pub async fn commit(&self, writes: Vec<Write>) -> Result<Vec<Arc<Object>>, CommitError> {
         self.writer.commit(writes).await
+    }
+
+    /// Whether the writer answers: an empty commit passes through it.
+    pub async fn check(&self) -> Result<(), CommitError> {
+        self.commit(Vec::new()).await.map(drop)
+    }
+
+    /// The file on disk.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Copies the store to `target` while it is in use; the copy is consistent.

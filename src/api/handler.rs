@@ -1,0 +1,144 @@
+//! One request: authenticated, authorised, routed.
+
+use std::{sync::Arc, time::Instant};
+
+use hyper::{
+    Method, Request, StatusCode,
+    body::Incoming,
+    header::{ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, VARY},
+};
+use serde_json::{Value, json};
+
+use super::{
+    Api, authn, authz, discovery, health,
+    negotiate::{self, Discovery, Encoding},
+    reply::{self, Reply},
+    request::{Query, RequestInfo},
+    status::Refusal,
+    tls::CertificateIdentity,
+    verbs,
+};
+use crate::kinds::registry::{self, KINDS};
+
+/// The certificate of a connection.
+pub enum Presented {
+    Nothing,
+    /// One that our authority does not vouch for.
+    Unknown,
+    Certificate(CertificateIdentity),
+}
+
+/// Answers a request; every refusal is a Status.
+pub async fn handle(api: Arc<Api>, presented: &Presented, request: Request<Incoming>) -> Reply {
+    let began = Instant::now();
+    api.metrics.begin();
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+    let kind = info.resource.as_ref().and_then(|r| registry::by_path(&r.group, &r.version, &r.plural));
+    let verb = info.verb;
+    let encoding = negotiate::resource(request.headers(), true, true).map_or(Encoding::Json, |a| a.encoding);
+    let answer = route(&api, presented, request, query, info).await;
+    let answer = answer.unwrap_or_else(|refusal| reply::refused(&refusal, encoding));
+    let (group, resource) = kind.map_or(("", ""), |k| (k.group, k.plural));
+    api.metrics.end(verb, group, resource, answer.status().as_u16(), began.elapsed());
+    answer
+}
+
+async fn route(
+    api: &Arc<Api>,
+    presented: &Presented,
+    request: Request<Incoming>,
+    query: Query,
+    info: RequestInfo,
+) -> Result<Reply, Refusal> {
+    let user = authn::authenticate(api, presented, request.headers())?;
+    authz::authorize(&user, &info)?;
+    if info.resource.is_some() {
+        return verbs::handle(api, user, request, query, info).await;
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Err(Refusal::NoSuchMethod);
+    }
+    documents(api, request.headers(), &query, &info.path).await
+}
+
+async fn documents(api: &Api, headers: &HeaderMap, query: &Query, path: &str) -> Result<Reply, Refusal> {
+    let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
+    match parts.as_slice() {
+        [] => Ok(reply::json(StatusCode::OK, &json!({"paths": paths()}))),
+        ["healthz" | "livez" | "readyz", ..] => {
+            health::check(api, path, query).await.ok_or(Refusal::NoSuchPath)
+        }
+        ["version"] => Ok(reply::json(StatusCode::OK, &health::version())),
+        ["metrics"] => Ok(health::metrics(api)),
+        [root @ ("api" | "apis")] => Ok(roots(api, headers, *root == "api")),
+        ["api", "v1"] => resources(headers, "", "v1"),
+        ["apis", group] => discovery::group(KINDS, group)
+            .map(|value| reply::json(StatusCode::OK, &value))
+            .ok_or(Refusal::NoSuchPath),
+        ["apis", group, version] => resources(headers, group, version),
+        _ => Err(Refusal::NoSuchPath),
+    }
+}
+
+fn resources(headers: &HeaderMap, group: &str, version: &str) -> Result<Reply, Refusal> {
+    let list = discovery::resource_list(KINDS, group, version).ok_or(Refusal::NoSuchPath)?;
+    let accepted = negotiate::resource(headers, false, false).unwrap_or(negotiate::Accepted::JSON);
+    Ok(reply::value(StatusCode::OK, accepted.encoding, false, &list))
+}
+
+/// `/api` and `/apis`, in the form the client prefers, with an entity tag.
+fn roots(api: &Api, headers: &HeaderMap, core: bool) -> Reply {
+    let form = negotiate::discovery(headers);
+    let document = match form {
+        Discovery::Aggregated(version) => discovery::aggregated(KINDS, core, version),
+        Discovery::Legacy if core => discovery::core_versions(&api.address.to_string()),
+        Discovery::Legacy => discovery::group_list(KINDS),
+    };
+    let mut answer = tagged(headers, &discovery::content_type(form), &document);
+    answer.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+    answer
+}
+
+/// A document with its digest as entity tag; `304` when the client has it.
+fn tagged(headers: &HeaderMap, content_type: &str, document: &Value) -> Reply {
+    let text = document.to_string();
+    let digest = ring::digest::digest(&ring::digest::SHA512, text.as_bytes());
+    let tag = format!("\"{}\"", crate::ids::hex(digest.as_ref()).to_ascii_uppercase());
+    let known = headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok());
+    let known = known.is_some_and(|v| v.split(',').any(|t| t.trim().trim_start_matches("W/") == tag));
+    let mut answer = if known {
+        reply::reply(StatusCode::NOT_MODIFIED, content_type, reply::full(""))
+    } else {
+        reply::reply(StatusCode::OK, content_type, reply::full(text))
+    };
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        answer.headers_mut().insert(ETAG, tag);
+    }
+    answer
+}
+
+/// All paths that are no resources (`GET /`).
+fn paths() -> Vec<String> {
+    let mut paths: Vec<String> =
+        ["/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/healthz"]
+            .into_iter()
+            .chain([
+                "/livez",
+                "/metrics",
+                "/openapi/v2",
+                "/openapi/v3",
+                "/openid/v1/jwks",
+                "/readyz",
+                "/version",
+            ])
+            .map(str::to_owned)
+            .collect();
+    for kind in KINDS.iter().filter(|k| !k.group.is_empty()) {
+        paths.push(format!("/apis/{}", kind.group));
+        paths.push(format!("/apis/{}/{}", kind.group, kind.version));
+    }
+    paths.sort();
+    paths.dedup();
+    paths
+}

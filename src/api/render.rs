@@ -1,0 +1,188 @@
+//! Objects in the form a client asked for: whole, as a Table, as metadata only.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::negotiate::{Accepted, Encoding, Shape};
+use crate::{
+    kinds::{Column, Kind},
+    store::Object,
+};
+
+/// The columns of a kind that names none.
+const DEFAULT_COLUMNS: &[Column] = &[
+    Column {
+        name: "Name",
+        kind: "string",
+        format: "name",
+        description: "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
+        priority: 0,
+    },
+    Column {
+        name: "Age",
+        kind: "date",
+        format: "",
+        description: "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
+        priority: 0,
+    },
+];
+
+/// How much of an object a Table's rows carry (`includeObject`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IncludeObject {
+    None,
+    Metadata,
+    Object,
+}
+
+/// Turns objects of one kind into the negotiated form.
+#[derive(Clone)]
+pub struct Renderer {
+    pub kind: &'static Kind,
+    pub accepted: Accepted,
+    pub include: IncludeObject,
+    pub now: jiff::Timestamp,
+}
+
+impl Renderer {
+    /// The object in the version that was asked for, as a tree.
+    pub fn tree(&self, object: &Object) -> Value {
+        let value = object.value();
+        match &self.kind.stored_as {
+            Some(stored) => (stored.from_stored)(value),
+            None => value,
+        }
+    }
+
+    /// The object in the version that was asked for, as JSON text.
+    fn whole(&self, object: &Object) -> Bytes {
+        if self.kind.stored_as.is_none() {
+            return object.body().clone();
+        }
+        self.tree(object).to_string().into()
+    }
+
+    /// One object as JSON text in the negotiated shape, without a newline.
+    pub fn one(&self, object: &Object) -> Bytes {
+        match self.accepted.shape {
+            Shape::Whole => self.whole(object),
+            _ => self.shaped(self.tree(object), true).to_string().into(),
+        }
+    }
+
+    /// One tree in the negotiated shape; `headers` says whether a Table names its columns.
+    pub fn shaped(&self, value: Value, headers: bool) -> Value {
+        match self.accepted.shape {
+            Shape::Whole => value,
+            Shape::Metadata | Shape::MetadataList => self.metadata(value),
+            Shape::Table => {
+                let metadata = json!({"resourceVersion": value["metadata"]["resourceVersion"]});
+                let columns = if headers { self.columns() } else { Value::Null };
+                json!({"kind": "Table", "apiVersion": self.meta_version(), "metadata": metadata,
+                    "columnDefinitions": columns, "rows": [self.row(value)]})
+            }
+        }
+    }
+
+    /// A bookmark's object: nothing but a revision.
+    pub fn bookmark(&self, revision: &str, initial_events_end: bool) -> Value {
+        let mut metadata = json!({"resourceVersion": revision, "creationTimestamp": null});
+        if initial_events_end {
+            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        match self.accepted.shape {
+            Shape::Whole => {
+                json!({"kind": self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": metadata})
+            }
+            Shape::Metadata | Shape::MetadataList => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": self.meta_version(), "metadata": metadata})
+            }
+            Shape::Table => json!({"kind": "Table", "apiVersion": self.meta_version(),
+                "metadata": {"resourceVersion": revision}, "columnDefinitions": null,
+                "rows": [{"cells": [], "object": {"kind": "PartialObjectMetadata",
+                    "apiVersion": self.meta_version(), "metadata": metadata}}]}),
+        }
+    }
+
+    fn meta_version(&self) -> String {
+        format!("meta.k8s.io/{}", self.accepted.version)
+    }
+
+    fn metadata(&self, mut value: Value) -> Value {
+        json!({"kind": "PartialObjectMetadata", "apiVersion": self.meta_version(), "metadata": value["metadata"].take()})
+    }
+
+    fn columns(&self) -> Value {
+        let columns = if self.kind.columns.is_empty() { DEFAULT_COLUMNS } else { self.kind.columns };
+        columns
+            .iter()
+            .map(|c| {
+                json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description,
+                    "priority": c.priority})
+            })
+            .collect()
+    }
+
+    fn row(&self, value: Value) -> Value {
+        let cells = (self.kind.strategy.cells)(&value, self.now);
+        match self.include {
+            IncludeObject::None => json!({"cells": cells, "object": null}),
+            IncludeObject::Object => json!({"cells": cells, "object": value}),
+            IncludeObject::Metadata => json!({"cells": cells, "object": self.metadata(value)}),
+        }
+    }
+
+    /// A list as pieces of JSON text, so that a long one is never in memory twice.
+    pub fn list(&self, metadata: &Value, items: &[std::sync::Arc<Object>]) -> Vec<Bytes> {
+        let comma = Bytes::from_static(b",");
+        let mut pieces = Vec::with_capacity(items.len() * 2 + 2);
+        let (head, tail) = match self.accepted.shape {
+            Shape::Table => (
+                format!(
+                    "{{\"kind\":\"Table\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"columnDefinitions\":{},\"rows\":[",
+                    self.meta_version(),
+                    self.columns()
+                ),
+                "]}\n",
+            ),
+            Shape::MetadataList | Shape::Metadata => (
+                format!(
+                    "{{\"kind\":\"PartialObjectMetadataList\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+                    self.meta_version()
+                ),
+                "]}\n",
+            ),
+            Shape::Whole => (
+                format!(
+                    "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+                    self.kind.kind,
+                    self.kind.api_version()
+                ),
+                "]}\n",
+            ),
+        };
+        pieces.push(head.into());
+        for (index, object) in items.iter().enumerate() {
+            if index > 0 {
+                pieces.push(comma.clone());
+            }
+            pieces.push(match self.accepted.shape {
+                Shape::Table => self.row(self.tree(object)).to_string().into(),
+                Shape::Metadata | Shape::MetadataList => self.metadata(self.tree(object)).to_string().into(),
+                Shape::Whole => self.whole(object),
+            });
+        }
+        pieces.push(Bytes::from_static(tail.as_bytes()));
+        pieces
+    }
+
+    /// The list as one tree (YAML, pretty printing).
+    pub fn list_tree(&self, metadata: &Value, items: &[std::sync::Arc<Object>]) -> Value {
+        serde_json::from_slice(&self.list(metadata, items).concat()).unwrap_or_default()
+    }
+
+    /// Whether an answer can be made of stored text without a tree.
+    pub fn is_text(&self, pretty: bool) -> bool {
+        self.accepted.encoding == Encoding::Json && !pretty
+    }
+}

@@ -1,0 +1,190 @@
+//! Connections: accept, TLS, HTTP/1.1 and 2, limits, an end.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use hyper::service::service_fn;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    Api, ApiError, Config, handler,
+    health::Metrics,
+    pki::Pki,
+    tls::{ClientCertificates, ServingCertificate, TrustedTime, server_config},
+};
+use crate::{clock::Clock as _, objects::Objects, tasks::CancellationToken};
+
+/// Connections at once; more wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 4096;
+/// How long a client may take for the TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take for the head of a request.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes of a request's head.
+const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Requests at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 1000;
+/// How often a silent HTTP/2 connection is asked whether it lives, and how long it may take.
+const KEEP_ALIVE_PERIOD: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long running requests may take after the server was told to stop.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// The API server, bound and not yet serving.
+pub struct Server {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    serving: Arc<ServingCertificate>,
+    certificates: ClientCertificates,
+    api: Arc<Api>,
+}
+
+impl Server {
+    /// Opens the authority, prepares TLS and binds the socket (port 0 picks one).
+    pub async fn bind(config: Config, objects: Objects, pki: Arc<Pki>) -> Result<Self, ApiError> {
+        let witness = pki.folder().join("ca.crt");
+        let store = objects.store().path().to_owned();
+        let time = TrustedTime::new(Arc::clone(objects.clock()), &[&witness, &store]);
+        let first_service = config.service_cidr.nth(1).map(std::net::IpAddr::from);
+        let mut names = config.tls_san.clone();
+        names.push(format!("kubernetes.default.svc.{}", config.cluster_domain));
+        let extra: Vec<_> = first_service.into_iter().collect();
+        let serving = Arc::new(ServingCertificate::new(Arc::clone(&pki), &names, &extra)?);
+        let (tls, certificates) = server_config(&pki, Arc::clone(&serving), time.clone())?;
+        let bind_failed = |source| ApiError::Bind { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(bind_failed)?;
+        let address = listener.local_addr().map_err(bind_failed)?;
+        let api = Arc::new(Api {
+            metrics: Metrics::new(time.now()),
+            objects,
+            time,
+            stop: CancellationToken::new(),
+            address,
+        });
+        Ok(Self { listener, acceptor: TlsAcceptor::from(tls), serving, certificates, api })
+    }
+
+    /// The address that was bound.
+    pub fn local_addr(&self) -> std::net::SocketAddr {
+        self.api.address
+    }
+
+    /// Serves until `stop`, then lets running requests end.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), ApiError> {
+        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut connections = JoinSet::new();
+        loop {
+            let permit = tokio::select! {
+                () = stop.cancelled() => break,
+                permit = Arc::clone(&permits).acquire_owned() => permit,
+            };
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = self.listener.accept() => accepted,
+            };
+            while connections.try_join_next().is_some() {}
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors: wait for connections to end instead of spinning.
+                    tracing::warn!(%error, "accepting a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let connection = Connection {
+                acceptor: self.acceptor.clone(),
+                serving: Arc::clone(&self.serving),
+                certificates: self.certificates.clone(),
+                api: Arc::clone(&self.api),
+            };
+            connections.spawn(async move {
+                connection.serve(stream).await;
+                drop(permit);
+            });
+        }
+        self.api.stop.cancel();
+        let drained = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
+            tracing::debug!("some requests did not end in time");
+        }
+        connections.shutdown().await;
+        Ok(())
+    }
+}
+
+struct Connection {
+    acceptor: TlsAcceptor,
+    serving: Arc<ServingCertificate>,
+    certificates: ClientCertificates,
+    api: Arc<Api>,
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream) {
+        let _ = stream.set_nodelay(true);
+        if let Ok(local) = stream.local_addr() {
+            self.serving.cover(local.ip());
+        }
+        let peer = stream.peer_addr().ok();
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream));
+        let tls = match handshake.await {
+            Ok(Ok(tls)) => tls,
+            Ok(Err(error)) => return tracing::debug!(%error, ?peer, "TLS handshake"),
+            Err(_) => return tracing::debug!(?peer, "TLS handshake took too long"),
+        };
+        let presented = tls.get_ref().1.peer_certificates().unwrap_or_default();
+        let certificate = match presented {
+            [] => handler::Presented::Nothing,
+            chain => self
+                .certificates
+                .identify(chain)
+                .map_or(handler::Presented::Unknown, handler::Presented::Certificate),
+        };
+        let certificate = Arc::new(certificate);
+        let api = Arc::clone(&self.api);
+        let service = service_fn(move |request| {
+            let (api, certificate) = (Arc::clone(&api), Arc::clone(&certificate));
+            async move { Ok::<_, Infallible>(handler::handle(api, &certificate, request).await) }
+        });
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS_TIMEOUT)
+            .max_buf_size(HEADER_BYTES_MAX);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(HEADER_BYTES_MAX as u32)
+            .keep_alive_interval(KEEP_ALIVE_PERIOD)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
+        tokio::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.api.stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::trace!(%error, ?peer, "connection ended");
+        }
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Server({})", self.api.address)
+    }
+}

@@ -1,0 +1,467 @@
+//! The verbs of resources, from a request to an answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::{HeaderMap, Request, StatusCode, body::Incoming};
+use serde_json::{Value, json};
+
+use super::{
+    Api, body,
+    negotiate::{self, Accepted, Encoding, Shape},
+    render::{IncludeObject, Renderer},
+    reply::{self, Reply},
+    request::{Query, RequestInfo, ResourcePath},
+    select::{Filter, Page, PageState, WatchOptions, encode_token},
+    status::{self, Refusal},
+    stored_kind,
+    watching::Watching,
+};
+use crate::{
+    clock::Clock as _,
+    ids::Revision,
+    kinds::{FieldError, Kind, Subresource, registry},
+    objects::{self, DeleteOptions, Propagation, User, WriteOptions},
+    store::{Listing, Object, StoreError},
+};
+
+/// A resource request on its way.
+pub struct Call {
+    pub api: Arc<Api>,
+    pub info: RequestInfo,
+    pub path: ResourcePath,
+    /// The row of the path.
+    pub kind: &'static Kind,
+    /// The row under which the objects lie.
+    pub stored: &'static Kind,
+    pub subresource: Option<Subresource>,
+    pub query: Query,
+    pub headers: HeaderMap,
+    pub user: User,
+    pub warnings: Vec<String>,
+}
+
+/// Answers a request for a resource.
+pub async fn handle(
+    api: &Arc<Api>,
+    user: User,
+    request: Request<Incoming>,
+    query: Query,
+    info: RequestInfo,
+) -> Result<Reply, Refusal> {
+    let path = info.resource.clone().ok_or(Refusal::NoSuchPath)?;
+    let kind = registry::by_path(&path.group, &path.version, &path.plural).ok_or(Refusal::NoSuchPath)?;
+    let scoped = kind.kind == "Namespace" || kind.namespaced || path.namespace.is_empty();
+    let needs_namespace = kind.namespaced && path.namespace.is_empty();
+    if !scoped || (needs_namespace && !matches!(info.verb, "list" | "watch" | "deletecollection")) {
+        return Err(if info.verb == "create" && needs_namespace {
+            Refusal::NoSuchMethod
+        } else {
+            Refusal::NoSuchPath
+        });
+    }
+    let subresource = match path.subresource.as_str() {
+        "" => None,
+        name => Some(*kind.subresources.iter().find(|s| s.name() == name).ok_or(Refusal::NoSuchPath)?),
+    };
+    let (head, body) = request.into_parts();
+    let mut call = Call {
+        api: Arc::clone(api),
+        stored: stored_kind(kind),
+        info,
+        path,
+        kind,
+        subresource,
+        query,
+        headers: head.headers,
+        user,
+        warnings: Vec::new(),
+    };
+    let verb = call.info.verb;
+    if subresource.is_none() && !kind.verbs.contains(&verb) {
+        return Err(Refusal::NoSuchMethod);
+    }
+    let mut answer = match (verb, subresource) {
+        ("get", None | Some(Subresource::Status)) => call.get(),
+        ("list", None) => call.list(),
+        ("watch", None) => call.watch(),
+        ("create", None) if call.info.collection => {
+            let bytes = body::read(body).await?;
+            call.create(&bytes).await
+        }
+        ("update", None | Some(Subresource::Status)) => {
+            let bytes = body::read(body).await?;
+            call.update(&bytes).await
+        }
+        ("delete", None) => {
+            let bytes = body::read(body).await?;
+            call.delete(&bytes).await
+        }
+        ("deletecollection", None) => {
+            let bytes = body::read(body).await?;
+            call.delete_collection(&bytes).await
+        }
+        _ => Err(Refusal::NoSuchMethod),
+    }?;
+    reply::warn(&mut answer, &call.warnings);
+    Ok(answer)
+}
+
+impl Call {
+    /// The namespace of the objects; a Namespace itself has none.
+    pub fn namespace(&self) -> &str {
+        if self.kind.namespaced { &self.path.namespace } else { "" }
+    }
+
+    fn pretty(&self) -> bool {
+        if self.query.get("pretty").is_some() {
+            return self.query.flag("pretty");
+        }
+        let agent = self.headers.get("user-agent").and_then(|v| v.to_str().ok()).unwrap_or_default();
+        ["curl", "Wget", "Mozilla/5.0"].iter().any(|browser| agent.starts_with(browser))
+    }
+
+    fn renderer(&self, accepted: Accepted) -> Result<Renderer, Refusal> {
+        let include = match self.query.get("includeObject").unwrap_or_default() {
+            "" | "Metadata" => IncludeObject::Metadata,
+            "None" => IncludeObject::None,
+            "Object" => IncludeObject::Object,
+            other => {
+                return Err(Refusal::bad_request(format!("unrecognized includeObject value: {other:?}")));
+            }
+        };
+        Ok(Renderer { kind: self.kind, accepted, include, now: self.api.time.now() })
+    }
+
+    /// One object as an answer.
+    pub fn object(&self, code: StatusCode, object: &Object) -> Result<Reply, Refusal> {
+        let accepted = negotiate::resource(&self.headers, true, false)?;
+        let renderer = self.renderer(accepted)?;
+        if renderer.is_text(self.pretty()) {
+            let text = [&renderer.one(object)[..], b"\n"].concat();
+            return Ok(reply::reply(code, Encoding::Json.content_type(), reply::full(text)));
+        }
+        let value = renderer.shaped(renderer.tree(object), true);
+        Ok(reply::value(code, accepted.encoding, self.pretty(), &value))
+    }
+
+    /// Any other value (Status, Scale, TokenRequest) as an answer.
+    pub fn value(&self, code: StatusCode, value: &Value) -> Result<Reply, Refusal> {
+        let mut accepted = negotiate::resource(&self.headers, true, false)?;
+        if accepted.shape != Shape::Whole {
+            accepted = Accepted::JSON;
+        }
+        Ok(reply::value(code, accepted.encoding, self.pretty(), value))
+    }
+
+    fn get(&self) -> Result<Reply, Refusal> {
+        if let Some(asked) = self.query.filled("resourceVersion").and_then(|v| v.parse().ok()) {
+            self.refuse_future(Revision(asked))?;
+        }
+        let object = self.api.objects.get(self.stored, self.namespace(), &self.path.name)?;
+        self.object(StatusCode::OK, &object)
+    }
+
+    fn refuse_future(&self, asked: Revision) -> Result<(), Refusal> {
+        let current = self.api.objects.store().revision();
+        if asked > current {
+            return Err(Refusal::TooLargeResourceVersion { asked: asked.0, current: current.0 });
+        }
+        Ok(())
+    }
+
+    fn filter(&self) -> Result<Filter, Refusal> {
+        Filter::parse(self.kind, self.namespace(), &self.path.name, &self.query)
+    }
+
+    fn list(&self) -> Result<Reply, Refusal> {
+        let accepted = negotiate::resource(&self.headers, false, true)?;
+        let filter = self.filter()?;
+        let page = Page::parse(&self.query)?;
+        let (listing, after, revision) = self.state(&filter, &page)?;
+        let mut matching = listing.items.into_iter().filter(|o| {
+            after
+                .as_ref()
+                .is_none_or(|(ns, name)| (&*o.key.namespace, &*o.key.name) > (ns.as_str(), name.as_str()))
+                && filter.matches(o)
+        });
+        let items: Vec<Arc<Object>> = match page.limit {
+            Some(limit) => matching.by_ref().take(limit).collect(),
+            None => matching.by_ref().collect(),
+        };
+        let rest = matching.count();
+        let mut metadata = json!({"resourceVersion": revision.to_string()});
+        if rest > 0
+            && let Some(last) = items.last()
+        {
+            metadata["continue"] = encode_token((&last.key.namespace, &last.key.name), Some(revision)).into();
+            if filter.is_everything() {
+                metadata["remainingItemCount"] = rest.into();
+            }
+        }
+        let renderer = self.renderer(accepted)?;
+        if renderer.is_text(self.pretty()) {
+            let pieces = renderer.list(&metadata, &items);
+            return Ok(reply::pieces(&self.headers, Encoding::Json.content_type(), pieces));
+        }
+        let value = renderer.list_tree(&metadata, &items);
+        Ok(reply::value(StatusCode::OK, accepted.encoding, self.pretty(), &value))
+    }
+
+    /// The state that a page shows, the key it begins after, and the revision it is of.
+    #[allow(clippy::type_complexity, reason = "three parts of one answer, used once")]
+    fn state(
+        &self,
+        filter: &Filter,
+        page: &Page,
+    ) -> Result<(Listing, Option<(String, String)>, Revision), Refusal> {
+        let store = self.api.objects.store();
+        let resource = self.stored.resource();
+        let newest = || store.list(&resource, filter.namespace());
+        let at = |revision| store.list_at(&resource, filter.namespace(), revision);
+        match &page.state {
+            PageState::Newest => {
+                let listing = newest();
+                let revision = listing.revision;
+                Ok((listing, None, revision))
+            }
+            PageState::NotOlderThan(asked) => {
+                self.refuse_future(*asked)?;
+                let listing = newest();
+                let revision = listing.revision;
+                Ok((listing, None, revision))
+            }
+            PageState::Exact(asked) => {
+                self.refuse_future(*asked)?;
+                let listing = at(*asked).map_err(|_| {
+                    let message = format!("The provided resource version {asked:?} is too old", asked = asked.to_string());
+                    Refusal::from(objects::Error::Expired(message))
+                })?;
+                Ok((listing, None, *asked))
+            }
+            PageState::Continue { after, revision: Some(revision) } => match at(*revision) {
+                Ok(listing) => Ok((listing, Some(after.clone()), *revision)),
+                Err(StoreError::Expired { .. }) => Err(Refusal::ContinueExpired {
+                    message: "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.".to_owned(),
+                    token: encode_token((&after.0, &after.1), None),
+                }),
+                Err(other) => Err(Refusal::internal(other.to_string())),
+            },
+            PageState::Continue { after, revision: None } => {
+                let listing = newest();
+                let revision = listing.revision;
+                Ok((listing, Some(after.clone()), revision))
+            }
+        }
+    }
+
+    fn watch(&self) -> Result<Reply, Refusal> {
+        let accepted = negotiate::resource(&self.headers, true, true)?;
+        let filter = self.filter()?;
+        let options = WatchOptions::parse(&self.query)?;
+        let renderer = self.renderer(accepted)?;
+        let clock = Arc::clone(self.api.objects.clock());
+        let store = self.api.objects.store();
+        let stop = self.api.stop.clone();
+        let watching =
+            Watching::start(store, clock, filter, renderer, &options, stop, self.api.metrics.watch())?;
+        let content_type = match accepted.encoding {
+            Encoding::Json | Encoding::Yaml | Encoding::Protobuf => "application/json",
+        };
+        Ok(reply::reply(StatusCode::OK, content_type, reply::streamed(watching.into_stream())))
+    }
+
+    /// Who writes, and how, of this request.
+    pub fn write_options(&self) -> Result<WriteOptions, Refusal> {
+        let kind = match self.info.verb {
+            "create" => "CreateOptions.meta.k8s.io",
+            "update" => "UpdateOptions.meta.k8s.io",
+            "patch" => "PatchOptions.meta.k8s.io",
+            _ => "DeleteOptions.meta.k8s.io",
+        };
+        let refuse = |error: FieldError| {
+            Err(objects::Error::Invalid { kind: kind.to_owned(), name: String::new(), errors: vec![error] }
+                .into())
+        };
+        let mut dry_run = false;
+        for value in self.query.all("dryRun").filter(|v| !v.is_empty()) {
+            if value != "All" {
+                return refuse(FieldError::not_supported("dryRun", json!([value]), &["All"]));
+            }
+            dry_run = true;
+        }
+        let manager = self.query.get("fieldManager").unwrap_or_default();
+        if manager.len() > 128 {
+            return refuse(FieldError::too_long("fieldManager", 128));
+        }
+        if manager.chars().any(char::is_control) {
+            return refuse(FieldError::invalid(
+                "fieldManager",
+                manager,
+                "should only contain printable characters",
+            ));
+        }
+        let manager = if manager.is_empty() { self.agent() } else { manager.to_owned() };
+        Ok(WriteOptions { user: self.user.clone(), manager, dry_run })
+    }
+
+    /// The field manager of a client that names none: its user agent up to the first slash.
+    fn agent(&self) -> String {
+        let agent = self.headers.get("user-agent").and_then(|v| v.to_str().ok()).unwrap_or_default();
+        agent.split('/').next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(128).collect()
+    }
+
+    /// The object in a request's body.
+    pub fn decode(&mut self, bytes: &Bytes) -> Result<Value, Refusal> {
+        let encoding = negotiate::body_encoding(&self.headers)?;
+        let value = body::object(bytes, encoding, self.kind)?;
+        let namespace = value["metadata"]["namespace"].as_str().unwrap_or_default();
+        if self.kind.namespaced && !namespace.is_empty() && namespace != self.namespace() {
+            return Err(Refusal::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
+        }
+        Ok(value)
+    }
+
+    /// The stored form of an object in the version of the request.
+    pub fn to_stored(&self, value: Value) -> Value {
+        match &self.kind.stored_as {
+            Some(stored) => (stored.to_stored)(value),
+            None => value,
+        }
+    }
+
+    async fn create(&mut self, bytes: &Bytes) -> Result<Reply, Refusal> {
+        let options = self.write_options()?;
+        let value = self.decode(bytes)?;
+        self.warnings.extend((self.kind.strategy.warnings)(&value));
+        let value = self.to_stored(value);
+        let created = self.api.objects.create(self.stored, self.namespace(), value, &options).await?;
+        self.object(StatusCode::CREATED, &created)
+    }
+
+    async fn update(&mut self, bytes: &Bytes) -> Result<Reply, Refusal> {
+        let options = self.write_options()?;
+        let value = self.decode(bytes)?;
+        let given = value["metadata"]["name"].as_str().unwrap_or_default();
+        if given.is_empty() {
+            return Err(Refusal::bad_request("name must be provided"));
+        }
+        if given != self.path.name {
+            return Err(Refusal::bad_request(format!(
+                "the name of the object ({given}) does not match the name on the URL ({})",
+                self.path.name
+            )));
+        }
+        self.warnings.extend((self.kind.strategy.warnings)(&value));
+        let value = self.to_stored(value);
+        let objects = &self.api.objects;
+        let name = &self.path.name;
+        let updated =
+            objects.update(self.stored, self.subresource, self.namespace(), name, value, &options).await?;
+        self.object(StatusCode::OK, &updated)
+    }
+
+    /// DeleteOptions of the body and the query.
+    fn delete_options(&self, bytes: &Bytes) -> Result<(DeleteOptions, bool), Refusal> {
+        let body = if bytes.is_empty() {
+            json!({})
+        } else {
+            body::parse(bytes, negotiate::body_encoding(&self.headers)?)?
+        };
+        let number = |text: &str| text.parse::<i64>().ok();
+        let grace_seconds = body["gracePeriodSeconds"]
+            .as_i64()
+            .or_else(|| self.query.filled("gracePeriodSeconds").and_then(number));
+        let policy = body["propagationPolicy"].as_str().or_else(|| self.query.filled("propagationPolicy"));
+        let orphan = body["orphanDependents"]
+            .as_bool()
+            .or_else(|| self.query.filled("orphanDependents").map(|_| self.query.flag("orphanDependents")));
+        let refuse = |error: FieldError| -> Refusal {
+            let kind = "DeleteOptions.meta.k8s.io".to_owned();
+            objects::Error::Invalid { kind, name: String::new(), errors: vec![error] }.into()
+        };
+        let propagation = match (policy, orphan) {
+            (Some(_), Some(_)) => {
+                return Err(refuse(FieldError::invalid(
+                    "propagationPolicy",
+                    policy.unwrap_or_default(),
+                    "orphanDependents and deletionPropagation cannot be both set",
+                )));
+            }
+            (Some("Background"), None) | (None, Some(false)) => Some(Propagation::Background),
+            (Some("Foreground"), None) => Some(Propagation::Foreground),
+            (Some("Orphan"), None) | (None, Some(true)) => Some(Propagation::Orphan),
+            (None, None) => None,
+            (Some(other), None) => {
+                return Err(refuse(FieldError::not_supported(
+                    "propagationPolicy",
+                    other,
+                    &["Foreground", "Background", "Orphan"],
+                )));
+            }
+        };
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let dry_run = body["dryRun"].as_array().is_some_and(|all| all.iter().any(|v| v == "All"));
+        let options = DeleteOptions {
+            grace_seconds,
+            propagation,
+            uid: text(&body["preconditions"]["uid"]),
+            resource_version: text(&body["preconditions"]["resourceVersion"]),
+        };
+        Ok((options, dry_run))
+    }
+
+    async fn delete(&mut self, bytes: &Bytes) -> Result<Reply, Refusal> {
+        let mut options = self.write_options()?;
+        let (delete, dry_run) = self.delete_options(bytes)?;
+        options.dry_run |= dry_run;
+        let name = &self.path.name;
+        let removal = self.api.objects.remove(self.stored, self.namespace(), name, &delete, &options).await?;
+        if removal.gone && !returns_deleted(self.stored) {
+            let status = status::deleted(&self.stored.resource(), name, &removal.object.meta.uid);
+            return self.value(StatusCode::OK, &status);
+        }
+        let accepted = !removal.gone && delete.propagation == Some(Propagation::Background);
+        self.object(if accepted { StatusCode::ACCEPTED } else { StatusCode::OK }, &removal.object)
+    }
+
+    async fn delete_collection(&mut self, bytes: &Bytes) -> Result<Reply, Refusal> {
+        let mut options = self.write_options()?;
+        let (delete, dry_run) = self.delete_options(bytes)?;
+        options.dry_run |= dry_run;
+        let filter = self.filter()?;
+        let listing = self.api.objects.list(self.stored, filter.namespace());
+        let mut deleted = Vec::new();
+        for object in listing.items.into_iter().filter(|o| filter.matches(o)) {
+            let key = &object.key;
+            match self.api.objects.remove(self.stored, &key.namespace, &key.name, &delete, &options).await {
+                Ok(removal) => deleted.push(removal.object),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let metadata = json!({"resourceVersion": listing.revision.to_string()});
+        let renderer = self.renderer(Accepted::JSON)?;
+        let value = renderer.list_tree(&metadata, &deleted);
+        self.value(StatusCode::OK, &value)
+    }
+}
+
+/// Kinds whose delete answers with the object instead of a Status (upstream's `ReturnDeletedObject`).
+fn returns_deleted(kind: &Kind) -> bool {
+    matches!(
+        (kind.group, kind.kind),
+        (
+            "",
+            "Pod"
+                | "Service"
+                | "ServiceAccount"
+                | "PersistentVolume"
+                | "PersistentVolumeClaim"
+                | "ResourceQuota"
+                | "PodTemplate"
+        ) | ("storage.k8s.io", _)
+    )
+}
