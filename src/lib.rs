@@ -8,7 +8,7 @@
 //! api  controllers  scheduler  dispatch  node  dns  ingress
 //! objects
 //! store  mqtt  runtime  image  net
-//! kinds  patch  config  ids  clock  tasks
+//! kinds  patch  config  ids  clock  tasks  demo
 //! ```
 
 pub mod api;
@@ -19,6 +19,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod controllers;
+pub mod demo;
 pub mod dispatch;
 pub mod dns;
 pub mod ids;

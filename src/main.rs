@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    sampan::runtime::dispatch_helper().unwrap_or_else(sampan::cli::main)
+    sampan::runtime::dispatch_helper().or_else(sampan::demo::dispatch).unwrap_or_else(sampan::cli::main)
 }

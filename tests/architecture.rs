@@ -10,8 +10,8 @@ use std::{
 /// Rooms by floor, the lowest first. Rooms of the first floor are one heap of leaves and may import
 /// each other; on the others they do not.
 const FLOORS: &[&[&str]] = &[
-    &["check", "config", "ids", "clock", "tasks", "kinds", "manifest", "patch"],
-    &["store", "mqtt", "runtime", "image", "net", "demo"],
+    &["check", "config", "ids", "clock", "tasks", "kinds", "manifest", "patch", "demo"],
+    &["store", "mqtt", "runtime", "image", "net"],
     &["objects", "control"],
     &["api", "controllers", "scheduler", "dispatch", "node", "dns", "ingress"],
     &["app"],

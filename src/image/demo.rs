@@ -24,11 +24,6 @@ use super::{
 
 /// The image's full name.
 pub const DEMO_IMAGE: &str = "sampan.dev/demo:latest";
-/// Names in `/bin` that the binary answers to.
-pub const APPLETS: &[&str] = &[
-    "cat", "cpuburn", "echo", "env", "exit", "false", "hostname", "id", "ls", "memhog", "nc", "nslookup",
-    "ps", "sh", "sleep", "tcp-echo", "test", "true", "udp-echo", "web", "wget", "write",
-];
 const PASSWD: &str = "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 
@@ -140,7 +135,7 @@ fn layer_stream(binary: File, size: u64) -> io::Result<impl Read> {
             text.as_bytes(),
         )?;
     }
-    for applet in APPLETS {
+    for applet in crate::demo::applets() {
         let mut header = header(EntryType::Symlink, 0o777, 0);
         start.append_link(&mut header, format!("bin/{applet}"), "/sampan")?;
     }
