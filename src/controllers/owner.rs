@@ -1,18 +1,20 @@
 //! Who owns an object: owner references, adoption and release.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use k8s_openapi::{
     Metadata, Resource,
-    apimachinery::pkg::apis::meta::v1::{
-        LabelSelector, LabelSelectorRequirement, ObjectMeta, OwnerReference,
-    },
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
 };
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::plan::Plan;
-use crate::{kinds::registry, objects::Objects, store::Meta};
+use crate::{
+    kinds::{labels::Selector, registry},
+    objects::Objects,
+    store::Meta,
+};
 
 /// The owner reference with `controller: true`.
 pub fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
@@ -57,51 +59,21 @@ pub fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     meta.labels.as_ref()?.get(key).map(String::as_str)
 }
 
-/// Whether a label selector selects; an empty selector selects everything.
-pub fn selects<'a>(selector: &LabelSelector, label: impl Fn(&str) -> Option<&'a str>) -> bool {
-    let expression = |r: &LabelSelectorRequirement| {
-        let value = label(&r.key);
-        let listed = || r.values.iter().flatten().any(|v| Some(v.as_str()) == value);
-        match r.operator.as_str() {
-            "In" => value.is_some() && listed(),
-            "NotIn" => !listed(),
-            "Exists" => value.is_some(),
-            "DoesNotExist" => value.is_none(),
-            _ => false,
-        }
-    };
-    selector.match_labels.iter().flatten().all(|(k, v)| label(k) == Some(v))
-        && selector.match_expressions.iter().flatten().all(expression)
-}
-
-/// Whether a label selector selects an object.
-pub fn selects_meta(selector: &LabelSelector, meta: &ObjectMeta) -> bool {
-    selects(selector, |key| label(meta, key))
-}
-
-/// Whether a label selector selects a set of labels.
-pub fn selects_labels(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
-    selects(selector, |key| labels.get(key).map(String::as_str))
-}
-
-pub fn is_empty_selector(selector: &LabelSelector) -> bool {
-    selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
-        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+/// A label selector, compiled. One that is invalid (validation refuses it) selects nothing.
+pub fn selector(selector: &LabelSelector) -> Selector {
+    Selector::from_label_selector(Some(selector)).unwrap_or(Selector::NOTHING)
 }
 
 /// The objects of a namespace that `owner` (a uid) owns or that its selector selects; which of
 /// them it may have is decided by [`claim`].
-pub fn candidates<T>(
-    objects: &Objects,
-    namespace: &str,
-    owner: &str,
-    selects: impl Fn(&Meta) -> bool,
-) -> Vec<Arc<T>>
+pub fn candidates<T>(objects: &Objects, namespace: &str, owner: &str, selector: &Selector) -> Vec<Arc<T>>
 where
     T: Resource + DeserializeOwned + Send + Sync + 'static,
 {
     let listing = objects.list(registry::of::<T>(), Some(namespace));
-    let wanted = |meta: &Meta| meta.owners.iter().any(|uid| **uid == *owner) || selects(meta);
+    let wanted = |meta: &Meta| {
+        meta.owners.iter().any(|uid| **uid == *owner) || selector.matches(|key| meta.label(key))
+    };
     listing.items.iter().filter(|o| wanted(&o.meta)).map(|o| o.typed()).collect()
 }
 
@@ -110,12 +82,7 @@ where
 ///
 /// An owner that is being deleted neither adopts nor releases; an object that is being deleted is
 /// not adopted.
-pub fn claim<O, T>(
-    owner: &O,
-    candidates: &[Arc<T>],
-    matches: impl Fn(&T) -> bool,
-    plan: &mut Plan,
-) -> Vec<Arc<T>>
+pub fn claim<O, T>(owner: &O, candidates: &[Arc<T>], selector: &Selector, plan: &mut Plan) -> Vec<Arc<T>>
 where
     O: Metadata<Ty = ObjectMeta>,
     T: Metadata<Ty = ObjectMeta>,
@@ -125,16 +92,17 @@ where
     let mut kept = Vec::with_capacity(candidates.len());
     for candidate in candidates {
         let meta = candidate.metadata();
+        let matches = selector.matches_map(meta.labels.as_ref());
         let references = meta.owner_references.as_deref().unwrap_or_default();
         match controller_of(meta) {
             Some(controller) if controller.uid != own => {}
-            Some(_) if matches(candidate) => kept.push(Arc::clone(candidate)),
+            Some(_) if matches => kept.push(Arc::clone(candidate)),
             Some(_) if deleting => {}
             Some(_) => {
                 let rest: Vec<_> = references.iter().filter(|o| o.uid != own).collect();
                 plan.merge_at(&**candidate, json!({ "metadata": { "ownerReferences": rest } }));
             }
-            None if deleting || meta.deletion_timestamp.is_some() || !matches(candidate) => {}
+            None if deleting || meta.deletion_timestamp.is_some() || !matches => {}
             None => {
                 let mut all: Vec<_> = references.iter().filter(|o| o.uid != own).cloned().collect();
                 all.push(controller_reference(owner));

@@ -11,17 +11,13 @@ use k8s_openapi::{
 };
 
 use super::owner;
+pub use crate::kinds::pod::{is_ready, is_terminal};
 
 /// The longest prefix to which a generated suffix can be added (`maxGeneratedNameLength`).
 const GENERATED_PREFIX_LEN_MAX: usize = 58;
 
 pub fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Pending")
-}
-
-/// Whether the pod has ended for good: `Succeeded` or `Failed`.
-pub fn is_terminal(pod: &Pod) -> bool {
-    matches!(phase(pod), "Succeeded" | "Failed")
 }
 
 pub fn is_deleting(pod: &Pod) -> bool {
@@ -44,10 +40,6 @@ pub fn node_name(pod: &Pod) -> &str {
 
 pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == kind)
-}
-
-pub fn is_ready(pod: &Pod) -> bool {
-    condition(pod, "Ready").is_some_and(|c| c.status == "True")
 }
 
 /// Since when the pod is ready.

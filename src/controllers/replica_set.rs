@@ -12,7 +12,7 @@ use k8s_openapi::{
         apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
         core::v1::{Pod, PodTemplateSpec},
     },
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 
 use super::{
@@ -22,6 +22,7 @@ use super::{
     runner::{Controller, Round, Source, owner_keys},
 };
 use crate::{
+    kinds::labels::Selector,
     objects::Objects,
     store::{Key, Object},
 };
@@ -44,7 +45,9 @@ impl Controller for ReplicaSetController {
         vec![
             Source::new("pods", owner_keys::<Pod>("replicasets.apps")),
             Source::new("pods", |objects, pod| {
-                orphan_keys::<ReplicaSet>(objects, pod, |rs| rs.spec.as_ref().map(|s| &s.selector))
+                orphan_keys::<ReplicaSet>(objects, pod, |rs| {
+                    rs.spec.as_ref().map(|s| owner::selector(&s.selector))
+                })
             }),
         ]
     }
@@ -54,10 +57,11 @@ impl Controller for ReplicaSetController {
             return Plan::default();
         };
         let Some(spec) = rs.spec.as_ref() else { return Plan::default() };
+        let selector = owner::selector(&spec.selector);
         let desired = Desired {
             replicas: spec.replicas.unwrap_or(1),
             min_ready_seconds: spec.min_ready_seconds.unwrap_or(0),
-            selector: &spec.selector,
+            selector: &selector,
             template: spec.template.as_ref(),
         };
         let observed = observe(objects, &*rs, &desired, round);
@@ -73,7 +77,7 @@ impl Controller for ReplicaSetController {
 pub fn orphan_keys<T>(
     objects: &Objects,
     orphan: &Object,
-    selector: impl Fn(&T) -> Option<&LabelSelector>,
+    selector: impl Fn(&T) -> Option<Selector>,
 ) -> Vec<Key>
 where
     T: Metadata<Ty = ObjectMeta> + serde::de::DeserializeOwned + Send + Sync + 'static,
@@ -83,7 +87,7 @@ where
     }
     let sets = objects.list(crate::kinds::registry::of::<T>(), Some(&orphan.key.namespace));
     let selects = |set: &&Arc<Object>| {
-        selector(&set.typed::<T>()).is_some_and(|s| owner::selects(s, |key| orphan.meta.label(key)))
+        selector(&set.typed::<T>()).is_some_and(|s| s.matches(|key| orphan.meta.label(key)))
     };
     sets.items.iter().filter(selects).map(|set| set.key.clone()).collect()
 }
@@ -92,7 +96,7 @@ where
 pub struct Desired<'a> {
     pub replicas: i32,
     pub min_ready_seconds: i32,
-    pub selector: &'a LabelSelector,
+    pub selector: &'a Selector,
     pub template: Option<&'a PodTemplateSpec>,
 }
 
@@ -114,9 +118,7 @@ where
 {
     let meta = set.metadata();
     let (namespace, uid) = (owner::namespace(meta), owner::uid(meta));
-    let pods = owner::candidates(objects, namespace, uid, |meta| {
-        owner::selects(desired.selector, |key| meta.label(key))
-    });
+    let pods = owner::candidates(objects, namespace, uid, desired.selector);
     let related = match owner::controller_of(meta) {
         // Neighbours only matter when there are pods to choose from.
         _ if pods.len() <= usize::try_from(desired.replicas).unwrap_or(0) => Vec::new(),
@@ -126,9 +128,7 @@ where
             .filter(|rs| owner::is_controlled_by(&rs.metadata, &controller.uid))
             .filter_map(|rs| rs.spec.as_ref())
             .flat_map(|spec| {
-                owner::candidates::<Pod>(objects, namespace, "-", |meta| {
-                    owner::selects(&spec.selector, |key| meta.label(key))
-                })
+                owner::candidates::<Pod>(objects, namespace, "-", &owner::selector(&spec.selector))
             })
             .collect(),
         None => pods.clone(),
@@ -149,7 +149,7 @@ where
     S: Metadata<Ty = ObjectMeta>,
 {
     let alive: Vec<_> = observed.pods.iter().filter(|pod| !pods::is_terminal(pod)).cloned().collect();
-    let claimed = owner::claim(set, &alive, |pod| owner::selects_meta(desired.selector, &pod.metadata), plan);
+    let claimed = owner::claim(set, &alive, desired.selector, plan);
     let (mut active, terminating): (Vec<_>, Vec<_>) =
         claimed.into_iter().partition(|pod| pods::is_active(pod));
     let status = status(set, desired, &active, terminating.len(), observed.failure.as_deref(), old, now);
@@ -346,12 +346,9 @@ mod tests {
     fn plan(replicas: i32, pods: Vec<Arc<Pod>>) -> (Plan, ReplicaSetStatus) {
         let rs = set(replicas);
         let spec = rs.spec.as_ref().unwrap();
-        let desired = Desired {
-            replicas,
-            min_ready_seconds: 0,
-            selector: &spec.selector,
-            template: spec.template.as_ref(),
-        };
+        let selector = owner::selector(&spec.selector);
+        let desired =
+            Desired { replicas, min_ready_seconds: 0, selector: &selector, template: spec.template.as_ref() };
         let mut plan = Plan::about(&rs);
         let observed = Observed { related: pods.clone(), pods, failure: None };
         let status = reconcile(&rs, &desired, &observed, &ReplicaSetStatus::default(), now(), &mut plan);

@@ -11,7 +11,7 @@ use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 use futures_util::{
     StreamExt,
     future::join_all,
-    stream::{self, BoxStream, FuturesUnordered, SelectAll},
+    stream::{BoxStream, FuturesUnordered, SelectAll},
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{Metadata, api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     kinds::{Subresource, registry},
     objects::{DeleteOptions, Error, Objects, WriteOptions},
-    store::{Event, Key, Object, StoreError, Watch},
+    store::{Event, Key, Object, StoreError},
     tasks::{CancellationToken, Tasks},
 };
 
@@ -178,19 +178,8 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// The events of a resource from now on; ends after an error.
 fn follow<'a>(objects: &Objects, index: usize, resource: &'static str) -> BoxStream<'a, Seen> {
-    let store = objects.store();
-    match store.watch(resource, store.revision()) {
-        Ok(watch) => stream::unfold(Some(watch), move |watch| async move {
-            let mut watch: Watch = watch?;
-            let seen = watch.next().await;
-            let rest = seen.is_ok().then_some(watch);
-            Some(((index, seen), rest))
-        })
-        .boxed(),
-        Err(error) => stream::once(async move { (index, Err(error)) }).boxed(),
-    }
+    objects.follow(resource).map(move |seen| (index, seen)).boxed()
 }
 
 /// Acts on a plan: in order, and no further than the first failure.

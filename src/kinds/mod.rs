@@ -31,6 +31,7 @@ mod network_policy;
 mod node;
 mod persistent_volume;
 mod persistent_volume_claim;
+pub mod placement;
 pub mod pod;
 mod pod_disruption_budget;
 mod pod_template;
@@ -52,6 +53,7 @@ mod service_cidr;
 mod stateful_set;
 mod storage_class;
 mod volume_attachment;
+pub mod volumes;
 
 pub use field::{ErrorList, FieldError};
 pub use serde_json::Value;

@@ -7,7 +7,9 @@
 //! that changes nothing writes nothing; updates are compare-and-swap.
 //! Deliberately absent: HTTP, authentication and authorisation (they are `api`'s).
 
+mod binding;
 mod error;
+mod follow;
 
 use std::{collections::BTreeMap, sync::Arc};
 

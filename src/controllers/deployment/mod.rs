@@ -43,7 +43,7 @@ impl Controller for DeploymentController {
             Source::new("replicasets.apps", owner_keys::<ReplicaSet>("deployments.apps")),
             Source::new("replicasets.apps", |objects, rs| {
                 super::replica_set::orphan_keys::<Deployment>(objects, rs, |d| {
-                    d.spec.as_ref().map(|s| &s.selector)
+                    d.spec.as_ref().map(|s| owner::selector(&s.selector))
                 })
             }),
             Source::new("pods", recreated),
@@ -92,10 +92,10 @@ fn observe(objects: &Objects, deployment: &Deployment, round: &Round) -> Observe
     let meta = &deployment.metadata;
     let (namespace, uid) = (owner::namespace(meta), owner::uid(meta));
     let Some(spec) = deployment.spec.as_ref() else { return Observed::default() };
-    let selects = |meta: &crate::store::Meta| owner::selects(&spec.selector, |key| meta.label(key));
-    let replica_sets = owner::candidates::<ReplicaSet>(objects, namespace, uid, selects);
+    let selector = owner::selector(&spec.selector);
+    let replica_sets = owner::candidates::<ReplicaSet>(objects, namespace, uid, &selector);
     let pods = if is_recreate(deployment) {
-        owner::candidates::<Pod>(objects, namespace, "-", selects)
+        owner::candidates::<Pod>(objects, namespace, "-", &selector)
     } else {
         Vec::new()
     };
@@ -107,7 +107,8 @@ fn observe(objects: &Objects, deployment: &Deployment, round: &Round) -> Observe
 fn reconcile(deployment: &Deployment, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan::about(deployment);
     let Some(spec) = deployment.spec.as_ref() else { return plan };
-    if owner::is_empty_selector(&spec.selector) {
+    let selector = owner::selector(&spec.selector);
+    if selector.is_everything() {
         plan.event(Note::warning(
             "SelectingAll",
             "This deployment is selecting all pods. A non-empty selector is required.",
@@ -117,12 +118,7 @@ fn reconcile(deployment: &Deployment, observed: &Observed, now: Timestamp) -> Pl
         plan.status(deployment, deployment.status.as_ref(), &status);
         return plan;
     }
-    let owned = owner::claim(
-        deployment,
-        &observed.replica_sets,
-        |rs| owner::selects_meta(&spec.selector, &rs.metadata),
-        &mut plan,
-    );
+    let owned = owner::claim(deployment, &observed.replica_sets, &selector, &mut plan);
     let mut rollout = Rollout::new(deployment, spec, owned, observed, now, plan);
     let finished = if deployment.metadata.deletion_timestamp.is_some() {
         rollout.find_new();

@@ -1,0 +1,100 @@
+//! Which PersistentVolume suits which claim (`k8s.io/component-helpers/storage`): the binder and
+//! the scheduler decide with this.
+
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+
+use super::{labels::Selector, placement, quantity::Quantity, resources};
+
+/// Set by the scheduler: the node for which a claim is to be provisioned.
+pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+/// Set on a volume whose claim was chosen by the system, not by the user.
+pub const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
+/// Set on a claim that is bound.
+pub const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
+const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+
+/// The class a claim asks for; empty: none.
+pub fn claim_class(claim: &PersistentVolumeClaim) -> &str {
+    let annotation = claim.metadata.annotations.as_ref().and_then(|a| a.get(BETA_CLASS));
+    let field = claim.spec.as_ref().and_then(|s| s.storage_class_name.as_ref());
+    annotation.or(field).map(String::as_str).unwrap_or_default()
+}
+
+pub fn volume_class(volume: &PersistentVolume) -> &str {
+    let annotation = volume.metadata.annotations.as_ref().and_then(|a| a.get(BETA_CLASS));
+    let field = volume.spec.as_ref().and_then(|s| s.storage_class_name.as_ref());
+    annotation.or(field).map(String::as_str).unwrap_or_default()
+}
+
+/// The storage a claim asks for.
+pub fn claim_size(claim: &PersistentVolumeClaim) -> Quantity {
+    let requests = claim.spec.as_ref().and_then(|s| s.resources.as_ref()).and_then(|r| r.requests.as_ref());
+    resources::parse(requests).get("storage").copied().unwrap_or(Quantity::ZERO)
+}
+
+pub fn volume_size(volume: &PersistentVolume) -> Quantity {
+    let capacity = volume.spec.as_ref().and_then(|s| s.capacity.as_ref());
+    resources::parse(capacity).get("storage").copied().unwrap_or(Quantity::ZERO)
+}
+
+/// Whether a volume refers to this claim (by name, and by uid once it has one).
+pub fn refers_to(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let Some(reference) = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref()) else { return false };
+    reference.name == claim.metadata.name
+        && reference.namespace == claim.metadata.namespace
+        && (reference.uid.as_deref().unwrap_or_default().is_empty() || reference.uid == claim.metadata.uid)
+}
+
+fn mode(mode: Option<&String>) -> &str {
+    mode.map_or("Filesystem", String::as_str)
+}
+
+/// Whether the modes, the size, the class and the selector suit; not whether the volume is free.
+pub fn suits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let (Some(has), Some(wants)) = (volume.spec.as_ref(), claim.spec.as_ref()) else { return false };
+    let offered = has.access_modes.as_deref().unwrap_or_default();
+    let selector = match &wants.selector {
+        Some(selector) => Selector::from_label_selector(Some(selector)).unwrap_or(Selector::NOTHING),
+        None => Selector::EVERYTHING,
+    };
+    volume.metadata.deletion_timestamp.is_none()
+        && mode(has.volume_mode.as_ref()) == mode(wants.volume_mode.as_ref())
+        && wants.access_modes.iter().flatten().all(|wanted| offered.contains(wanted))
+        && volume_size(volume) >= claim_size(claim)
+        && volume_class(volume) == claim_class(claim)
+        && selector.matches_map(volume.metadata.labels.as_ref())
+}
+
+/// Whether a volume can be used on a node.
+pub fn reachable(volume: &PersistentVolume, node: &Node) -> bool {
+    let required =
+        volume.spec.as_ref().and_then(|s| s.node_affinity.as_ref()).and_then(|a| a.required.as_ref());
+    required.is_none_or(|selector| placement::selector_selects(selector, node))
+}
+
+/// The smallest free volume that suits a claim and that `allowed` lets through; one that the user
+/// has reserved for the claim goes before all.
+pub fn find<'a, V>(
+    volumes: impl Iterator<Item = &'a V>,
+    claim: &PersistentVolumeClaim,
+    allowed: impl Fn(&PersistentVolume) -> bool,
+) -> Option<&'a V>
+where
+    V: AsRef<PersistentVolume> + 'a,
+{
+    let mut best: Option<&V> = None;
+    for candidate in volumes {
+        let volume = candidate.as_ref();
+        if refers_to(volume, claim) && suits(volume, claim) {
+            return Some(candidate);
+        }
+        let phase = volume.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Available");
+        let free = volume.spec.as_ref().is_some_and(|s| s.claim_ref.is_none())
+            && matches!(phase, "Available" | "Pending");
+        let smaller = |than: &&V| volume_size(volume) < volume_size(than.as_ref());
+        if free && suits(volume, claim) && allowed(volume) && best.as_ref().is_none_or(smaller) {
+            best = Some(candidate);
+        }
+    }
+    best
+}
