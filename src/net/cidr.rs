@@ -18,6 +18,11 @@ impl Cidr {
         Self { address: Ipv4Addr::from_bits(address.to_bits() & mask(prefix)), prefix }
     }
 
+    /// A network whose address has no bits beyond the prefix, for constants.
+    pub const fn literal(address: Ipv4Addr, prefix: u8) -> Self {
+        Self { address, prefix }
+    }
+
     /// The lowest address.
     pub fn first(self) -> Ipv4Addr {
         self.address

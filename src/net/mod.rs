@@ -7,14 +7,15 @@
 
 pub mod cidr;
 pub mod fake;
-#[allow(dead_code, reason = "the ruleset, next to come, sends transactions")]
 mod netlink;
+mod nftables;
 mod peers;
 mod pod;
 mod podnet;
 mod route;
+mod rule;
+mod ruleset;
 mod sys;
-#[allow(dead_code, reason = "the ruleset, next to come, writes big-endian numbers")]
 mod wire;
 
 use std::{net::Ipv4Addr, path::Path};

@@ -136,10 +136,8 @@ fn paired(outside: &Link, inside: &Link, wanted: &Attach<'_>) -> bool {
 
 /// Loopback, address and routes inside the pod.
 fn inside_batch(index: u32, address: Ipv4Addr) -> Batch {
-    /// The loopback device is the first of every namespace.
-    const LOOPBACK_INDEX: u32 = 1;
     let mut batch = Batch::new();
-    route::set_up(&mut batch, LOOPBACK_INDEX);
+    route::set_up(&mut batch, route::LOOPBACK_INDEX);
     route::set_no_ipv6_address(&mut batch, index);
     route::set_up(&mut batch, index);
     route::add_address(&mut batch, index, address, route::SCOPE_UNIVERSE);

@@ -20,16 +20,16 @@ use super::{
     Error, HostPort, Network, Peer, ServicePort,
     cidr::Cidr,
     netlink::{Family, Socket},
+    nftables::Table,
     peers::{self, Underlay},
     pod::{self, Attach},
-    route::{self, Route},
+    route::{self, LOOPBACK_INDEX},
+    ruleset::{Ruleset, Scope},
     wire::Batch,
 };
 
 /// The stack of our threads (bytes); they do not recurse.
 const STACK_BYTES: usize = 256 << 10;
-/// The loopback device is the first of every namespace.
-const LOOPBACK_INDEX: u32 = 1;
 
 /// What a node's network needs to know.
 #[derive(Debug, Clone)]
@@ -59,8 +59,14 @@ impl PodNet {
         })?;
         let (wake_reaper, reaper_jobs) = mpsc::channel();
         let mut reaper_socket = Socket::open(Family::Route)?;
-        let mut kernel =
-            Kernel { options, home, route: Socket::open(Family::Route)?, node: None, reaper: wake_reaper };
+        let mut kernel = Kernel {
+            options,
+            home,
+            route: Socket::open(Family::Route)?,
+            table: Table::open()?,
+            node: None,
+            reaper: wake_reaper,
+        };
         let (jobs, queue) = mpsc::channel::<Job>();
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             thread::Builder::new()
@@ -160,6 +166,7 @@ struct Kernel {
     options: Options,
     home: File,
     route: Socket,
+    table: Table,
     node: Option<Node>,
     reaper: mpsc::Sender<Reap>,
 }
@@ -188,11 +195,26 @@ impl Kernel {
                 route::delete_address(&mut batch, LOOPBACK_INDEX, address);
             }
         }
-        route::set_route(&mut batch, &self.service_route(node));
+        // All service addresses are the node's own: without a default route the kernel would give up
+        // before an address is translated, and only for its own it answers with an ICMP error.
+        route::set_local_network(&mut batch, self.options.service_cidr, node.address());
         self.route.apply(&batch)?;
+        // An earlier process's services serve on until the first new ones come.
+        if !self.table.exists()? {
+            self.table.apply(Ruleset::new(self.scope(node), &[], &[]))?;
+        }
         self.node = Some(node);
         let _ = self.reaper.send(Reap::Links);
         Ok(())
+    }
+
+    fn scope(&self, node: Node) -> Scope {
+        Scope {
+            cluster: self.options.cluster_cidr,
+            service: self.options.service_cidr,
+            pods: node.pod_cidr,
+            dns: self.options.dns_address,
+        }
     }
 
     /// The addresses of pods and services that loopback has: ours, also of an earlier run.
@@ -204,13 +226,6 @@ impl Kernel {
             .map(|a| a.ip)
             .filter(|address| cluster_cidr.contains(*address) || service_cidr.contains(*address))
             .collect())
-    }
-
-    /// Service addresses need a route only so that the kernel does not give up before the address
-    /// is translated; what is not translated ends at loopback.
-    fn service_route(&self, node: Node) -> Route {
-        let source = Some(node.address());
-        Route { to: self.options.service_cidr, via: None, index: LOOPBACK_INDEX, source }
     }
 
     fn attach(&mut self, pod_uid: &str, netns: &Path, address: Ipv4Addr) -> Result<(), Error> {
@@ -239,11 +254,18 @@ impl Kernel {
         peers::apply(&mut self.route, node.pod_cidr, peers)
     }
 
+    fn set_services(&mut self, services: &[ServicePort], host_ports: &[HostPort]) -> Result<(), Error> {
+        let scope = self.scope(self.node()?);
+        self.table.apply(Ruleset::new(scope, services, host_ports))
+    }
+
     fn stop(&mut self) -> Result<(), Error> {
+        let removed = self.table.remove();
         let mut batch = Batch::new();
         for address in self.own_addresses()? {
             route::delete_address(&mut batch, LOOPBACK_INDEX, address);
         }
+        route::delete_local_network(&mut batch, self.options.service_cidr);
         for route in route::own_routes(&mut self.route)? {
             route::delete_route(&mut batch, &route);
         }
@@ -260,7 +282,7 @@ impl Kernel {
             let _ = wait.recv();
         }
         self.node = None;
-        Ok(())
+        removed
     }
 }
 
@@ -306,12 +328,7 @@ impl Network for PodNet {
         host_ports: &'a [HostPort],
     ) -> BoxFuture<'a, Result<(), Error>> {
         let (services, host_ports) = (services.to_vec(), host_ports.to_vec());
-        self.call(move |_| {
-            if services.is_empty() && host_ports.is_empty() {
-                return Ok(());
-            }
-            Err(Error::Invalid("services are not carried yet".to_owned()))
-        })
+        self.call(move |kernel| kernel.set_services(&services, &host_ports))
     }
 
     fn stop(&self) -> BoxFuture<'_, Result<(), Error>> {

@@ -46,6 +46,8 @@ const IFLA_VXLAN_PORT: u16 = 15;
 const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+/// The loopback device is the first of every namespace.
+pub const LOOPBACK_INDEX: u32 = 1;
 /// `IPV4_DEVCONF_*` of `linux/ip.h`.
 pub const DEVCONF_RP_FILTER: u16 = 8;
 
@@ -336,6 +338,44 @@ fn route_body(w: &mut Writer<'_>, route: &Route) {
     if let Some(source) = route.source {
         w.raw(RTA_PREFSRC, &source.octets());
     }
+}
+
+/// A network that is all this node's own, as a route of type local of the local table.
+fn local_network_body(w: &mut Writer<'_>, network: Cidr, source: Option<Ipv4Addr>) {
+    const TABLE_LOCAL: u8 = 255;
+    const TYPE_LOCAL: u8 = 2;
+    let mut header = [0; ROUTE_HEADER_BYTES];
+    header[..8].copy_from_slice(&[
+        AF_INET as u8,
+        network.prefix(),
+        0,
+        0,
+        TABLE_LOCAL,
+        PROTOCOL,
+        SCOPE_HOST,
+        TYPE_LOCAL,
+    ]);
+    w.fixed(&header);
+    w.raw(RTA_DST, &network.first().octets());
+    w.u32(RTA_OIF, LOOPBACK_INDEX);
+    if let Some(source) = source {
+        w.raw(RTA_PREFSRC, &source.octets());
+    }
+}
+
+/// Makes every address of the network this node's own; what goes there carries `source`.
+pub fn set_local_network(batch: &mut Batch, network: Cidr, source: Ipv4Addr) {
+    batch.push(format!("set the local network {network}"), RTM_NEWROUTE, SET, &[], |w| {
+        local_network_body(w, network, Some(source));
+    });
+}
+
+/// Takes a local network away.
+pub fn delete_local_network(batch: &mut Batch, network: Cidr) {
+    let what = format!("delete the local network {network}");
+    batch.push(what, RTM_DELROUTE, 0, &[ESRCH, ENOENT, libc::ENODEV], |w| {
+        local_network_body(w, network, None);
+    });
 }
 
 /// Makes the route to its destination be this one.

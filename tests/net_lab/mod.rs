@@ -1,5 +1,6 @@
 //! A laboratory of network namespaces: nodes, pods, switches and outsiders, all without names, so
 //! that nothing is left behind when the process ends.
+#![allow(dead_code, reason = "each test file uses a part of the laboratory")]
 
 use std::{
     fs::File,

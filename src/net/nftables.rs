@@ -1,0 +1,698 @@
+//! The table `ip sampan` in the kernel: made whole in one transaction, then changed by elements.
+//!
+//! In: a wanted [`Ruleset`]. Out: the kernel has it. Format: `linux/netfilter/nf_tables.h`.
+//! Invariants: every change is one transaction, a packet sees the old table or the new one; a table
+//! that somebody else has touched is noticed by the generation number, compared element by element
+//! and, where it differs, replaced; no other table is looked at or touched.
+
+use std::collections::BTreeSet;
+
+use libc::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+use nix::errno::Errno;
+
+use super::{
+    Error,
+    netlink::{Family, Refusal, Socket},
+    rule::{Expr, Header, Meta, Rule, Verdict},
+    ruleset::{Balancer, Frontend, Gives, Hook, Key, Ruleset, Set, TABLE, Type, Value, protocol_number},
+    wire::{Attributes, Batch, Message, Writer, be_u32, text},
+};
+
+const SUBSYSTEM: u16 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const NEW_TABLE: u16 = SUBSYSTEM << 8;
+const GET_TABLE: u16 = NEW_TABLE | 1;
+const DELETE_TABLE: u16 = NEW_TABLE | 2;
+const NEW_CHAIN: u16 = NEW_TABLE | 3;
+const DELETE_CHAIN: u16 = NEW_TABLE | 5;
+const NEW_RULE: u16 = NEW_TABLE | 6;
+const GET_RULE: u16 = NEW_TABLE | 7;
+const NEW_SET: u16 = NEW_TABLE | 9;
+const NEW_ELEMENTS: u16 = NEW_TABLE | 0xc;
+const GET_ELEMENTS: u16 = NEW_TABLE | 0xd;
+const DELETE_ELEMENTS: u16 = NEW_TABLE | 0xe;
+const NEW_GENERATION: u16 = NEW_TABLE | 0xf;
+const GET_GENERATION: u16 = NEW_TABLE | 0x10;
+
+/// Bytes of `struct nfgenmsg`.
+const HEADER_BYTES: usize = 4;
+/// `NFPROTO_IPV4`
+const IPV4: u8 = 2;
+/// `NFTA_LIST_ELEM`
+const LIST_ELEMENT: u16 = 1;
+/// `NFTA_DATA_VALUE`, `NFTA_DATA_VERDICT`
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+/// `NFT_GOTO` and `NF_DROP`.
+const VERDICT_GOTO: u32 = -4i32 as u32;
+const VERDICT_DROP: u32 = 0;
+/// `NFT_REG_VERDICT`
+const REGISTER_VERDICT: u32 = 0;
+const SET_INTERVAL: u32 = 0x4;
+const SET_MAP: u32 = 0x8;
+const SET_CONCAT: u32 = 0x80;
+const TYPE_VERDICT: u32 = 0xffff_ff00;
+/// `nft` packs the types of a concatenation so.
+const TYPE_BITS: u32 = 6;
+/// Elements in one message, whose list must stay below 64 KiB.
+const ELEMENTS_MAX: usize = 400;
+/// How often a transaction is tried while others change their tables.
+const ATTEMPTS_MAX: usize = 5;
+
+fn generic_header(family: u8, resource: u16) -> [u8; HEADER_BYTES] {
+    let [high, low] = resource.to_be_bytes();
+    [family, 0, high, low]
+}
+
+/// Writes one message about our table.
+fn push(batch: &mut Batch, what: String, kind: u16, flags: i32, body: impl FnOnce(&mut Writer<'_>)) {
+    batch.push(what, kind, flags, &[], |w| {
+        w.fixed(&generic_header(IPV4, 0));
+        // Every message about a table, chain, rule, set or element has the table as attribute 1.
+        w.text(1, TABLE);
+        body(w);
+    });
+}
+
+/// A transaction that the kernel refuses unless the generation is this.
+fn transaction(generation: u32, body: impl FnOnce(&mut Batch)) -> Batch {
+    const GENERATION: u16 = 1;
+    let mut batch = Batch::new();
+    batch.push("change nf_tables", BATCH_BEGIN, 0, &[], |w| {
+        w.fixed(&generic_header(0, SUBSYSTEM));
+        w.be32(GENERATION, generation);
+    });
+    body(&mut batch);
+    batch.flag_last(NLM_F_ACK);
+    batch.push("end the change of nf_tables", BATCH_END, 0, &[], |w| {
+        w.fixed(&generic_header(0, SUBSYSTEM));
+    });
+    batch
+}
+
+fn write_verdict(w: &mut Writer<'_>, code: u32, chain: Option<&str>) {
+    const CODE: u16 = 1;
+    const CHAIN: u16 = 2;
+    w.nest(DATA_VERDICT, |w| {
+        w.be32(CODE, code);
+        if let Some(chain) = chain {
+            w.text(CHAIN, chain);
+        }
+    });
+}
+
+fn write_expr(w: &mut Writer<'_>, expr: &Expr) {
+    let mut put = |name: &str, body: &mut dyn FnMut(&mut Writer<'_>)| {
+        w.nest(LIST_ELEMENT, |w| {
+            w.text(1, name);
+            w.nest(2, |w| body(w));
+        });
+    };
+    match expr {
+        Expr::Payload { header, offset, len, to } => put("payload", &mut |w| {
+            w.be32(1, *to);
+            w.be32(2, if *header == Header::Network { 1 } else { 2 });
+            w.be32(3, *offset);
+            w.be32(4, *len);
+        }),
+        Expr::Meta { key, to } => put("meta", &mut |w| {
+            w.be32(1, *to);
+            w.be32(
+                2,
+                match key {
+                    Meta::InputName => 6,
+                    Meta::OutputName => 7,
+                    Meta::Protocol => 16,
+                },
+            );
+        }),
+        Expr::ConntrackStatus { to } => put("ct", &mut |w| {
+            const STATUS: u32 = 2;
+            w.be32(1, *to);
+            w.be32(2, STATUS);
+        }),
+        Expr::Compare { from, equal, data } => put("cmp", &mut |w| {
+            w.be32(1, *from);
+            w.be32(2, u32::from(!*equal));
+            w.nest(3, |w| w.raw(DATA_VALUE, data));
+        }),
+        Expr::Mask { register, mask } => put("bitwise", &mut |w| {
+            w.be32(1, *register);
+            w.be32(2, *register);
+            w.be32(3, mask.len() as u32);
+            w.nest(4, |w| w.raw(DATA_VALUE, mask));
+            w.nest(5, |w| w.raw(DATA_VALUE, &[0; 4]));
+        }),
+        Expr::Contains { set, from, inverted } => put("lookup", &mut |w| {
+            w.text(1, set.name());
+            w.be32(2, *from);
+            w.be32(5, u32::from(*inverted));
+        }),
+        Expr::Map { set, from, to } => put("lookup", &mut |w| {
+            w.text(1, set.name());
+            w.be32(2, *from);
+            w.be32(3, *to);
+        }),
+        Expr::VerdictMap { set, from } => put("lookup", &mut |w| {
+            w.text(1, set.name());
+            w.be32(2, *from);
+            w.be32(3, REGISTER_VERDICT);
+        }),
+        Expr::Random { modulus, to } => put("numgen", &mut |w| {
+            const RANDOM: u32 = 1;
+            w.be32(1, *to);
+            w.be32(2, *modulus);
+            w.be32(3, RANDOM);
+            w.be32(4, 0);
+        }),
+        Expr::Hash { from, len, modulus, seed, to } => put("hash", &mut |w| {
+            const JENKINS: u32 = 0;
+            w.be32(1, *from);
+            w.be32(2, *to);
+            w.be32(3, *len);
+            w.be32(4, *modulus);
+            w.be32(5, *seed);
+            w.be32(7, JENKINS);
+        }),
+        Expr::AddressType { destination, to } => put("fib", &mut |w| {
+            const ADDRESS_TYPE: u32 = 3;
+            const BY_SOURCE: u32 = 1;
+            const BY_DESTINATION: u32 = 2;
+            w.be32(1, *to);
+            w.be32(2, ADDRESS_TYPE);
+            w.be32(3, if *destination { BY_DESTINATION } else { BY_SOURCE });
+        }),
+        Expr::Load { to, data } => put("immediate", &mut |w| {
+            w.be32(1, *to);
+            w.nest(2, |w| w.raw(DATA_VALUE, data));
+        }),
+        Expr::Verdict(verdict) => put("immediate", &mut |w| {
+            w.be32(1, REGISTER_VERDICT);
+            w.nest(2, |w| match verdict {
+                Verdict::Drop => write_verdict(w, VERDICT_DROP, None),
+                Verdict::GotoReject => write_verdict(w, VERDICT_GOTO, Some("reject")),
+            });
+        }),
+        Expr::DestinationNat { address, port } => put("nat", &mut |w| {
+            w.be32(1, 1);
+            w.be32(2, u32::from(IPV4));
+            w.be32(3, *address);
+            w.be32(5, *port);
+        }),
+        Expr::SourceNat { address } => put("nat", &mut |w| {
+            w.be32(1, 0);
+            w.be32(2, u32::from(IPV4));
+            w.be32(3, *address);
+        }),
+        Expr::Masquerade => put("masq", &mut |_| {}),
+        Expr::Reject => put("reject", &mut |w| {
+            const ICMP_UNREACHABLE: u32 = 0;
+            const PORT_UNREACHABLE: u8 = 3;
+            w.be32(1, ICMP_UNREACHABLE);
+            w.u8(2, PORT_UNREACHABLE);
+        }),
+    }
+}
+
+fn add_chain(batch: &mut Batch, name: &str, hook: Option<Hook>) {
+    push(batch, format!("add chain {name}"), NEW_CHAIN, NLM_F_CREATE, |w| {
+        w.text(3, name);
+        if let Some(hook) = hook {
+            // Hook numbers and priorities of `linux/netfilter_ipv4.h`.
+            let (kind, number, priority) = match hook {
+                Hook::RawPrerouting => ("filter", 0, -300i32),
+                Hook::Prerouting => ("nat", 0, -100),
+                Hook::Output => ("nat", 3, -100),
+                Hook::Postrouting => ("nat", 4, 100),
+            };
+            w.nest(4, |w| {
+                w.be32(1, number);
+                w.be32(2, priority as u32);
+            });
+            w.text(7, kind);
+        }
+    });
+}
+
+fn add_rule(batch: &mut Batch, chain: &str, rule: &Rule) {
+    let what = format!("add rule `{}` to chain {chain}", rule.text);
+    push(batch, what, NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |w| {
+        w.text(2, chain);
+        w.nest(4, |w| {
+            for expr in &rule.exprs {
+                write_expr(w, expr);
+            }
+        });
+    });
+}
+
+fn add_balancer(batch: &mut Batch, balancer: Balancer) {
+    add_chain(batch, &balancer.chain(), None);
+    add_rule(batch, &balancer.chain(), &balancer.rule());
+}
+
+/// The number of a type in `nft` and its bytes in a packet; in a key every field takes four.
+fn type_number(kind: Type) -> (u32, u32) {
+    match kind {
+        Type::Address => (7, 4),
+        Type::Protocol => (12, 1),
+        Type::Port => (13, 2),
+        Type::Number => (19, 4),
+    }
+}
+
+fn add_set(batch: &mut Batch, id: u32, set: Set) {
+    const FIELD_BYTES: u32 = 4;
+    let pack = |types: &[Type]| types.iter().fold(0, |all, kind| all << TYPE_BITS | type_number(*kind).0);
+    push(batch, format!("add set {}", set.name()), NEW_SET, NLM_F_CREATE, |w| {
+        let map = if set.gives() == Gives::Nothing { 0 } else { SET_MAP };
+        let ranged = if set.ranged() { SET_INTERVAL | SET_CONCAT } else { 0 };
+        w.text(2, set.name());
+        w.be32(3, map | ranged);
+        w.be32(4, pack(set.key()));
+        w.be32(5, set.key().len() as u32 * FIELD_BYTES);
+        match set.gives() {
+            Gives::Nothing => {}
+            Gives::Verdict => {
+                w.be32(6, TYPE_VERDICT);
+                w.be32(7, 0);
+            }
+            Gives::Target => {
+                w.be32(6, pack(&[Type::Address, Type::Port]));
+                w.be32(7, 2 * FIELD_BYTES);
+            }
+        }
+        if set.ranged() {
+            const DESCRIPTION: u16 = 9;
+            const CONCATENATION: u16 = 2;
+            const FIELD_LENGTH: u16 = 1;
+            w.nest(DESCRIPTION, |w| {
+                w.nest(CONCATENATION, |w| {
+                    for kind in set.key() {
+                        w.nest(LIST_ELEMENT, |w| w.be32(FIELD_LENGTH, type_number(*kind).1));
+                    }
+                });
+            });
+        }
+        w.be32(10, id);
+    });
+}
+
+fn frontend_bytes(out: &mut Vec<u8>, frontend: Frontend) {
+    if let Some(address) = frontend.address {
+        out.extend_from_slice(&address.octets());
+    }
+    out.extend_from_slice(&[protocol_number(frontend.protocol), 0, 0, 0]);
+    out.extend_from_slice(&frontend.port.to_be_bytes());
+    out.extend_from_slice(&[0, 0]);
+}
+
+/// A key as the registers hold it, and the end of its range.
+fn key_bytes(key: &Key) -> (Vec<u8>, Option<Vec<u8>>) {
+    let mut from = Vec::with_capacity(16);
+    match key {
+        Key::Frontend(frontend) => frontend_bytes(&mut from, *frontend),
+        Key::Slot(frontend, slot) => {
+            frontend_bytes(&mut from, *frontend);
+            from.extend_from_slice(&slot.to_ne_bytes());
+        }
+        Key::Source(frontend, network) => {
+            frontend_bytes(&mut from, *frontend);
+            let mut to = from.clone();
+            from.extend_from_slice(&network.first().octets());
+            to.extend_from_slice(&network.last().octets());
+            return (from, Some(to));
+        }
+        Key::Pair(one, other) => {
+            from.extend_from_slice(&one.octets());
+            from.extend_from_slice(&other.octets());
+        }
+    }
+    (from, None)
+}
+
+fn target_bytes(address: std::net::Ipv4Addr, port: u16) -> [u8; 8] {
+    let ([a, b, c, d], [high, low]) = (address.octets(), port.to_be_bytes());
+    [a, b, c, d, high, low, 0, 0]
+}
+
+fn write_element(w: &mut Writer<'_>, key: &Key, value: Value) {
+    const KEY_FROM: u16 = 1;
+    const DATA: u16 = 2;
+    const KEY_TO: u16 = 10;
+    w.nest(LIST_ELEMENT, |w| {
+        let (from, to) = key_bytes(key);
+        w.nest(KEY_FROM, |w| w.raw(DATA_VALUE, &from));
+        if let Some(to) = to {
+            w.nest(KEY_TO, |w| w.raw(DATA_VALUE, &to));
+        }
+        match value {
+            Value::Nothing => {}
+            Value::Balance(balancer) => w.nest(DATA, |w| {
+                write_verdict(w, VERDICT_GOTO, Some(&balancer.chain()));
+            }),
+            Value::Reject => w.nest(DATA, |w| write_verdict(w, VERDICT_GOTO, Some("reject"))),
+            Value::Drop => w.nest(DATA, |w| write_verdict(w, VERDICT_DROP, None)),
+            Value::Target(address, port) => {
+                w.nest(DATA, |w| w.raw(DATA_VALUE, &target_bytes(address, port)));
+            }
+        }
+    });
+}
+
+type Element<'a> = (&'a (Set, Key), &'a Value);
+
+/// Adds or deletes elements, which are in the order of their sets.
+fn push_elements(batch: &mut Batch, kind: u16, elements: &[Element<'_>]) {
+    let (verb, flags) = match kind {
+        NEW_ELEMENTS => ("add to", NLM_F_CREATE | NLM_F_EXCL),
+        _ => ("delete from", 0),
+    };
+    for same_set in elements.chunk_by(|((one, _), _), ((other, _), _)| one == other) {
+        for chunk in same_set.chunks(ELEMENTS_MAX) {
+            let set = chunk[0].0.0;
+            push(batch, format!("{verb} set {}", set.name()), kind, flags, |w| {
+                w.text(2, set.name());
+                w.nest(3, |w| {
+                    for ((_, key), value) in chunk {
+                        write_element(w, key, **value);
+                    }
+                });
+            });
+        }
+    }
+}
+
+/// The transaction that makes the table anew, whatever was there.
+fn replace(generation: u32, wanted: &Ruleset) -> Batch {
+    transaction(generation, |batch| {
+        // A table that may not be there can only be deleted after it was surely made.
+        push(batch, format!("add table {TABLE}"), NEW_TABLE, NLM_F_CREATE, |_| {});
+        push(batch, format!("delete table {TABLE}"), DELETE_TABLE, 0, |_| {});
+        push(batch, format!("add table {TABLE}"), NEW_TABLE, NLM_F_CREATE, |_| {});
+        for (id, set) in (1..).zip(Set::ALL) {
+            add_set(batch, id, set);
+        }
+        for chain in wanted.chains() {
+            add_chain(batch, chain.name, chain.hook);
+            for rule in &chain.rules {
+                add_rule(batch, chain.name, rule);
+            }
+        }
+        for balancer in &wanted.balancers {
+            add_balancer(batch, *balancer);
+        }
+        push_elements(batch, NEW_ELEMENTS, &wanted.elements.iter().collect::<Vec<_>>());
+    })
+}
+
+/// What a change of elements consists of.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Change<'a> {
+    balancers_added: Vec<Balancer>,
+    balancers_gone: Vec<Balancer>,
+    added: Vec<Element<'a>>,
+    gone: Vec<Element<'a>>,
+}
+
+impl<'a> Change<'a> {
+    /// From `old` to `new`, which have the same scope.
+    fn between(old: &'a Ruleset, new: &'a Ruleset) -> Self {
+        let differs = |from: &'a Ruleset, to: &'a Ruleset| -> Vec<Element<'a>> {
+            from.elements.iter().filter(|(key, value)| to.elements.get(key) != Some(*value)).collect()
+        };
+        Self {
+            balancers_added: new.balancers.difference(&old.balancers).copied().collect(),
+            balancers_gone: old.balancers.difference(&new.balancers).copied().collect(),
+            added: differs(new, old),
+            gone: differs(old, new),
+        }
+    }
+
+    fn transaction(&self, generation: u32) -> Batch {
+        transaction(generation, |batch| {
+            for balancer in &self.balancers_added {
+                add_balancer(batch, *balancer);
+            }
+            push_elements(batch, DELETE_ELEMENTS, &self.gone);
+            push_elements(batch, NEW_ELEMENTS, &self.added);
+            for balancer in &self.balancers_gone {
+                let chain = balancer.chain();
+                push(batch, format!("delete chain {chain}"), DELETE_CHAIN, 0, |w| w.text(3, &chain));
+            }
+        })
+    }
+}
+
+/// Our table in the kernel, and what we know of it.
+#[derive(Debug)]
+pub struct Table {
+    socket: Socket,
+    /// What we have made, and the kernel's generation number right after that.
+    applied: Option<(Ruleset, u32)>,
+}
+
+impl Table {
+    /// Opens the socket in the calling thread's network namespace; changes nothing.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self { socket: Socket::open(Family::Netfilter)?, applied: None })
+    }
+
+    /// Makes the kernel's table be the wanted one.
+    pub fn apply(&mut self, wanted: Ruleset) -> Result<(), Error> {
+        for attempt in 1.. {
+            let result = self.try_apply(&wanted);
+            match result {
+                Ok(generation) => {
+                    self.applied = Some((wanted, generation));
+                    break;
+                }
+                // Somebody else's transaction came between ours and the look at the generation.
+                Err(refusal) if refusal.errno == Errno::ERESTART && attempt < ATTEMPTS_MAX => {}
+                // What we believe of the table is wrong: make it anew.
+                Err(refusal) if self.applied.take().is_some() && attempt < ATTEMPTS_MAX => {
+                    tracing::warn!(error = %Error::from(refusal), "resynchronising the service table");
+                }
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the generation that the table is from.
+    fn try_apply(&mut self, wanted: &Ruleset) -> Result<u32, Refusal> {
+        let generation = self.generation()?;
+        if let Some((applied, seen)) = &self.applied
+            && *seen != generation
+            && !is_intact(&mut self.socket, applied)?
+        {
+            tracing::warn!("somebody has changed the service table; making it anew");
+            self.applied = None;
+        }
+        let batch = match &self.applied {
+            Some((applied, _)) if applied.scope == wanted.scope => {
+                let change = Change::between(applied, wanted);
+                if change == Change::default() {
+                    return Ok(generation);
+                }
+                change.transaction(generation)
+            }
+            _ => replace(generation, wanted),
+        };
+        self.socket.commit(&batch)?;
+        // Zero is left out when the number wraps.
+        Ok(generation.checked_add(1).unwrap_or(1))
+    }
+
+    /// Takes the table away; it need not be there.
+    pub fn remove(&mut self) -> Result<(), Error> {
+        let generation = self.generation()?;
+        let batch = transaction(generation, |batch| {
+            push(batch, format!("add table {TABLE}"), NEW_TABLE, NLM_F_CREATE, |_| {});
+            push(batch, format!("delete table {TABLE}"), DELETE_TABLE, 0, |_| {});
+        });
+        self.applied = None;
+        Ok(self.socket.commit(&batch)?)
+    }
+
+    /// Whether the kernel has our table, of this process or of an earlier one.
+    pub fn exists(&mut self) -> Result<bool, Error> {
+        let mut request = Batch::new();
+        request.push("look up the service table", GET_TABLE, 0, &[libc::ENOENT], |w| {
+            w.fixed(&generic_header(IPV4, 0));
+            w.text(1, TABLE);
+        });
+        let mut exists = false;
+        self.socket.query(&request, false, |message| exists |= message.kind == NEW_TABLE)?;
+        Ok(exists)
+    }
+
+    /// The number of the kernel's last transaction, whoever made it.
+    fn generation(&mut self) -> Result<u32, Refusal> {
+        let mut request = Batch::new();
+        request.push("ask nf_tables for its generation", GET_GENERATION, 0, &[], |w| {
+            w.fixed(&generic_header(0, 0));
+        });
+        let mut generation = 0;
+        self.socket.query(&request, false, |message| {
+            if message.kind == NEW_GENERATION {
+                generation = message.attributes(HEADER_BYTES).get(1).and_then(be_u32).unwrap_or(0);
+            }
+        })?;
+        Ok(generation)
+    }
+}
+
+/// Whether the kernel has all elements and as many rules as `ruleset`.
+fn is_intact(socket: &mut Socket, ruleset: &Ruleset) -> Result<bool, Refusal> {
+    let fixed: usize = ruleset.chains().iter().map(|chain| chain.rules.len()).sum();
+    let mut request = Batch::new();
+    push(&mut request, "list rules".to_owned(), GET_RULE, 0, |_| {});
+    let ours = |message: Message<'_>| {
+        let table = message.attributes(HEADER_BYTES).get(1).map(text);
+        (message.kind == NEW_RULE && table.as_deref() == Some(TABLE)).then_some(())
+    };
+    if socket.dump(&request, ours)?.len() != fixed + ruleset.balancers.len() {
+        return Ok(false);
+    }
+    for set in Set::ALL {
+        let mut request = Batch::new();
+        push(&mut request, format!("list set {}", set.name()), GET_ELEMENTS, 0, |w| {
+            w.text(2, set.name());
+        });
+        let mut found = BTreeSet::new();
+        let result = socket.dump(&request, |message| Some(elements(&message)));
+        match result {
+            Ok(lists) => found.extend(lists.into_iter().flatten()),
+            Err(refusal) if refusal.errno == Errno::ENOENT => return Ok(false),
+            Err(refusal) => return Err(refusal),
+        }
+        let wanted = ruleset.elements.iter().filter(|((of, _), _)| *of == set);
+        let wanted: BTreeSet<_> =
+            wanted.map(|((_, key), value)| (key_bytes(key).0, value_bytes(*value))).collect();
+        if found != wanted {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A value in the form that [`elements`] reads.
+fn value_bytes(value: Value) -> Vec<u8> {
+    let goto = |chain: &str| [&VERDICT_GOTO.to_be_bytes(), chain.as_bytes()].concat();
+    match value {
+        Value::Nothing => Vec::new(),
+        Value::Balance(balancer) => goto(&balancer.chain()),
+        Value::Reject => goto("reject"),
+        Value::Drop => VERDICT_DROP.to_be_bytes().to_vec(),
+        Value::Target(address, port) => target_bytes(address, port).to_vec(),
+    }
+}
+
+/// The keys and values of a listed set's message.
+fn elements(message: &Message<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    const ELEMENTS: u16 = 3;
+    if message.kind != NEW_ELEMENTS {
+        return Vec::new();
+    }
+    message
+        .attributes(HEADER_BYTES)
+        .nested(ELEMENTS)
+        .map(|(_, element)| {
+            let element = Attributes(element);
+            let key = element.nested(1).get(DATA_VALUE).unwrap_or(&[]).to_vec();
+            let data = element.nested(2);
+            let value = if let Some(value) = data.get(DATA_VALUE) {
+                value.to_vec()
+            } else {
+                let verdict = data.nested(DATA_VERDICT);
+                let mut value = verdict.get(1).unwrap_or(&[]).to_vec();
+                value.extend(verdict.get(2).map(text).unwrap_or_default().as_bytes());
+                value
+            };
+            (key, value)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, net::Ipv4Addr};
+
+    use super::*;
+    use crate::net::{
+        Protocol,
+        ruleset::{Scope, View},
+        wire::Messages,
+    };
+
+    fn ruleset(elements: &[(Key, Value)]) -> Ruleset {
+        let scope = Scope {
+            cluster: "10.42.0.0/16".parse().unwrap(),
+            service: "10.43.0.0/16".parse().unwrap(),
+            pods: "10.42.0.0/24".parse().unwrap(),
+            dns: None,
+        };
+        let balancers = elements.iter().filter_map(|(_, value)| match value {
+            Value::Balance(balancer) => Some(*balancer),
+            _ => None,
+        });
+        let set = |key: &Key| if matches!(key, Key::Slot(..)) { Set::Endpoints } else { Set::Services };
+        let elements: BTreeMap<_, _> =
+            elements.iter().map(|(key, value)| ((set(key), *key), *value)).collect();
+        Ruleset { scope, balancers: balancers.collect(), elements }
+    }
+
+    fn kinds(batch: &Batch) -> Vec<u16> {
+        Messages(&batch.bytes).map(|message| message.kind).collect()
+    }
+
+    #[test]
+    fn a_change_is_made_of_what_differs() {
+        let frontend =
+            Frontend { address: Some(Ipv4Addr::new(10, 43, 0, 1)), protocol: Protocol::Tcp, port: 80 };
+        let chain = |count| Value::Balance(Balancer { view: View::Address, sticky: false, count });
+        let target = |last| Value::Target(Ipv4Addr::new(10, 42, 0, last), 80);
+        let one = ruleset(&[(Key::Frontend(frontend), chain(1)), (Key::Slot(frontend, 0), target(2))]);
+        let moved = ruleset(&[(Key::Frontend(frontend), chain(1)), (Key::Slot(frontend, 0), target(3))]);
+        let two = ruleset(&[
+            (Key::Frontend(frontend), chain(2)),
+            (Key::Slot(frontend, 0), target(2)),
+            (Key::Slot(frontend, 1), target(3)),
+        ]);
+        assert_eq!(Change::between(&one, &one), Change::default());
+        let batch = Change::between(&one, &moved).transaction(1);
+        assert_eq!(kinds(&batch), [BATCH_BEGIN, DELETE_ELEMENTS, NEW_ELEMENTS, BATCH_END]);
+        let batch = Change::between(&one, &two).transaction(1);
+        let expected = [
+            BATCH_BEGIN,
+            NEW_CHAIN,
+            NEW_RULE,
+            DELETE_ELEMENTS,
+            NEW_ELEMENTS,
+            NEW_ELEMENTS,
+            DELETE_CHAIN,
+            BATCH_END,
+        ];
+        assert_eq!(kinds(&batch), expected);
+    }
+
+    #[test]
+    fn long_lists_are_split_below_the_attributes_limit() {
+        let elements: Vec<_> = (0..5000u16)
+            .map(|port| {
+                let frontend = Frontend { address: Some(Ipv4Addr::LOCALHOST), protocol: Protocol::Udp, port };
+                let value = Value::Balance(Balancer { view: View::Address, sticky: true, count: 4_000_000 });
+                (Key::Frontend(frontend), value)
+            })
+            .collect();
+        let batch = replace(1, &ruleset(&elements));
+        let mut count = 0;
+        for message in Messages(&batch.bytes) {
+            assert!(message.body.len() < usize::from(u16::MAX));
+            count += super::elements(&message).len();
+        }
+        assert_eq!(count, elements.len());
+    }
+}

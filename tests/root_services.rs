@@ -1,0 +1,322 @@
+//! Real packets to services: who reaches what, from where, and with which source address.
+//! Needs root; leaves nothing behind, for no namespace has a name.
+
+#[path = "net_lab/mod.rs"]
+mod lab;
+
+use std::{collections::BTreeSet, io::ErrorKind, net::Ipv4Addr};
+
+use lab::{Node, Ns, Server, wait};
+use sampan::net::{Backend, HostPort, Network, Peer, Protocol, ServicePort};
+
+const fn ip(a: u8, b: u8, c: u8, d: u8) -> Ipv4Addr {
+    Ipv4Addr::new(a, b, c, d)
+}
+
+const NODE_A: Ipv4Addr = ip(192, 0, 2, 1);
+const NODE_B: Ipv4Addr = ip(192, 0, 2, 2);
+const OUTSIDER: Ipv4Addr = ip(192, 0, 2, 9);
+const VIP: Ipv4Addr = ip(10, 43, 7, 1);
+const POD_A: Ipv4Addr = ip(10, 42, 0, 2);
+const POD_A2: Ipv4Addr = ip(10, 42, 0, 3);
+const POD_B: Ipv4Addr = ip(10, 42, 1, 2);
+const NODE_PORT: u16 = 30080;
+
+/// Two nodes and an outsider on one switch, two serving pods on the first, one on the second.
+struct Lab {
+    a: Node,
+    b: Node,
+    outside: Ns,
+    pod_a: Ns,
+    pod_b: Ns,
+    _pod_a2: Ns,
+    _switch: Ns,
+    _servers: Vec<Server>,
+}
+
+fn lab() -> Lab {
+    let (switch, a, b, outside) = (Ns::new(), Ns::new(), Ns::new(), Ns::new());
+    switch.ip("link add bridge0 type bridge");
+    switch.ip("link set bridge0 up");
+    for (ns, port, address) in
+        [(&a, "port-a", NODE_A), (&b, "port-b", NODE_B), (&outside, "port-o", OUTSIDER)]
+    {
+        switch.cable(port, ns, "eth0");
+        switch.ip(&format!("link set {port} master bridge0"));
+        ns.ip(&format!("addr add {address}/24 dev eth0"));
+    }
+    let (a, b) = (Node::start(a, 0), Node::start(b, 1));
+    let peer = |number: u8, address| Peer {
+        node: format!("node-{number}"),
+        pod_cidr: format!("10.42.{number}.0/24"),
+        address,
+    };
+    wait(a.net.set_peers(&[peer(1, NODE_B)])).unwrap();
+    wait(b.net.set_peers(&[peer(0, NODE_A)])).unwrap();
+    let (pod_a, pod_a2, pod_b) = (a.pod("a", POD_A), a.pod("a2", POD_A2), b.pod("b", POD_B));
+    let servers = [(&pod_a, "a"), (&pod_a2, "a2"), (&pod_b, "b")];
+    let servers = servers.map(|(ns, name)| Server::new(ns, name, 8080)).into();
+    Lab { a, b, outside, pod_a, pod_b, _pod_a2: pod_a2, _switch: switch, _servers: servers }
+}
+
+/// A service at [`VIP`]:80 and [`NODE_PORT`], as the node with these pods sees it.
+fn service(protocol: Protocol, endpoints: &[Ipv4Addr], third: u8) -> ServicePort {
+    let backend =
+        |address: &Ipv4Addr| Backend { address: *address, port: 8080, local: address.octets()[2] == third };
+    ServicePort {
+        name: format!("default/web:{protocol:?}"),
+        protocol,
+        port: 80,
+        cluster_ips: vec![VIP],
+        external_ips: Vec::new(),
+        node_port: Some(NODE_PORT),
+        affinity_seconds: None,
+        external_local: false,
+        internal_local: false,
+        source_ranges: Vec::new(),
+        backends: endpoints.iter().map(backend).collect(),
+    }
+}
+
+impl Lab {
+    /// TCP and UDP on both nodes, changed by `change`.
+    fn serve(&self, endpoints: &[Ipv4Addr], change: impl Fn(&mut ServicePort)) {
+        for (node, third) in [(&self.a, 0), (&self.b, 1)] {
+            let services = [Protocol::Tcp, Protocol::Udp].map(|protocol| {
+                let mut service = service(protocol, endpoints, third);
+                change(&mut service);
+                service
+            });
+            wait(node.net.set_services(&services, &[])).unwrap();
+        }
+    }
+}
+
+/// Who answers when asked many times.
+fn answering(ns: &Ns, to: (Ipv4Addr, u16)) -> BTreeSet<String> {
+    (0..24).map(|_| ns.ask(to).unwrap().server).collect()
+}
+
+fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
+    names.into_iter().map(str::to_owned).collect()
+}
+
+#[test]
+fn every_asker_reaches_every_endpoint() {
+    let lab = lab();
+    lab.serve(&[POD_A, POD_B], |_| {});
+    let vip = (VIP, 80);
+    for (asker, ns) in [("pod", &lab.pod_a), ("host", &lab.a.ns), ("other host", &lab.b.ns)] {
+        assert_eq!(answering(ns, vip), names(["a", "b"]), "{asker}");
+        assert!(ns.ask_udp(vip).is_ok(), "{asker}");
+    }
+    for node in [NODE_A, NODE_B] {
+        assert_eq!(answering(&lab.outside, (node, NODE_PORT)), names(["a", "b"]));
+        assert_eq!(answering(&lab.pod_a, (node, NODE_PORT)), names(["a", "b"]));
+        assert_eq!(answering(&lab.a.ns, (node, NODE_PORT)), names(["a", "b"]));
+        assert!(lab.outside.ask_udp((node, NODE_PORT)).is_ok());
+    }
+    // The node's own port by its loopback address, also to the other node.
+    assert_eq!(answering(&lab.a.ns, (Ipv4Addr::LOCALHOST, NODE_PORT)), names(["a", "b"]));
+}
+
+#[test]
+fn sources_are_kept_where_answers_find_back() {
+    let lab = lab();
+    lab.serve(&[POD_A], |_| {});
+    // Pod to pod: untouched. A pod to itself through its service: by the node.
+    assert_eq!(lab.pod_b.ask((VIP, 80)).unwrap().source, POD_B);
+    assert_eq!(lab.pod_a.ask((VIP, 80)).unwrap().source, ip(10, 42, 0, 0));
+    assert_eq!(lab.pod_a.ask_udp((VIP, 80)).unwrap().source, ip(10, 42, 0, 0));
+    assert_eq!(lab.pod_a.ask((NODE_A, NODE_PORT)).unwrap().source, ip(10, 42, 0, 0));
+    // From outside to an endpoint of the node that was asked: untouched. Of another node: by it.
+    assert_eq!(lab.outside.ask((NODE_A, NODE_PORT)).unwrap().source, OUTSIDER);
+    assert_eq!(lab.outside.ask((NODE_B, NODE_PORT)).unwrap().source, ip(10, 42, 1, 0));
+    // Pods outside the cluster: by their node's address.
+    let _server = Server::new(&lab.outside, "outside", 9090);
+    assert_eq!(lab.pod_a.ask((OUTSIDER, 9090)).unwrap().source, NODE_A);
+    assert_eq!(lab.pod_b.ask_udp((OUTSIDER, 9090)).unwrap().source, NODE_B);
+    let _host = Server::new(&lab.b.ns, "host-b", 9090);
+    assert_eq!(lab.pod_a.ask((NODE_B, 9090)).unwrap().source, NODE_A);
+}
+
+#[test]
+fn endpoints_that_are_not_pods_are_reached() {
+    let lab = lab();
+    let _server = Server::new(&lab.b.ns, "host-b", 8080);
+    lab.serve(&[NODE_B], |_| {});
+    for ns in [&lab.pod_a, &lab.a.ns, &lab.pod_b, &lab.b.ns] {
+        assert_eq!(ns.ask((VIP, 80)).unwrap().server, "host-b");
+    }
+    for node in [NODE_A, NODE_B] {
+        assert_eq!(lab.outside.ask((node, NODE_PORT)).unwrap().server, "host-b");
+    }
+    assert_eq!(lab.a.ns.ask((Ipv4Addr::LOCALHOST, NODE_PORT)).unwrap().server, "host-b");
+}
+
+#[test]
+fn nothing_behind_a_service_is_refused_at_once() {
+    let lab = lab();
+    lab.serve(&[], |_| {});
+    let refused = |ns: &Ns, to| assert_eq!(ns.ask(to).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    for ns in [&lab.pod_a, &lab.a.ns] {
+        refused(ns, (VIP, 80));
+        // No such port, no such service.
+        refused(ns, (VIP, 81));
+        refused(ns, (ip(10, 43, 99, 99), 80));
+        // A refused datagram of the host itself is not even sent.
+        let error = ns.ask_udp((VIP, 80)).unwrap_err().kind();
+        assert!(matches!(error, ErrorKind::ConnectionRefused | ErrorKind::PermissionDenied), "{error}");
+    }
+    refused(&lab.outside, (NODE_A, NODE_PORT));
+    lab.serve(&[POD_A], |_| {});
+    assert_eq!(lab.pod_a.ask((VIP, 80)).unwrap().server, "a");
+}
+
+#[test]
+fn a_client_sticks_to_its_endpoint() {
+    let lab = lab();
+    lab.serve(&[POD_A, POD_A2, POD_B], |service| service.affinity_seconds = Some(10800));
+    let chosen = answering(&lab.outside, (NODE_A, NODE_PORT));
+    assert_eq!(chosen.len(), 1);
+    // Any node chooses the same for the same client and frontend.
+    assert_eq!(answering(&lab.outside, (NODE_B, NODE_PORT)), chosen);
+    assert_eq!(answering(&lab.pod_a, (VIP, 80)).len(), 1);
+    // Clients differ.
+    let mut all = BTreeSet::new();
+    for last in 20..60 {
+        lab.outside.ip(&format!("addr add 192.0.2.{last}/24 dev eth0"));
+        all.insert(lab.outside.ask_from(ip(192, 0, 2, last), (NODE_A, NODE_PORT)).unwrap().server);
+    }
+    assert_eq!(all, names(["a", "a2", "b"]));
+}
+
+#[test]
+fn local_policies_use_local_endpoints_only() {
+    let lab = lab();
+    let external = ip(192, 0, 2, 200);
+    for ns in [&lab.outside, &lab.b.ns] {
+        ns.ip(&format!("route add {external} via {NODE_A}"));
+    }
+    lab.serve(&[POD_A, POD_B], |service| {
+        service.external_local = true;
+        service.external_ips = vec![external];
+    });
+    assert_eq!(answering(&lab.outside, (NODE_A, NODE_PORT)), names(["a"]));
+    assert_eq!(answering(&lab.outside, (NODE_B, NODE_PORT)), names(["b"]));
+    assert_eq!(answering(&lab.outside, (external, 80)), names(["a"]));
+    assert_eq!(lab.outside.ask((external, 80)).unwrap().source, OUTSIDER);
+    // Inside the cluster the policy for outsiders does not hold.
+    assert_eq!(answering(&lab.pod_a, (external, 80)), names(["a", "b"]));
+    assert_eq!(answering(&lab.a.ns, (NODE_A, NODE_PORT)), names(["a", "b"]));
+    lab.serve(&[POD_B], |service| {
+        service.external_local = true;
+        service.internal_local = true;
+    });
+    assert_eq!(lab.outside.ask((NODE_B, NODE_PORT)).unwrap().server, "b");
+    assert_eq!(lab.pod_b.ask((VIP, 80)).unwrap().server, "b");
+    // Dropped, not refused: the answer is nobody's.
+    for (ns, to) in [(&lab.outside, (NODE_A, NODE_PORT)), (&lab.pod_a, (VIP, 80))] {
+        assert_ne!(ns.ask(to).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+#[test]
+fn only_allowed_sources_reach_a_restricted_address() {
+    let lab = lab();
+    let external = ip(192, 0, 2, 200);
+    lab.outside.ip(&format!("route add {external} via {NODE_A}"));
+    lab.outside.ip("addr add 192.0.2.130/24 dev eth0");
+    lab.serve(&[POD_A], |service| {
+        service.external_ips = vec![external];
+        service.source_ranges = vec!["192.0.2.128/25".to_owned(), "192.0.2.130/32".to_owned()];
+    });
+    assert_eq!(lab.outside.ask_from(ip(192, 0, 2, 130), (external, 80)).unwrap().server, "a");
+    assert!(lab.outside.ask_from(OUTSIDER, (external, 80)).is_err());
+    assert_eq!(lab.outside.ask_from(OUTSIDER, (NODE_A, NODE_PORT)).unwrap().server, "a");
+}
+
+#[test]
+fn host_ports_lead_to_their_pod() {
+    let lab = lab();
+    let port = |host_ip, host_port| HostPort {
+        protocol: Protocol::Tcp,
+        host_ip,
+        host_port,
+        pod_ip: POD_A,
+        pod_port: 8080,
+    };
+    let ports = [port(None, 8000), port(Some(NODE_A), 8001), port(Some(Ipv4Addr::LOCALHOST), 8002)];
+    wait(lab.a.net.set_services(&[], &ports)).unwrap();
+    for ns in [&lab.outside, &lab.b.ns, &lab.a.ns, &lab.pod_a, &lab.pod_b] {
+        assert_eq!(ns.ask((NODE_A, 8000)).unwrap().server, "a");
+        assert_eq!(ns.ask((NODE_A, 8001)).unwrap().server, "a");
+    }
+    assert_eq!(lab.outside.ask((NODE_A, 8000)).unwrap().source, OUTSIDER);
+    assert_eq!(lab.a.ns.ask((Ipv4Addr::LOCALHOST, 8000)).unwrap().server, "a");
+    assert_eq!(lab.a.ns.ask((Ipv4Addr::LOCALHOST, 8002)).unwrap().server, "a");
+    assert!(lab.a.ns.ask((Ipv4Addr::LOCALHOST, 8001)).is_err());
+    assert!(lab.outside.ask((NODE_A, 8002)).is_err());
+}
+
+#[test]
+fn foreign_tables_stay_and_our_own_is_repaired() {
+    let node = Node::start(Ns::new(), 0);
+    let nft = |script: &str| node.ns.command("nft", &[script]);
+    nft(
+        "table inet theirs { set s { type ipv4_addr; elements = { 192.0.2.1 } }; chain c { type filter hook input priority 0; }; }",
+    );
+    let theirs = nft("list table inet theirs");
+    let ours = || nft("list table ip sampan");
+    let services = |endpoints: &[Ipv4Addr]| vec![service(Protocol::Tcp, endpoints, 0)];
+    let set = |endpoints: &[Ipv4Addr]| wait(node.net.set_services(&services(endpoints), &[])).unwrap();
+    set(&[POD_A]);
+    let one = ours();
+    assert!(one.contains("10.43.7.1 . tcp . 80 : goto lb1"), "{one}");
+    set(&[POD_A, POD_B]);
+    set(&[POD_B]);
+    assert!(!ours().contains("lb2"));
+    set(&[]);
+    set(&[POD_A]);
+    assert_eq!(ours(), one);
+    // Nothing changed: no transaction at all.
+    let handle = || node.ns.command("nft", &["-a", "list table ip sampan"]);
+    let before = handle();
+    set(&[POD_A]);
+    wait(node.net.start(&node.pod_cidr)).unwrap();
+    assert_eq!(handle(), before);
+    // Others' changes of their tables do not matter to ours; of ours, they are undone.
+    nft("add element inet theirs s { 192.0.2.2 }");
+    set(&[POD_A]);
+    assert_eq!(handle(), before);
+    for damage in [
+        "delete element ip sampan services { 10.43.7.1 . tcp . 80 }",
+        "add element ip sampan foreign { 1.2.3.4 . tcp . 80 }",
+        "flush chain ip sampan postrouting",
+        "delete table ip sampan",
+    ] {
+        nft(damage);
+        set(&[POD_A]);
+        assert_eq!(ours(), one, "after {damage}");
+    }
+    nft("delete element inet theirs s { 192.0.2.2 }");
+    assert_eq!(nft("list table inet theirs"), theirs);
+    wait(node.net.stop()).unwrap();
+    assert_eq!(nft("list ruleset"), theirs);
+}
+
+#[test]
+fn connections_and_services_outlive_the_daemon() {
+    let node = Node::start(Ns::new(), 0);
+    let pod = node.pod("a", POD_A);
+    let _server = Server::new(&pod, "a", 8080);
+    wait(node.net.set_services(&[service(Protocol::Tcp, &[POD_A], 0)], &[])).unwrap();
+    let Node { net, ns, .. } = node;
+    drop(net);
+    assert_eq!(pod.ask((VIP, 80)).unwrap().server, "a");
+    let node = Node::start(ns, 0);
+    assert_eq!(pod.ask((VIP, 80)).unwrap().server, "a");
+    wait(node.net.attach("a", &pod.path(), POD_A)).unwrap();
+    wait(node.net.set_services(&[service(Protocol::Tcp, &[POD_A], 0)], &[])).unwrap();
+    assert_eq!(node.ns.ask((VIP, 80)).unwrap().server, "a");
+}
