@@ -5,9 +5,13 @@
 //! file and a row.
 //! Deliberately absent: HTTP, storage, clocks (a `now` is an argument).
 
+pub mod addresses;
+mod at;
 mod certificate_signing_request;
+mod columns;
 mod component_status;
 mod config_map;
+mod containers;
 mod controller_revision;
 mod cron_job;
 mod csi;
@@ -25,6 +29,7 @@ mod job;
 pub mod labels;
 mod lease;
 mod limit_range;
+mod meta;
 pub mod names;
 mod namespace;
 mod network_policy;
@@ -34,17 +39,23 @@ mod persistent_volume_claim;
 pub mod placement;
 pub mod pod;
 mod pod_disruption_budget;
+mod pod_spec;
 mod pod_template;
+mod pod_update;
+mod pod_warnings;
 mod priority_class;
 pub mod quantity;
 mod rbac;
 pub mod registry;
 mod replica_set;
 mod replication_controller;
+mod resource_names;
 mod resource_quota;
 pub mod resources;
 mod reviews;
 mod runtime_class;
+pub mod schedule;
+mod scheduling;
 pub mod schema;
 mod secret;
 mod service;
@@ -53,7 +64,9 @@ mod service_cidr;
 mod stateful_set;
 mod storage_class;
 mod volume_attachment;
+mod volume_sources;
 pub mod volumes;
+mod workload;
 
 pub use field::{ErrorList, FieldError};
 pub use serde_json::Value;
@@ -138,7 +151,7 @@ impl Strategy {
         prepare_update: |_, _| {},
         prepare_status: |_, _| {},
         validate: |_| Vec::new(),
-        validate_update: |_, _| Vec::new(),
+        validate_update: |new, old| meta::check_update(new, old, |_, _, _| {}),
         warnings: |_| Vec::new(),
         selectable: |_| Vec::new(),
         cells: name_and_age,
@@ -210,8 +223,12 @@ fn name_and_age(object: &Value, now: jiff::Timestamp) -> Vec<Value> {
 
 /// How long ago the object was created, as kubectl writes durations.
 pub fn age(object: &Value, now: jiff::Timestamp) -> String {
-    object["metadata"]["creationTimestamp"]
-        .as_str()
+    human_since(&object["metadata"]["creationTimestamp"], now)
+}
+
+/// How long ago an RFC 3339 time was, as kubectl writes durations.
+pub fn human_since(time: &Value, now: jiff::Timestamp) -> String {
+    time.as_str()
         .and_then(|text| text.parse::<jiff::Timestamp>().ok())
         .map_or_else(|| "<unknown>".to_owned(), |then| human_duration(now.duration_since(then)))
 }

@@ -3,11 +3,13 @@
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
+pub use super::pod_update::{check_ephemeral_containers, check_resize};
 use super::{
-    Durability, Kind, Strategy, Subresource,
+    Durability, ErrorList, Kind, Strategy, Subresource,
     edit::{child, each, present, set_default},
-    keep_all_but_status,
+    keep_all_but_status, meta, names, pod_spec,
     pod_template::default_spec,
+    pod_update, pod_warnings,
     registry::row,
     resources::{self, ResourceList},
 };
@@ -31,6 +33,9 @@ pub const POD: Kind = Kind {
         default,
         prepare_create,
         prepare_status: |new, old| keep_all_but_status(new, old, true),
+        validate,
+        validate_update: pod_update::check_update,
+        warnings: pod_warnings::of_pod,
         selectable,
         ..Strategy::SPEC_AND_STATUS
     },
@@ -40,6 +45,7 @@ pub const POD: Kind = Kind {
 pub const BINDING: Kind = Kind {
     verbs: &["create"],
     durability: Durability::Virtual,
+    strategy: Strategy { validate: pod_update::check_binding, ..Strategy::PLAIN },
     ..row("", "v1", "Binding", "bindings", "binding", "io.k8s.api.core.v1.Binding")
 };
 
@@ -136,6 +142,40 @@ fn prepare_create(pod: &mut Value) {
     pod["metadata"]["generation"] = 1.into();
 }
 
+fn validate(pod: &Value) -> ErrorList {
+    let pod_name = pod["metadata"]["name"].as_str().unwrap_or_default();
+    let is_new = meta::is_new(pod);
+    meta::check(pod, true, names::dns_subdomain, |pod, errors| {
+        let annotations = pod.get("metadata").get("annotations");
+        let cost = annotations.key("controller.kubernetes.io/pod-deletion-cost");
+        if cost.is_set() && cost.str().parse::<i32>().is_err() {
+            errors.push(cost.invalid("must be a 32bit integer"));
+        }
+        let spec = pod.get("spec");
+        pod_spec::check_spec(&spec, Some(pod_name), &[], errors);
+        if spec.get("serviceAccountName").is_empty() {
+            for volume in spec.get("volumes").items() {
+                for source in volume.get("projected").get("sources").items() {
+                    let token = source.get("serviceAccountToken");
+                    if token.is_set() {
+                        errors.push(
+                            token.forbidden("must not be specified when serviceAccountName is not set"),
+                        );
+                    }
+                }
+            }
+        }
+        if is_new && !spec.get("ephemeralContainers").is_empty() {
+            errors.push(spec.get("ephemeralContainers").forbidden("cannot be set on create"));
+        }
+        if is_new && !spec.get("nodeName").is_empty() && !spec.get("schedulingGates").is_empty() {
+            errors.push(
+                spec.get("nodeName").forbidden("cannot be set until all schedulingGates have been cleared"),
+            );
+        }
+    })
+}
+
 fn selectable(pod: &Value) -> Vec<(&'static str, String)> {
     let (spec, status) = (&pod["spec"], &pod["status"]);
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
@@ -171,6 +211,87 @@ mod tests {
         assert_eq!(container["resources"]["requests"], json!({"cpu": "1", "memory": "1Gi"}));
         assert_eq!(container["ports"][0]["hostPort"], 80);
         assert_eq!(pod["spec"]["enableServiceLinks"], true);
+    }
+
+    fn errors(spec: Value) -> Vec<String> {
+        let mut pod = json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec});
+        default(&mut pod);
+        validate(&pod).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn bad_pods_are_refused_in_upstreams_words() {
+        let c = |more: Value| {
+            let mut container = json!({"name": "c", "image": "i"});
+            container.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
+            json!({"containers": [container]})
+        };
+        let cases = [
+            (json!({"containers": []}), "spec.containers: Required value"),
+            (json!({"containers": [{"name": "c"}]}), "spec.containers[0].image: Required value"),
+            (
+                json!({"containers": [{"name": "c", "image": "i"}, {"name": "c", "image": "i"}]}),
+                "spec.containers[1].name: Duplicate value: \"c\"",
+            ),
+            (
+                json!({"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Sometimes"}),
+                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"OnFailure\", \"Never\"",
+            ),
+            (
+                c(json!({"ports": [{"containerPort": 70000}]})),
+                "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
+            ),
+            (
+                c(json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]})),
+                "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
+            ),
+            (
+                c(json!({"livenessProbe": {}})),
+                "spec.containers[0].livenessProbe: Required value: must specify a handler type",
+            ),
+            (
+                c(json!({"livenessProbe": {"exec": {"command": ["a"]}, "successThreshold": 2}})),
+                "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1",
+            ),
+            (
+                c(json!({"env": [{"name": "a=b"}]})),
+                "spec.containers[0].env[0].name: Invalid value: \"a=b\": a valid environment variable name must consist only of printable ASCII characters other than '='",
+            ),
+            (
+                c(json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.x"}}}]})),
+                "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.x\": error converting fieldPath: field label not supported: spec.x",
+            ),
+            (
+                c(json!({"securityContext": {"seccompProfile": {"type": "Localhost"}}})),
+                "spec.containers[0].securityContext.seccompProfile.localhostProfile: Required value: must be set when seccomp type is Localhost",
+            ),
+            (
+                json!({"containers": [{"name": "c", "image": "i"}], "volumes": [{"name": "v", "secret": {}}]}),
+                "spec.volumes[0].secret.secretName: Required value",
+            ),
+            (
+                json!({"containers": [{"name": "c", "image": "i"}], "initContainers": [{"name": "d", "image": "i", "livenessProbe": {"exec": {"command": ["a"]}}}]}),
+                "spec.initContainers[0].livenessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
+            ),
+            (
+                json!({"containers": [{"name": "c", "image": "i"}], "tolerations": [{"operator": "Equal"}]}),
+                "spec.tolerations[0].operator: Invalid value: \"Equal\": operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+            ),
+            (
+                json!({"containers": [{"name": "c", "image": "i"}], "ephemeralContainers": [{"name": "e", "image": "i"}]}),
+                "spec.ephemeralContainers: Forbidden: cannot be set on create",
+            ),
+        ];
+        for (spec, text) in cases {
+            assert_eq!(errors(spec), [text]);
+        }
+        let rich = json!({"initContainers": [{"name": "s", "image": "i", "restartPolicy": "Always"}],
+            "containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+                "lifecycle": {"preStop": {"sleep": {"seconds": 5}}}, "resources": {"limits": {"cpu": "1"}}}],
+            "volumes": [{"name": "v", "projected": {"sources": [{"configMap": {"name": "m"}}]}}],
+            "dnsPolicy": "None", "dnsConfig": {"nameservers": ["10.0.0.1"], "searches": ["a_b.c."]},
+            "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}]});
+        assert_eq!(errors(rich), Vec::<String>::new());
     }
 
     #[test]

@@ -1,11 +1,35 @@
 //! PodDisruptionBudgets.
 
-use super::{Kind, Strategy, Subresource, registry::row};
+use serde_json::{Value, json};
+
+use super::{
+    Column, ErrorList, FieldError, Kind, Strategy, Subresource,
+    at::At,
+    columns::{self, AGE, NAME, int_or_string, integer, number, text},
+    meta::{self, check_label_selector},
+    names,
+    registry::row,
+    workload::{check_at_most_all, check_int_or_percent},
+};
 
 pub const POD_DISRUPTION_BUDGET: Kind = Kind {
     short_names: &["pdb"],
     subresources: &[Subresource::Status],
-    strategy: Strategy::SPEC_AND_STATUS,
+    columns: COLUMNS,
+    strategy: Strategy {
+        prepare_create: |new| {
+            new["status"] =
+                json!({"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0});
+            new["metadata"]["generation"] = 1.into();
+        },
+        validate: |object| {
+            meta::check(object, true, names::dns_subdomain, |object, errors| {
+                check_spec(&object.get("spec"), errors);
+            })
+        },
+        cells,
+        ..Strategy::SPEC_AND_STATUS
+    },
     ..row(
         "policy",
         "v1",
@@ -15,3 +39,30 @@ pub const POD_DISRUPTION_BUDGET: Kind = Kind {
         "io.k8s.api.policy.v1.PodDisruptionBudget",
     )
 };
+
+fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
+    let bounds = ["minAvailable", "maxUnavailable"].map(|field| spec.get(field));
+    if bounds.iter().all(At::is_set) {
+        let detail = "minAvailable and maxUnavailable cannot be both set";
+        errors.push(FieldError::invalid(&spec.path, spec.value.clone(), detail));
+    }
+    for bound in bounds.iter().filter(|b| b.is_set()) {
+        check_int_or_percent(bound, errors);
+        check_at_most_all(bound, errors);
+    }
+    check_label_selector(&spec.get("selector"), errors);
+    spec.get("unhealthyPodEvictionPolicy").check_one_of(&["AlwaysAllow", "IfHealthyBudget"], errors);
+}
+
+const COLUMNS: &[Column] =
+    &[NAME, text("Min Available"), text("Max Unavailable"), integer("Allowed Disruptions"), AGE];
+
+fn cells(object: &Value, now: jiff::Timestamp) -> Vec<Value> {
+    vec![
+        columns::name(object),
+        int_or_string(&object["spec"]["minAvailable"]).into(),
+        int_or_string(&object["spec"]["maxUnavailable"]).into(),
+        number(&object["status"]["disruptionsAllowed"]).into(),
+        columns::age(object, now).into(),
+    ]
+}

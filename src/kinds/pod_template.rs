@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 
 use super::{
     Kind, Strategy,
+    columns::{self, NAME, template_cells, text},
     edit::{child, drop_empty, each, present, set_default, set_default_empty},
+    meta, names, pod_spec,
     quantity::{canonicalize, canonicalize_list},
     registry::row,
 };
@@ -18,7 +20,20 @@ const TOKEN_SECONDS: i64 = 3600;
 const GRACE_PERIOD_SECONDS: i64 = 30;
 
 pub const POD_TEMPLATE: Kind = Kind {
-    strategy: Strategy { default: |object| default_template(child(object, "template")), ..Strategy::PLAIN },
+    columns: &[NAME, text("Containers"), text("Images"), text("Pod Labels")],
+    strategy: Strategy {
+        default: |object| default_template(child(object, "template")),
+        validate: |object| {
+            meta::check(object, true, names::dns_subdomain, |object, errors| {
+                pod_spec::check_template(&object.get("template"), &[], errors);
+            })
+        },
+        cells: |object, _| {
+            let labels = columns::labels(&object["template"]["metadata"]["labels"]);
+            std::iter::once(columns::name(object)).chain(template_cells(object, labels)).collect()
+        },
+        ..Strategy::PLAIN
+    },
     ..row("", "v1", "PodTemplate", "podtemplates", "podtemplate", "io.k8s.api.core.v1.PodTemplate")
 };
 
