@@ -20,7 +20,7 @@ BANNED = {
     "reqwest": "hyper is our HTTP client",
     "rumqttd": "no topic authorisation, loses retained messages",
     "rustables": "GPL",
-    "libseccomp-sys": "a C library; filters are compiled by seccompiler",
+    "libseccomp-sys": "a C library; filters are compiled by runtime::seccomp",
 }
 
 # Come with libcontainer, which the design fixes; looked at by hand.

@@ -11,7 +11,7 @@ use std::{
 
 use sampan::runtime::{
     ContainerSpec, ContainerState, Error, ExecSpec, Exit, Mount, Options, Propagation, Resources, Runtime,
-    SandboxSpec, ShimRuntime, rotated_log,
+    SandboxSpec, Seccomp, ShimRuntime, rotated_log,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -575,5 +575,57 @@ async fn volumes_are_mounted_as_asked() {
     let text: Vec<_> = entries(&log).iter().map(|line| &line[9..]).collect();
     assert_eq!(text, ["content", "written", "denied", "content", "denied", "denied"]);
     assert!(ground.path("volume/sub/new").exists());
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn filters_and_capabilities_are_the_containers() {
+    let ground = Ground::new("seccomp");
+    let runtime = ground.runtime();
+    runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
+    fs::write(
+        ground.path("profile.json"),
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["sethostname"], "action": "SCMP_ACT_ERRNO"}]}"#,
+    )
+    .unwrap();
+    let chown = 1;
+    let cases = [
+        ("plain", Seccomp::Unconfined, false, 0, false, (0, chown, 0)),
+        ("filter", Seccomp::RuntimeDefault, false, 0, false, (2, chown, 0)),
+        ("nnp", Seccomp::RuntimeDefault, true, 0, false, (2, chown, 1)),
+        ("user", Seccomp::RuntimeDefault, false, 1000, false, (2, 0, 0)),
+        ("user-nnp", Seccomp::RuntimeDefault, true, 1000, false, (2, 0, 1)),
+        ("local", Seccomp::Localhost(ground.path("profile.json")), false, 0, false, (2, chown, 0)),
+        ("privileged", Seccomp::RuntimeDefault, false, 0, true, (0, u64::MAX, 0)),
+    ];
+    for (name, seccomp, no_new_privileges, uid, privileged, (mode, effective, nnp)) in cases {
+        let script = "while read k v; do case $k in Cap*|Seccomp:|NoNew*) echo $k $v;; esac; done < /proc/self/status; \
+                      hostname other 2>/dev/null && echo renamed; ";
+        let mut spec = ground.container(name, &["sh", "-c", &format!("{script} exec sleep 1000")]);
+        (spec.seccomp, spec.no_new_privileges, spec.privileged, spec.uid) =
+            (seccomp, no_new_privileges, privileged, uid);
+        spec.capabilities = vec!["CAP_CHOWN".into()];
+        runtime.start(&spec).await.unwrap();
+        let exec = ExecSpec { args: vec!["sh".into(), "-c".into(), script.into()], ..ExecSpec::default() };
+        let mut session = runtime.exec(&spec.id, &exec).await.unwrap();
+        let command = text(&mut session.stdout).await;
+        eventually("the container has told", || ground.log(name).contains("Seccomp:")).await;
+        let own = ground.log(name);
+        for told in [&command, &own] {
+            let number = |key: &str| -> u64 {
+                let value =
+                    told.lines().find_map(|line| line.split(key).nth(1)).unwrap_or_else(|| panic!("{told}"));
+                u64::from_str_radix(value.trim(), if key.starts_with("Cap") { 16 } else { 10 }).unwrap()
+            };
+            assert_eq!((number("Seccomp: "), number("NoNewPrivs: ")), (mode, nnp), "{name}: {told}");
+            if privileged {
+                assert!(number("CapEff: ") > 1 << 21 && told.contains("renamed"), "{told}");
+            } else {
+                let all = [number("CapEff: "), number("CapPrm: "), number("CapBnd: "), number("CapInh: ")];
+                assert_eq!(all, [effective, effective, chown, 0], "{name}: {told}");
+                assert!(!told.contains("renamed"), "{name}");
+            }
+        }
+    }
     ground.assert_nothing_left(&runtime).await;
 }
