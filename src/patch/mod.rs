@@ -6,9 +6,14 @@
 //! Invariants: every function is bounded by the size of its input; none keeps state.
 //! Deliberately absent: reading bodies, storage, clocks (a `now` is an argument).
 
+mod apply;
+mod fieldset;
 mod json;
+mod managers;
 mod strategic;
+mod typed;
 
+pub use apply::{ApplyError, Conflicts, Writer, apply, keep_times, track_update};
 pub use json::{OPERATIONS_MAX, json_patch, merge_patch};
 pub use strategic::strategic_merge;
 

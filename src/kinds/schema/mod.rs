@@ -202,7 +202,7 @@ pub fn lookup_kind(group: &str, version: &str, kind: &str) -> Option<&'static Ty
 }
 
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 
 #[cfg(test)]
 mod tests {
