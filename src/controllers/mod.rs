@@ -5,24 +5,42 @@
 //! through [`Objects`]; nothing else is seen.
 
 pub mod deployment;
+pub mod disruption;
+pub mod endpoints;
+pub mod node;
 pub mod owner;
 pub mod plan;
 pub mod pods;
 mod queue;
 pub mod replica_set;
+pub mod replication_controller;
 pub mod runner;
 #[cfg(test)]
 mod sim;
 
 use std::sync::Arc;
 
+use jiff::SignedDuration;
 use runner::Controller;
 
 use crate::{objects::Objects, tasks::Tasks};
 
+/// How long a node may be silent before it counts as lost (upstream's
+/// `node-monitor-grace-period` is 40 s); nodes with a Last Will are noticed at once.
+const NODE_GRACE: SignedDuration = SignedDuration::from_secs(40);
+
 /// What a cluster sets about its controllers.
-#[derive(Debug, Clone, Default)]
-pub struct Options {}
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long a node may be silent before its conditions become `Unknown`.
+    pub node_grace: SignedDuration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { node_grace: NODE_GRACE }
+    }
+}
 
 /// Starts all controllers, each as a task of its own.
 pub fn start(tasks: &Tasks, objects: &Objects, options: &Options) {
@@ -31,6 +49,17 @@ pub fn start(tasks: &Tasks, objects: &Objects, options: &Options) {
     }
 }
 
-fn all(_options: &Options) -> Vec<Arc<dyn Controller>> {
-    vec![Arc::new(deployment::DeploymentController), Arc::new(replica_set::ReplicaSetController)]
+fn all(options: &Options) -> Vec<Arc<dyn Controller>> {
+    vec![
+        Arc::new(deployment::DeploymentController),
+        Arc::new(replica_set::ReplicaSetController),
+        Arc::new(replication_controller::ReplicationManager),
+        Arc::new(endpoints::SliceController),
+        Arc::new(endpoints::EndpointsController),
+        Arc::new(endpoints::MirroringController),
+        Arc::new(node::NodeLifecycleController { grace: options.node_grace }),
+        Arc::new(node::TaintEvictionController),
+        Arc::new(node::PodCollector),
+        Arc::new(disruption::DisruptionController),
+    ]
 }

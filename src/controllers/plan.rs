@@ -232,22 +232,3 @@ pub fn reference<T: Metadata<Ty = ObjectMeta>>(object: &T) -> ObjectReference {
 pub fn annotate(key: &str, value: &str) -> Value {
     json!({ "metadata": { "annotations": { key: value } } })
 }
-
-/// RFC 7386: what is null goes, objects merge, everything else is replaced.
-pub fn apply_merge(target: &mut Value, patch: &Value) {
-    let Value::Object(changes) = patch else {
-        target.clone_from(patch);
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    let Value::Object(fields) = target else { return };
-    for (key, change) in changes {
-        if change.is_null() {
-            fields.remove(key);
-        } else {
-            apply_merge(fields.entry(key.clone()).or_insert(Value::Null), change);
-        }
-    }
-}

@@ -21,12 +21,13 @@ use tokio::time::Instant;
 
 use super::{
     owner::controller_of,
-    plan::{Action, Note, Plan, Target, apply_merge},
+    plan::{Action, Note, Plan, Target},
     queue::Queue,
 };
 use crate::{
     kinds::{Subresource, registry},
     objects::{DeleteOptions, Error, Objects, WriteOptions},
+    patch::merge_patch,
     store::{Event, Key, Object, StoreError},
     tasks::{CancellationToken, Tasks},
 };
@@ -251,7 +252,7 @@ impl Act<'_> {
                 self.modify(target, Some(Subresource::Status), at.as_deref(), set).await
             }
             Action::Merge { target, subresource, at, patch } => {
-                let merge = |object: &mut Value| apply_merge(object, patch);
+                let merge = |object: &mut Value| *object = merge_patch(object, patch);
                 self.modify(target, *subresource, at.as_deref(), merge).await
             }
         }

@@ -8,14 +8,12 @@ use k8s_openapi::{Metadata, Resource, api::core::v1::Pod, apimachinery::pkg::api
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{
-    plan::apply_merge,
-    runner::{Controller, Round, execute, whole_second},
-};
+use super::runner::{Controller, Round, execute, whole_second};
 use crate::{
     clock::{Clock, ManualClock},
     kinds::{Subresource, registry},
     objects::{DeleteOptions, Objects, WriteOptions},
+    patch::merge_patch,
     store::{Key, Store},
 };
 
@@ -77,7 +75,7 @@ impl Sim {
         let namespace = if kind.namespaced { "default" } else { "" };
         self.objects
             .modify(kind, subresource, namespace, name, &self.options, |value| {
-                apply_merge(value, &patch);
+                *value = merge_patch(value, &patch);
                 Ok(())
             })
             .await
@@ -164,7 +162,7 @@ impl Sim {
                 continue;
             }
             if super::pods::node_name(&pod).is_empty() {
-                self.change::<Pod>(name, json!({"spec": {"nodeName": "node"}})).await;
+                self.objects.bind("default", name, None, "node", &self.options).await.unwrap();
             }
             let (phase, ready) = match fate(&pod) {
                 Fate::Run => ("Running", true),

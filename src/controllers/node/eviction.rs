@@ -1,0 +1,97 @@
+//! Pods leave a node with a `NoExecute` taint: those that do not tolerate it at once, those that
+//! tolerate it for a while when that is over.
+//!
+//! Watches: pods, and nodes for their taints. The key is a pod.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+
+use super::{
+    super::{
+        owner,
+        plan::{Note, Plan},
+        pods,
+        runner::{Controller, Round, Source},
+    },
+    pods_on, with_condition,
+};
+use crate::{
+    kinds::placement::{self, NO_EXECUTE},
+    objects::Objects,
+    store::Key,
+};
+
+pub struct TaintEvictionController;
+
+impl Controller for TaintEvictionController {
+    fn name(&self) -> &'static str {
+        "taint-eviction-controller"
+    }
+
+    fn primary(&self) -> &'static str {
+        "pods"
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::new("nodes", |objects, node| {
+            let tainted =
+                placement::taints(&node.typed::<Node>()).is_some_and(|t| t.iter().any(is_no_execute));
+            if tainted { pods_on(objects, node) } else { Vec::new() }
+        })]
+    }
+
+    fn plan(&self, objects: &Objects, key: &Key, round: &Round) -> Plan {
+        let Some(pod) = objects.get_typed::<Pod>(&key.namespace, &key.name) else { return Plan::default() };
+        match objects.get_typed::<Node>("", pods::node_name(&pod)) {
+            Some(node) => reconcile(&pod, &node, round.now),
+            None => Plan::default(),
+        }
+    }
+}
+
+fn is_no_execute(taint: &Taint) -> bool {
+    taint.effect == NO_EXECUTE
+}
+
+/// When a pod has to leave; `None`: never, by these taints.
+fn leaves_at(pod: &Pod, taints: &[&Taint], now: Timestamp) -> Option<Timestamp> {
+    let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_ref());
+    let mut earliest: Option<Timestamp> = None;
+    let mut used: Vec<i64> = Vec::new();
+    for taint in taints {
+        let tolerating: Vec<_> =
+            tolerations.into_iter().flatten().filter(|t| placement::tolerates(t, taint)).collect();
+        if tolerating.is_empty() {
+            return Some(now);
+        }
+        used.extend(tolerating.iter().filter_map(|t| t.toleration_seconds));
+        let since = taint.time_added.as_ref().map_or(now, |t| t.0);
+        earliest = Some(earliest.map_or(since, |e| e.min(since)));
+    }
+    // The shortest of all tolerations in use counts from the first taint.
+    let shortest = used.into_iter().min()?;
+    Some(earliest? + SignedDuration::from_secs(shortest.max(0)))
+}
+
+pub(super) fn reconcile(pod: &Pod, node: &Node, now: Timestamp) -> Plan {
+    let mut plan = Plan::about(pod);
+    let taints: Vec<&Taint> =
+        placement::taints(node).into_iter().flatten().filter(|t| is_no_execute(t)).collect();
+    if taints.is_empty() || pods::is_deleting(pod) || pods::is_terminal(pod) {
+        return plan;
+    }
+    let Some(then) = leaves_at(pod, &taints, now) else { return plan };
+    if then > now {
+        plan.requeue_at(then, now);
+        return plan;
+    }
+    let message = "Taint manager: deleting due to NoExecute taint";
+    plan.merge_status_at(
+        pod,
+        with_condition(pod, "DisruptionTarget", "True", "DeletionByTaintManager", message, now),
+    );
+    let (namespace, name) = (owner::namespace(&pod.metadata), owner::name(&pod.metadata));
+    let note = Note::normal("TaintManagerEviction", format!("Marking for deletion Pod {namespace}/{name}"));
+    plan.delete(pod, Some(note), None);
+    plan
+}
