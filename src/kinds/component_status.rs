@@ -1,12 +1,20 @@
 //! ComponentStatuses: computed, never stored.
 
-use super::{Durability, Kind, registry::row};
+use serde_json::Value;
+
+use super::{
+    Durability, Kind, Strategy,
+    columns::{self, NAME, text, text_or},
+    registry::row,
+};
 
 pub const COMPONENT_STATUS: Kind = Kind {
     short_names: &["cs"],
     namespaced: false,
     verbs: &["get", "list"],
     durability: Durability::Virtual,
+    columns: &[NAME, text("Status"), text("Message"), text("Error")],
+    strategy: Strategy { cells, ..Strategy::PLAIN },
     ..row(
         "",
         "v1",
@@ -16,3 +24,13 @@ pub const COMPONENT_STATUS: Kind = Kind {
         "io.k8s.api.core.v1.ComponentStatus",
     )
 };
+
+fn cells(object: &Value, _: jiff::Timestamp) -> Vec<Value> {
+    let mut conditions = object["conditions"].as_array().into_iter().flatten();
+    let name = columns::name(object);
+    let Some(healthy) = conditions.find(|c| c["type"] == "Healthy") else {
+        return vec![name, "Unknown".into(), "".into(), "".into()];
+    };
+    let status = if healthy["status"] == "True" { "Healthy" } else { "Unhealthy" };
+    vec![name, status.into(), text_or(&healthy["message"], ""), text_or(&healthy["error"], "")]
+}

@@ -38,6 +38,7 @@ mod persistent_volume;
 mod persistent_volume_claim;
 pub mod placement;
 pub mod pod;
+mod pod_cells;
 mod pod_disruption_budget;
 mod pod_spec;
 mod pod_template;

@@ -7,7 +7,7 @@ pub use super::pod_update::{check_ephemeral_containers, check_resize};
 use super::{
     Durability, ErrorList, Kind, Strategy, Subresource,
     edit::{child, each, present, set_default},
-    keep_all_but_status, meta, names, pod_spec,
+    keep_all_but_status, meta, names, pod_cells, pod_spec,
     pod_template::default_spec,
     pod_update, pod_warnings,
     registry::row,
@@ -17,6 +17,7 @@ use super::{
 pub const POD: Kind = Kind {
     short_names: &["po"],
     categories: &["all"],
+    columns: pod_cells::COLUMNS,
     subresources: &[
         Subresource::Other("attach"),
         Subresource::Other("binding"),
@@ -37,6 +38,7 @@ pub const POD: Kind = Kind {
         validate_update: pod_update::check_update,
         warnings: pod_warnings::of_pod,
         selectable,
+        cells: pod_cells::cells,
         ..Strategy::SPEC_AND_STATUS
     },
     ..row("", "v1", "Pod", "pods", "pod", "io.k8s.api.core.v1.Pod")
