@@ -1,1 +1,43 @@
-//! To be written.
+//! The node agent: makes the pods that are wanted here run, and tells how they are.
+//!
+//! ```text
+//! desired items ─ MQTT → ledger → worker (one a pod): observe → plan → jobs → runtime, net, images
+//!                                   └ status, events → outbox ─ MQTT → master
+//! ```
+//! In: the desired set of this node. Out: running containers; statuses and events.
+//! Invariants: what is acted upon is in the ledger first; an older generation is refused; with no
+//! master at all everything goes on from the ledger, also after a cold boot; containers outlive the
+//! agent and are adopted.
+//! Deliberately absent: the store, API objects of other nodes, DNS and ingress servers (their tables
+//! leave through [`Agent::tables`]).
+
+mod address;
+mod agent;
+mod asks;
+mod downward;
+mod env;
+mod files;
+mod hooks;
+mod info;
+mod jobs;
+mod launch;
+mod ledger;
+pub mod logs;
+mod plan;
+mod probes;
+mod qos;
+mod record;
+mod security;
+mod shared;
+mod status;
+mod volumes;
+mod worker;
+
+pub use agent::{Agent, Ground, Link, Tables};
+pub use info::gather;
+pub use ledger::LedgerError;
+pub use shared::Options;
+pub use status::OWN_CONDITIONS;
+
+#[cfg(test)]
+mod simulation;

@@ -1,0 +1,395 @@
+//! The messages between a master and its nodes, and their form on the wire.
+//!
+//! A payload is one byte of form (0: JSON, 1: JSON in zstd) and the text. Unknown fields are
+//! ignored, so a peer one minor version away is understood; [`PROTOCOL`] changes when that would
+//! not suffice. docs/protocol.md tells the story.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use ring::digest;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+
+use super::{Error, PAYLOAD_BYTES_MAX};
+use crate::ids::{self, Generation};
+
+/// The protocol's version.
+pub const PROTOCOL: u32 = 1;
+/// Payloads below this are not worth compressing (bytes).
+const COMPRESS_FROM_BYTES: usize = 512;
+/// What a payload may unpack to (bytes).
+const UNPACKED_BYTES_MAX: usize = 32 << 20;
+/// zstd's level: its default, fast enough for one core of a board.
+const ZSTD_LEVEL: i32 = 3;
+/// The items of one message weigh no more than this before compression (bytes), but for a single one.
+pub const ITEMS_BYTES_MAX: usize = 1 << 20;
+
+/// What an item of a desired set is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ItemKind {
+    /// [`NodeConfig`].
+    Config,
+    ConfigMap,
+    Secret,
+    PersistentVolume,
+    PersistentVolumeClaim,
+    /// A namespace's name and labels.
+    Namespace,
+    Pod,
+    /// Service ports with their endpoints, one item a service: `Vec<ServicePort>`.
+    Service,
+    /// The environment that a namespace's services give to its pods.
+    ServiceEnv,
+    /// The DNS table's part of one namespace.
+    Dns,
+    /// The ingress table's part of one namespace.
+    Ingress,
+    /// Another node.
+    Peer,
+}
+
+/// Which item.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ItemKey {
+    pub kind: ItemKind,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    pub name: String,
+}
+
+impl ItemKey {
+    pub fn new(kind: ItemKind, namespace: &str, name: &str) -> Self {
+        Self { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+impl std::fmt::Display for ItemKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+/// One item of a desired set.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Item {
+    #[serde(flatten)]
+    pub key: ItemKey,
+    /// [`hash_of`] the body.
+    pub hash: String,
+    /// JSON text, never more than one string, so that it can be hashed as it came.
+    pub body: String,
+}
+
+impl Item {
+    pub fn new(key: ItemKey, body: String) -> Self {
+        Self { key, hash: hash_of(&body), body }
+    }
+
+    /// The body as a type.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        serde_json::from_str(&self.body).map_err(|e| Error::Decode(format!("{}: {e}", self.key)))
+    }
+}
+
+/// The hash of an item's body: the first 128 bits of SHA-256, in hexadecimal.
+pub fn hash_of(body: &str) -> String {
+    ids::hex(&digest::digest(&digest::SHA256, body.as_bytes()).as_ref()[..16])
+}
+
+/// The digest of a set: SHA-256 over its keys and hashes in key order, in hexadecimal.
+pub fn digest_of<'a>(items: impl Iterator<Item = (&'a ItemKey, &'a str)>) -> String {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for (key, hash) in items {
+        for part in [format!("{:?}", key.kind).as_str(), &key.namespace, &key.name, hash] {
+            context.update(part.as_bytes());
+            context.update(&[0]);
+        }
+    }
+    ids::hex(context.finish().as_ref())
+}
+
+/// What every pod of a node needs to know of the cluster; the item [`ItemKind::Config`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeConfig {
+    /// `10.42.1.0/24`.
+    pub pod_cidr: String,
+    /// `10.42.0.0/16`.
+    pub cluster_cidr: String,
+    pub service_cidr: String,
+    /// The address of the cluster's DNS service; empty when it is off.
+    pub cluster_dns: String,
+    /// `cluster.local`.
+    pub cluster_domain: String,
+    /// The labels of the node, as the master has them.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a board is; constant while the node runs, but for addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeInfo {
+    pub machine_id: String,
+    pub system_uuid: String,
+    pub kernel_boot_id: String,
+    pub kernel_version: String,
+    pub os_image: String,
+    /// Go's name of the processor: `arm64`, `amd64`, `arm`.
+    pub architecture: String,
+    pub agent_version: String,
+    /// (`InternalIP` or `Hostname`, address).
+    pub addresses: Vec<(String, String)>,
+    /// Quantities.
+    pub capacity: BTreeMap<String, String>,
+    pub allocatable: BTreeMap<String, String>,
+    /// Labels the node gives itself.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The first message of a node on every connection.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hello {
+    pub protocol: u32,
+    /// Of this connection; the Last Will names it, so that an old one cannot end a new one.
+    pub session: String,
+    /// Of this start of the agent.
+    pub boot: String,
+    pub info: NodeInfo,
+    /// Of the ledger.
+    pub generation: Generation,
+    pub digest: String,
+    /// The hash of every item, when digests alone did not suffice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hashes: Option<Vec<(ItemKey, String)>>,
+}
+
+/// The desired set of a node, or what has changed of it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Desired {
+    pub generation: Generation,
+    pub put: Vec<Item>,
+    pub delete: Vec<ItemKey>,
+    /// Of the whole set after this; `None` when more parts of this generation follow.
+    pub digest: Option<String>,
+}
+
+/// The latest state of one pod.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodReport {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// A `PodStatus`.
+    pub status: Box<RawValue>,
+    /// The pod is being deleted, and nothing of it is left on the node.
+    #[serde(default)]
+    pub gone: bool,
+}
+
+/// The state of the node itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeState {
+    pub memory_pressure: bool,
+    pub disk_pressure: bool,
+    pub pid_pressure: bool,
+    /// Why the node cannot run pods; empty when it can.
+    pub not_ready: String,
+    /// (names, size in bytes) of images, the largest first.
+    pub images: Vec<(Vec<String>, i64)>,
+}
+
+/// Statuses that the master has not acknowledged yet.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Status {
+    pub seq: u64,
+    pub pods: Vec<PodReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeState>,
+}
+
+/// Something worth telling about a pod or the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeEvent {
+    /// Empty for the node itself.
+    #[serde(default)]
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// `spec.containers{web}`; empty for the whole object.
+    #[serde(default)]
+    pub field_path: String,
+    /// `Normal` or `Warning`.
+    pub warning: bool,
+    pub reason: String,
+    pub message: String,
+    /// When it happened, by the node's clock.
+    pub time: jiff::Timestamp,
+}
+
+/// What a node asks of its master.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Ask {
+    /// A token of a service account, bound to a pod of this node.
+    #[serde(rename_all = "camelCase")]
+    Token {
+        namespace: String,
+        service_account: String,
+        pod: String,
+        pod_uid: String,
+        audiences: Vec<String>,
+        expiration_seconds: i64,
+    },
+}
+
+/// The answer to [`Ask`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Answer {
+    #[serde(rename_all = "camelCase")]
+    Token {
+        token: String,
+        expires: jiff::Timestamp,
+    },
+    Refused(String),
+}
+
+/// What a node says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Up {
+    Hello(Box<Hello>),
+    /// The ledger holds this generation.
+    Ack {
+        generation: Generation,
+    },
+    Status(Status),
+    Events(Vec<NodeEvent>),
+    Ask {
+        id: u64,
+        ask: Ask,
+    },
+    /// Still here; the master answers only when it knows better.
+    Beat {
+        session: String,
+        generation: Generation,
+    },
+    /// The session ends, by the node's will or by the broker's word.
+    Bye {
+        session: String,
+        clean: bool,
+    },
+}
+
+/// What a node is told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Down {
+    Desired(Desired),
+    /// All statuses up to this one are stored.
+    StatusAck {
+        seq: u64,
+    },
+    Answer {
+        id: u64,
+        answer: Answer,
+    },
+    /// The master does not know this session: say hello (with all hashes, when `hashes`).
+    SayHello {
+        hashes: bool,
+    },
+    /// The master has no place for this node: another board with its name is here, or the
+    /// protocol is too far away.
+    Refused {
+        session: String,
+        reason: String,
+    },
+}
+
+/// Writes a message for the wire.
+pub fn encode<T: Serialize>(message: &T) -> Result<Bytes, Error> {
+    let text = serde_json::to_vec(message).map_err(|e| Error::Decode(e.to_string()))?;
+    let mut payload = vec![0];
+    if text.len() >= COMPRESS_FROM_BYTES
+        && let Ok(packed) = zstd::bulk::compress(&text, ZSTD_LEVEL)
+        && packed.len() < text.len()
+    {
+        payload[0] = 1;
+        payload.extend_from_slice(&packed);
+    } else {
+        payload.extend_from_slice(&text);
+    }
+    if payload.len() > PAYLOAD_BYTES_MAX {
+        return Err(Error::TooLarge(payload.len()));
+    }
+    Ok(payload.into())
+}
+
+/// Reads a message from the wire.
+pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Error> {
+    let failed = |e: &dyn std::fmt::Display| Error::Decode(e.to_string());
+    match payload.split_first() {
+        Some((0, text)) => serde_json::from_slice(text).map_err(|e| failed(&e)),
+        Some((1, packed)) => {
+            let text = zstd::bulk::decompress(packed, UNPACKED_BYTES_MAX).map_err(|e| failed(&e))?;
+            serde_json::from_slice(&text).map_err(|e| failed(&e))
+        }
+        Some((form, _)) => Err(Error::Decode(format!("form {form} is not known"))),
+        None => Err(Error::Decode("empty payload".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_the_wire_small_and_large() {
+        let status = |text: &str| {
+            Up::Status(Status {
+                seq: 7,
+                pods: vec![PodReport {
+                    namespace: "a".into(),
+                    name: "b".into(),
+                    uid: "u".into(),
+                    status: RawValue::from_string(format!("{{\"message\":\"{text}\"}}")).unwrap(),
+                    gone: false,
+                }],
+                node: None,
+            })
+        };
+        for (text, form) in [("x".to_owned(), 0), ("x".repeat(10_000), 1)] {
+            let wire = encode(&status(&text)).unwrap();
+            assert_eq!(wire[0], form);
+            let Up::Status(back) = decode(&wire).unwrap() else { panic!("another message") };
+            assert!(back.pods[0].status.get().contains(&text));
+        }
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        for bad in [&b""[..], b"\x00{", b"\x01garbage", b"\x09{}"] {
+            assert!(decode::<Up>(bad).is_err());
+        }
+    }
+
+    #[test]
+    fn a_digest_tells_sets_apart() {
+        let key = |n: &str| ItemKey::new(ItemKind::Pod, "ns", n);
+        let (a, b) = (key("a"), key("b"));
+        let digest = |set: &[(&ItemKey, &str)]| digest_of(set.iter().copied());
+        let one = digest(&[(&a, "1"), (&b, "2")]);
+        assert_eq!(one, digest(&[(&a, "1"), (&b, "2")]));
+        assert_ne!(one, digest(&[(&a, "1"), (&b, "3")]));
+        assert_ne!(one, digest(&[(&a, "1")]));
+        assert_ne!(digest(&[]), digest(&[(&a, "1")]));
+    }
+}

@@ -1,0 +1,337 @@
+//! One client's connection to a broker over rumqttc (MQTT 5).
+//!
+//! Every connection gets a fresh client, so that nothing waits in the library from one connection
+//! to the next; what is queued when a connection ends is dropped, as [`Bus`] says. Messages of
+//! [`Priority::Control`] that wait go before those of [`Priority::Bulk`].
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use rumqttc::{
+    TlsConfiguration, Transport,
+    v5::{
+        AsyncClient, Event as Polled, EventLoop, Incoming, MqttOptions,
+        mqttbytes::{
+            QoS,
+            v5::{Filter, LastWill},
+        },
+    },
+};
+use tokio::sync::mpsc;
+
+use super::{Bus, EVENTS_MAX, Error, Event, Events, PAYLOAD_BYTES_MAX, Priority, Will, topics};
+use crate::tasks::CancellationToken;
+
+/// Messages of one priority that wait for the connection; more wait in their senders.
+const QUEUE_MAX: usize = 64;
+/// Messages between our queue and the library's socket.
+const LIBRARY_QUEUE: usize = 4;
+/// Unacknowledged messages at a time.
+const INFLIGHT_MAX: u16 = 32;
+/// The pause before the first and before the last of many attempts to connect.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(10);
+/// How long connecting may take (seconds).
+const CONNECT_TIMEOUT_SECONDS: u64 = 15;
+/// How long a clean goodbye may take.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+const PACKET_HEAD_MAX: usize = 1 << 10;
+
+/// Where a broker is: `mqtts://host:8883`, `mqtt://user:password@host:1883`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    pub host: String,
+    pub port: u16,
+    pub tls: bool,
+    pub login: Option<(String, String)>,
+}
+
+impl std::str::FromStr for Address {
+    type Err = Error;
+
+    fn from_str(url: &str) -> Result<Self, Error> {
+        let wrong = |message: &str| Error::Url { url: hide_password(url), message: message.to_owned() };
+        let (tls, rest) = match url.split_once("://") {
+            Some(("mqtts", rest)) => (true, rest),
+            Some(("mqtt", rest)) => (false, rest),
+            _ => return Err(wrong("expected mqtt://host:port or mqtts://host:port")),
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (login, place) = match rest.rsplit_once('@') {
+            Some((login, place)) => {
+                let (user, password) = login.split_once(':').unwrap_or((login, ""));
+                (Some((user.to_owned(), password.to_owned())), place)
+            }
+            None => (None, rest),
+        };
+        let default = if tls { 8883 } else { 1883 };
+        let (host, port) = match place.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && !host.ends_with(':') => {
+                (host, port.parse().map_err(|_| wrong("the port is not a number from 1 to 65535"))?)
+            }
+            _ => (place, default),
+        };
+        if host.is_empty() || host.contains('/') {
+            return Err(wrong("there is no host, or a path behind it"));
+        }
+        Ok(Self { host: host.to_owned(), port, tls, login })
+    }
+}
+
+/// An address that can be shown.
+fn hide_password(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, place))) => format!("{scheme}://…@{place}"),
+        _ => url.to_owned(),
+    }
+}
+
+/// What a connection is made with.
+#[derive(Clone)]
+pub struct Options {
+    pub address: Address,
+    /// Used when the address says TLS.
+    pub tls: Arc<rustls::ClientConfig>,
+    pub client_id: String,
+    pub keep_alive: Duration,
+    pub filters: Vec<String>,
+    pub will: Option<Will>,
+}
+
+/// The sending side.
+pub struct Session {
+    control: mpsc::Sender<Outgoing>,
+    bulk: mpsc::Sender<Outgoing>,
+    connected: Arc<AtomicBool>,
+}
+
+struct Outgoing {
+    topic: String,
+    payload: Bytes,
+}
+
+/// The task behind a [`Session`].
+pub struct Connection {
+    options: Options,
+    control: mpsc::Receiver<Outgoing>,
+    bulk: mpsc::Receiver<Outgoing>,
+    events: mpsc::Sender<Event>,
+    connected: Arc<AtomicBool>,
+}
+
+/// A session, the events of its connection, and the task that has to run.
+pub fn session(options: Options) -> (Arc<Session>, Events, Connection) {
+    let (control, control_queue) = mpsc::channel(QUEUE_MAX);
+    let (bulk, bulk_queue) = mpsc::channel(QUEUE_MAX);
+    let (events, received) = mpsc::channel(EVENTS_MAX);
+    let connected = Arc::new(AtomicBool::new(false));
+    let session = Session { control, bulk, connected: Arc::clone(&connected) };
+    let connection = Connection { options, control: control_queue, bulk: bulk_queue, events, connected };
+    (Arc::new(session), received, connection)
+}
+
+impl Bus for Session {
+    fn publish<'a>(
+        &'a self,
+        topic: &'a str,
+        payload: Bytes,
+        priority: Priority,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            if payload.len() > PAYLOAD_BYTES_MAX {
+                return Err(Error::TooLarge(payload.len()));
+            }
+            if !self.connected() {
+                return Err(Error::Offline);
+            }
+            let queue = match priority {
+                Priority::Control => &self.control,
+                Priority::Bulk => &self.bulk,
+            };
+            let message = Outgoing { topic: topic.to_owned(), payload };
+            queue.send(message).await.map_err(|_| Error::Offline)
+        })
+    }
+
+    fn connected(&self) -> bool {
+        self.connected.load(Ordering::Acquire)
+    }
+}
+
+impl Connection {
+    /// Keeps the connection until told to stop, or until nobody reads its events.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), std::convert::Infallible> {
+        let mut pause = RETRY_FIRST;
+        while !stop.is_cancelled() && !self.events.is_closed() {
+            let reason = self.connection(&stop, &mut pause).await;
+            self.connected.store(false, Ordering::Release);
+            while self.control.try_recv().is_ok() || self.bulk.try_recv().is_ok() {}
+            if let Some(reason) = reason {
+                tracing::debug!(reason, client = self.options.client_id, "MQTT connection ended");
+                if self.events.send(Event::Disconnected { reason }).await.is_err() {
+                    break;
+                }
+                let _ = stop.run_until_cancelled(tokio::time::sleep(jittered(pause))).await;
+                pause = (pause * 2).min(RETRY_LAST);
+            }
+        }
+        Ok(())
+    }
+
+    /// One connection; the reason it ended, or `None` when it was told to.
+    async fn connection(&mut self, stop: &CancellationToken, pause: &mut Duration) -> Option<String> {
+        let (client, mut events) = AsyncClient::new(self.library_options(), LIBRARY_QUEUE);
+        // The library is polled to completion in its own future: its poll is not cancel-safe while
+        // it writes.
+        let (polled, mut from_library) = mpsc::channel(EVENTS_MAX);
+        let polling = async move {
+            loop {
+                match events.poll().await {
+                    Ok(Polled::Incoming(packet)) => {
+                        if polled.send(packet).await.is_err() {
+                            return goodbye(events).await;
+                        }
+                    }
+                    Ok(Polled::Outgoing(_)) => {}
+                    Err(error) => return error.to_string(),
+                }
+            }
+        };
+        let working = async {
+            let reason = self.work(&client, &mut from_library, stop, pause).await;
+            if reason.is_none() {
+                let _ = client.disconnect().await;
+            }
+            drop(from_library);
+            reason
+        };
+        tokio::pin!(polling, working);
+        tokio::select! {
+            broken = &mut polling => Some(broken),
+            reason = &mut working => {
+                if reason.is_none() {
+                    // Long enough for the DISCONNECT to leave; without it the Last Will speaks.
+                    let _ = tokio::time::timeout(GOODBYE_TIMEOUT, polling).await;
+                }
+                reason
+            }
+        }
+    }
+
+    fn library_options(&self) -> MqttOptions {
+        let Options { address, tls, client_id, keep_alive, will, .. } = &self.options;
+        let mut options = MqttOptions::new(client_id, &address.host, address.port);
+        let packet = u32::try_from(PAYLOAD_BYTES_MAX + PACKET_HEAD_MAX).unwrap_or(u32::MAX);
+        options
+            .set_keep_alive(*keep_alive)
+            .set_clean_start(true)
+            .set_connection_timeout(CONNECT_TIMEOUT_SECONDS)
+            .set_max_packet_size(Some(packet))
+            .set_receive_maximum(Some(INFLIGHT_MAX))
+            .set_outgoing_inflight_upper_limit(INFLIGHT_MAX);
+        if address.tls {
+            options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(tls))));
+        }
+        if let Some((user, password)) = &address.login {
+            options.set_credentials(user, password);
+        }
+        if let Some(will) = will {
+            let payload = will.payload.to_vec();
+            options.set_last_will(LastWill::new(&will.topic, payload, QoS::AtLeastOnce, false, None));
+        }
+        options
+    }
+
+    async fn work(
+        &mut self,
+        client: &AsyncClient,
+        from_library: &mut mpsc::Receiver<Incoming>,
+        stop: &CancellationToken,
+        pause: &mut Duration,
+    ) -> Option<String> {
+        let mut up = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return None,
+                packet = from_library.recv() => match packet {
+                    Some(Incoming::ConnAck(_)) => {
+                        let filters = self.options.filters.iter().map(|f| Filter::new(f, QoS::AtLeastOnce));
+                        if let Err(error) = client.subscribe_many(filters).await {
+                            return Some(error.to_string());
+                        }
+                    }
+                    Some(Incoming::SubAck(_)) => {
+                        up = true;
+                        *pause = RETRY_FIRST;
+                        self.connected.store(true, Ordering::Release);
+                        self.events.send(Event::Connected).await.ok()?;
+                    }
+                    Some(Incoming::Publish(message)) => {
+                        let topic = String::from_utf8_lossy(&message.topic).into_owned();
+                        self.events.send(Event::Message { topic, payload: message.payload }).await.ok()?;
+                    }
+                    Some(Incoming::Disconnect(why)) => return Some(format!("{:?}", why.reason_code)),
+                    Some(_) => {}
+                    // The poll has ended and tells why itself.
+                    None => std::future::pending().await,
+                },
+                Some(message) = self.control.recv(), if up => send(client, message).await?,
+                Some(message) = self.bulk.recv(), if up => send(client, message).await?,
+            }
+        }
+    }
+}
+
+/// Hands a message to the library; `None` when that is on its way out and tells why itself.
+async fn send(client: &AsyncClient, Outgoing { topic, payload }: Outgoing) -> Option<()> {
+    let retain = topics::is_retained(&topic);
+    if client.publish(topic, QoS::AtLeastOnce, retain, payload).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    Some(())
+}
+
+/// Polls on until the DISCONNECT is written.
+async fn goodbye(mut events: EventLoop) -> String {
+    loop {
+        match events.poll().await {
+            Ok(Polled::Outgoing(rumqttc::Outgoing::Disconnect)) => return "stopped".to_owned(),
+            Ok(_) => {}
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+/// Up to a half more, so that a thousand nodes do not come back in one moment.
+fn jittered(pause: Duration) -> Duration {
+    let [byte] = crate::ids::random_bytes();
+    pause + pause * u32::from(byte) / 512
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read() {
+        let read = |url: &str| url.parse::<Address>();
+        let plain = read("mqtts://master.example:8883").unwrap();
+        assert_eq!((plain.host.as_str(), plain.port, plain.tls), ("master.example", 8883, true));
+        let login = read("mqtt://me:se@cret@10.0.0.1").unwrap();
+        assert_eq!((login.host.as_str(), login.port), ("10.0.0.1", 1883));
+        assert_eq!(login.login, Some(("me".to_owned(), "se@cret".to_owned())));
+        for bad in ["master:8883", "http://x", "mqtt://", "mqtt://x:port", "mqtt://x:1/path"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        let error = read("mqtt://me:secret@x:port").unwrap_err().to_string();
+        assert!(!error.contains("secret"), "{error}");
+    }
+}

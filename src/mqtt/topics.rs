@@ -1,0 +1,125 @@
+//! The names of topics. The cluster's id is in every one: clusters may share a broker.
+//!
+//! ```text
+//! sampan/<cluster>/master                     the master's boot id, retained
+//! sampan/<cluster>/node/<node>/up/<leaf>      what a node says
+//! sampan/<cluster>/node/<node>/down/<leaf>    what it is told
+//! ```
+//! `<leaf>` is `control` (typed messages), `stream` (frames) or, up only, `will`.
+
+/// The last part of a topic: what is in the payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaf {
+    Control,
+    Stream,
+    /// The node's Last Will.
+    Will,
+}
+
+impl Leaf {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Stream => "stream",
+            Self::Will => "will",
+        }
+    }
+
+    fn of(name: &str) -> Option<Self> {
+        [Self::Control, Self::Stream, Self::Will].into_iter().find(|leaf| leaf.name() == name)
+    }
+}
+
+/// The topic of the master's boot id.
+pub fn master(cluster: &str) -> String {
+    format!("sampan/{cluster}/master")
+}
+
+/// Whether the broker keeps the last message of a topic for those who subscribe later.
+pub fn is_retained(topic: &str) -> bool {
+    topic.ends_with("/master")
+}
+
+/// A topic that a node publishes to.
+pub fn up(cluster: &str, node: &str, leaf: Leaf) -> String {
+    format!("sampan/{cluster}/node/{node}/up/{}", leaf.name())
+}
+
+/// A topic that a node listens to.
+pub fn down(cluster: &str, node: &str, leaf: Leaf) -> String {
+    format!("sampan/{cluster}/node/{node}/down/{}", leaf.name())
+}
+
+/// The client id of a node; the cluster is in it, as clusters may share a broker.
+pub fn node_client_id(cluster: &str, node: &str) -> String {
+    format!("sampan-{cluster}-node-{node}")
+}
+
+/// What a node subscribes to.
+pub fn node_filters(cluster: &str, node: &str) -> Vec<String> {
+    vec![format!("sampan/{cluster}/node/{node}/down/#"), master(cluster)]
+}
+
+/// What the master subscribes to.
+pub fn master_filters(cluster: &str) -> Vec<String> {
+    vec![format!("sampan/{cluster}/node/+/up/#")]
+}
+
+/// The node and leaf of a topic that the master receives.
+pub fn parse_up(topic: &str) -> Option<(&str, Leaf)> {
+    let mut parts = topic.split('/').skip(2);
+    let (Some("node"), Some(node), Some("up"), Some(leaf), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return None;
+    };
+    Leaf::of(leaf).map(|leaf| (node, leaf))
+}
+
+/// The leaf of a topic that a node receives; `None` for the master's boot id.
+pub fn parse_down(topic: &str) -> Option<Leaf> {
+    let (rest, leaf) = topic.rsplit_once('/')?;
+    rest.ends_with("/down").then(|| Leaf::of(leaf)).flatten()
+}
+
+/// Whether a node may publish to a topic.
+pub fn node_may_publish(cluster: &str, node: &str, topic: &str) -> bool {
+    topic.strip_prefix(&format!("sampan/{cluster}/node/{node}/up/")).is_some_and(|l| Leaf::of(l).is_some())
+}
+
+/// Whether a node may subscribe to a filter.
+pub fn node_may_subscribe(cluster: &str, node: &str, filter: &str) -> bool {
+    node_filters(cluster, node).iter().any(|allowed| allowed == filter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_read_as_they_are_written() {
+        assert_eq!(parse_up(&up("c", "n", Leaf::Stream)), Some(("n", Leaf::Stream)));
+        assert_eq!(parse_down(&down("c", "n", Leaf::Control)), Some(Leaf::Control));
+        for strange in ["sampan/c/master", "sampan/c/node/n/up/x", "sampan/c/node/n/up/will/x", "", "a/b/c"] {
+            assert_eq!(parse_up(strange), None, "{strange}");
+        }
+    }
+
+    #[test]
+    fn a_node_may_speak_for_itself_only() {
+        assert!(node_may_publish("c", "n", "sampan/c/node/n/up/control"));
+        for topic in [
+            "sampan/c/node/m/up/control",
+            "sampan/d/node/n/up/control",
+            "sampan/c/node/n/down/control",
+            "sampan/c/node/n/up/",
+            "sampan/c/master",
+        ] {
+            assert!(!node_may_publish("c", "n", topic), "{topic}");
+        }
+        assert!(node_may_subscribe("c", "n", "sampan/c/node/n/down/#"));
+        for filter in ["#", "sampan/#", "sampan/c/node/+/down/#", "sampan/c/node/m/down/#"] {
+            assert!(!node_may_subscribe("c", "n", filter), "{filter}");
+        }
+    }
+}

@@ -1,0 +1,580 @@
+//! The link to the master, and the set of pod workers.
+//!
+//! On every connection: hello with the ledger's generation and digest; the master answers with what
+//! differs; what arrives is verified against its digest, written, then handed to the workers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::Pod;
+use serde::de::DeserializeOwned;
+use tokio::{
+    sync::{Notify, broadcast::error::RecvError, watch},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior},
+};
+
+use super::{
+    address::Addresses,
+    asks::Asks,
+    info, jobs,
+    ledger::{Ledger, LedgerError},
+    record::{Record, Wanted, parse_container_id},
+    shared::{Options, Outbox, Shared},
+    worker::{Mail, Mailbox, Worker},
+};
+use crate::{
+    clock::SharedClock,
+    ids,
+    image::Images,
+    mqtt::{
+        self, Bus, Event, Events, Priority, Will,
+        messages::{self, Desired, Down, Hello, Item, ItemKey, ItemKind, NodeConfig, PROTOCOL, Status, Up},
+        topics::{self, Leaf},
+    },
+    net::{Network, Peer, ServicePort},
+    runtime::Runtime,
+    tasks::CancellationToken,
+};
+
+/// Pod statuses of one message.
+const REPORTS_MAX: usize = 128;
+/// Parts of a desired set that may wait for their last one (bytes).
+const PARTS_BYTES_MAX: usize = 64 << 20;
+
+/// How a node introduces itself to a broker.
+#[derive(Debug, Clone)]
+pub struct Link {
+    pub client_id: String,
+    pub filters: Vec<String>,
+    pub will: Will,
+    /// Names this start of the agent.
+    pub session: String,
+}
+
+impl Link {
+    /// A new session of a node.
+    ///
+    /// # Errors
+    /// Never in practice: the will is small.
+    pub fn new(cluster: &str, node: &str) -> Result<Self, mqtt::Error> {
+        let session = ids::hex(&ids::random_bytes::<8>());
+        let bye = Up::Bye { session: session.clone(), clean: false };
+        let will = Will { topic: topics::up(cluster, node, Leaf::Will), payload: messages::encode(&bye)? };
+        let client_id = topics::node_client_id(cluster, node);
+        Ok(Self { client_id, filters: topics::node_filters(cluster, node), will, session })
+    }
+}
+
+/// The parts of the desired set that others on this node serve.
+#[derive(Debug, Clone, Default)]
+pub struct Tables {
+    pub config: NodeConfig,
+    /// Items of [`ItemKind::Dns`].
+    pub dns: Vec<Arc<Item>>,
+    /// Items of [`ItemKind::Ingress`].
+    pub ingress: Vec<Arc<Item>>,
+}
+
+struct Entry {
+    hash: String,
+    namespace: String,
+    mailbox: Mailbox,
+}
+
+/// What an agent stands on.
+#[derive(Clone)]
+pub struct Ground {
+    pub runtime: Arc<dyn Runtime>,
+    pub images: Arc<dyn Images>,
+    pub network: Arc<dyn Network>,
+    pub clock: SharedClock,
+}
+
+/// The agent of one node.
+pub struct Agent {
+    shared: Arc<Shared>,
+    bus: Arc<dyn Bus>,
+    events: Events,
+    session: String,
+    boot: String,
+    address: Option<Ipv4Addr>,
+    /// The master has answered on this connection.
+    welcome: bool,
+    seq: u64,
+    parts: Option<(Desired, usize)>,
+    pods: BTreeMap<String, Entry>,
+    workers: JoinSet<String>,
+    stop_workers: CancellationToken,
+    sandboxes: BTreeSet<String>,
+    tables: watch::Sender<Tables>,
+    /// What the network was told last.
+    network_start: String,
+    services: Option<(Vec<ServicePort>, Vec<crate::net::HostPort>)>,
+    peers: Option<Vec<Peer>>,
+}
+
+impl Agent {
+    /// Opens the ledger. `bus` and `events` are a connection made with [`Link`]; `address` is the
+    /// node's own when the user has set it.
+    ///
+    /// # Errors
+    /// The ledger cannot be opened.
+    pub fn new(
+        options: Options,
+        session: String,
+        (bus, events): (Arc<dyn Bus>, Events),
+        ground: Ground,
+        address: Option<Ipv4Addr>,
+    ) -> Result<Self, LedgerError> {
+        let Ground { runtime, images, network, clock } = ground;
+        let ledger = Ledger::open(&options.data_dir.join("ledger.db"))?;
+        let info = info::gather(&options.node, &options.data_dir, address);
+        let shared = Shared {
+            options,
+            runtime,
+            images,
+            network,
+            clock,
+            ledger,
+            outbox: Outbox::default(),
+            asks: Asks::default(),
+            addresses: Mutex::new(Addresses::default()),
+            info: Mutex::new(info),
+            host_ports: Mutex::default(),
+            host_ports_changed: Notify::new(),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            bus,
+            events,
+            session,
+            boot: ids::hex(&ids::random_bytes::<8>()),
+            address,
+            welcome: false,
+            seq: 0,
+            parts: None,
+            pods: BTreeMap::new(),
+            workers: JoinSet::new(),
+            stop_workers: CancellationToken::new(),
+            sandboxes: BTreeSet::new(),
+            tables: watch::Sender::new(Tables::default()),
+            network_start: String::new(),
+            services: None,
+            peers: None,
+        })
+    }
+
+    /// The tables for DNS and ingress; filled from the ledger at once when the agent runs.
+    pub fn tables(&self) -> watch::Receiver<Tables> {
+        self.tables.subscribe()
+    }
+
+    /// Runs until told to stop. Containers stay.
+    ///
+    /// # Errors
+    /// The ledger cannot be written any more.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), LedgerError> {
+        let shared = Arc::clone(&self.shared);
+        let mut changes = shared.runtime.watch();
+        self.boot().await;
+        let mut beat = tokio::time::interval_at(Instant::now() + shared.options.beat, shared.options.beat);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                event = self.events.recv() => match event {
+                    Some(event) => self.heard(event).await?,
+                    None => break,
+                },
+                change = changes.recv() => match change {
+                    Ok(id) => self.look(&id).await,
+                    Err(RecvError::Lagged(_)) => self.tell_all(Mail::Look).await,
+                    Err(RecvError::Closed) => break,
+                },
+                Some(ended) = self.workers.join_next() => self.reap(ended).await,
+                () = shared.outbox.changed.notified() => self.send_news().await,
+                () = shared.asks.changed.notified() => self.send_news().await,
+                () = shared.host_ports_changed.notified() => self.apply_services().await,
+                _ = beat.tick() => self.beat().await,
+            }
+        }
+        self.stop_workers.cancel();
+        while self.workers.join_next().await.is_some() {}
+        self.say(&Up::Bye { session: self.session.clone(), clean: true }).await;
+        Ok(())
+    }
+
+    /// Takes up everything as the ledger has it, before there is any master.
+    async fn boot(&mut self) {
+        let records = self.shared.ledger.records();
+        {
+            let mut addresses = self.shared.addresses();
+            records.values().filter_map(|r| r.ip).for_each(|ip| addresses.take(ip));
+        }
+        match self.shared.runtime.sandboxes().await {
+            Ok(sandboxes) => self.sandboxes = sandboxes.into_iter().map(|s| s.id).collect(),
+            Err(error) => tracing::error!(%error, "listing sandboxes"),
+        }
+        self.apply_config().await;
+        let wanted: BTreeSet<String> =
+            self.shared.ledger.items(ItemKind::Pod).iter().filter_map(|item| uid_of(item)).collect();
+        self.remove_orphans(&wanted, &records).await;
+        self.reconcile(&BTreeSet::new()).await;
+        self.apply_services().await;
+        self.apply_peers().await;
+        self.publish_tables();
+    }
+
+    /// Takes away what belongs to no pod that is wanted.
+    async fn remove_orphans(&mut self, wanted: &BTreeSet<String>, records: &BTreeMap<String, Record>) {
+        let containers = self.shared.runtime.containers().await.unwrap_or_else(|error| {
+            tracing::error!(%error, "listing containers");
+            Vec::new()
+        });
+        let mut orphans: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (spec, _) in containers {
+            if !wanted.contains(&spec.sandbox) {
+                orphans.entry(spec.sandbox.clone()).or_default().push(spec.id.clone());
+            }
+        }
+        for uid in self.sandboxes.iter().chain(records.keys()).filter(|uid| !wanted.contains(*uid)) {
+            orphans.entry(uid.clone()).or_default();
+        }
+        for (uid, containers) in orphans {
+            self.sandboxes.remove(&uid);
+            match jobs::remove_orphan(&self.shared, &uid, &containers).await {
+                Ok(()) => {
+                    if let Err(error) = self.shared.ledger.forget(&uid).await {
+                        tracing::error!(%error, "writing the ledger");
+                    }
+                }
+                Err(error) => tracing::error!(uid, error, "taking an orphan away"),
+            }
+        }
+    }
+
+    async fn heard(&mut self, event: Event) -> Result<(), LedgerError> {
+        match event {
+            Event::Connected => {
+                self.hello(false).await;
+            }
+            Event::Disconnected { reason } => {
+                tracing::debug!(reason, "cut off from the master");
+                self.welcome = false;
+                self.parts = None;
+                self.shared.outbox.unsend();
+                self.shared.asks.unsend();
+            }
+            Event::Message { topic, payload } => match topics::parse_down(&topic) {
+                Some(Leaf::Control) => self.obey(&payload).await?,
+                Some(_) => {}
+                // The master's boot id: it may have been restarted behind an external broker.
+                None => self.hello(false).await,
+            },
+        }
+        Ok(())
+    }
+
+    async fn say(&self, message: &Up) -> bool {
+        let topic = topics::up(&self.shared.options.cluster, &self.shared.options.node, Leaf::Control);
+        let sent = match messages::encode(message) {
+            Ok(payload) => self.bus.publish(&topic, payload, Priority::Control).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &sent
+            && !matches!(error, mqtt::Error::Offline)
+        {
+            tracing::error!(%error, "a message could not be sent");
+        }
+        sent.is_ok()
+    }
+
+    async fn hello(&mut self, hashes: bool) {
+        self.parts = None;
+        let ledger = &self.shared.ledger;
+        let hello = Hello {
+            protocol: PROTOCOL,
+            session: self.session.clone(),
+            boot: self.boot.clone(),
+            info: self.shared.info(),
+            generation: ledger.generation(),
+            digest: ledger.digest(),
+            hashes: hashes.then(|| ledger.hashes()),
+        };
+        self.say(&Up::Hello(Box::new(hello))).await;
+    }
+
+    async fn beat(&mut self) {
+        let address = self.address;
+        let (node, dir) = (self.shared.options.node.clone(), self.shared.options.data_dir.clone());
+        let fresh = tokio::task::spawn_blocking(move || info::gather(&node, &dir, address)).await;
+        let changed = fresh.is_ok_and(|fresh| {
+            let mut info = self.shared.info.lock().expect("no holder of the info's lock panics");
+            let changed = *info != fresh;
+            *info = fresh;
+            changed
+        });
+        if changed {
+            self.hello(false).await;
+            self.tell_all(Mail::Look).await;
+        } else if self.bus.connected() {
+            let generation = self.shared.ledger.generation();
+            self.say(&Up::Beat { session: self.session.clone(), generation }).await;
+        }
+        self.send_news().await;
+    }
+
+    async fn obey(&mut self, payload: &Bytes) -> Result<(), LedgerError> {
+        let message: Down = match messages::decode(payload) {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::warn!(%error, "a message of the master is not understood");
+                return Ok(());
+            }
+        };
+        match message {
+            Down::Desired(desired) => self.desired(desired).await?,
+            Down::StatusAck { seq } => self.shared.outbox.acknowledged(seq),
+            Down::Answer { id, answer } => self.shared.asks.answer(id, answer),
+            Down::SayHello { hashes } => self.hello(hashes).await,
+            Down::Refused { session, reason } if session == self.session => {
+                tracing::error!(reason, "the master refuses this node");
+            }
+            Down::Refused { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Collects the parts of a change; the last one says what the whole has to come to.
+    async fn desired(&mut self, part: Desired) -> Result<(), LedgerError> {
+        if part.generation < self.shared.ledger.generation() {
+            tracing::debug!(generation = %part.generation, "an older generation is refused");
+            return Ok(());
+        }
+        let size: usize = part.put.iter().map(|i| i.body.len()).sum();
+        let (mut whole, total) = match self.parts.take() {
+            Some((whole, total)) if whole.generation == part.generation => (whole, total + size),
+            _ => (Desired { generation: part.generation, ..Desired::default() }, size),
+        };
+        if total > PARTS_BYTES_MAX {
+            tracing::error!(bytes = total, "the desired set is too large for this node");
+            return Ok(());
+        }
+        whole.put.extend(part.put);
+        whole.delete.extend(part.delete);
+        let Some(digest) = part.digest else {
+            self.parts = Some((whole, total));
+            return Ok(());
+        };
+        let sound = whole.put.iter().all(|item| item.hash == messages::hash_of(&item.body));
+        if !sound || self.shared.ledger.digest_with(&whole.put, &whole.delete) != digest {
+            self.hello(true).await;
+            return Ok(());
+        }
+        let keys: BTreeSet<ItemKey> =
+            whole.put.iter().map(|i| i.key.clone()).chain(whole.delete.iter().cloned()).collect();
+        self.shared.ledger.apply(whole.generation, whole.put, whole.delete).await?;
+        self.say(&Up::Ack { generation: whole.generation }).await;
+        if !self.welcome {
+            self.welcome = true;
+            self.send_news().await;
+        }
+        let touches = |kinds: &[ItemKind]| keys.iter().any(|k| kinds.contains(&k.kind));
+        if touches(&[ItemKind::Config]) {
+            self.apply_config().await;
+        }
+        if touches(&[ItemKind::Peer]) {
+            self.apply_peers().await;
+        }
+        if touches(&[ItemKind::Service]) {
+            self.apply_services().await;
+        }
+        if touches(&[ItemKind::Config, ItemKind::Dns, ItemKind::Ingress]) {
+            self.publish_tables();
+        }
+        self.reconcile(&keys).await;
+        Ok(())
+    }
+
+    /// Makes the workers be those of the wanted pods, and tells them of what has changed.
+    async fn reconcile(&mut self, changed: &BTreeSet<ItemKey>) {
+        let mut wanted = BTreeSet::new();
+        for item in self.shared.ledger.items(ItemKind::Pod) {
+            let Some(uid) = uid_of(&item) else { continue };
+            wanted.insert(uid.clone());
+            match self.pods.get_mut(&uid) {
+                Some(pod) if pod.hash != item.hash => {
+                    pod.hash.clone_from(&item.hash);
+                    pod.mailbox.send(Mail::Wanted(item)).await;
+                }
+                Some(_) => {}
+                None => self.begin(uid, &item),
+            }
+        }
+        for (_, pod) in self.pods.iter().filter(|(uid, _)| !wanted.contains(*uid)) {
+            pod.mailbox.send(Mail::Removed).await;
+        }
+        let sources = [
+            ItemKind::ConfigMap,
+            ItemKind::Secret,
+            ItemKind::PersistentVolume,
+            ItemKind::PersistentVolumeClaim,
+            ItemKind::Config,
+        ];
+        let spaces: BTreeSet<&str> =
+            changed.iter().filter(|k| sources.contains(&k.kind)).map(|k| k.namespace.as_str()).collect();
+        for pod in self.pods.values() {
+            if spaces.contains("") || spaces.contains(pod.namespace.as_str()) {
+                pod.mailbox.send(Mail::Items).await;
+            }
+        }
+    }
+
+    fn begin(&mut self, uid: String, item: &Arc<Item>) {
+        let pod: Pod = match item.read() {
+            Ok(pod) => pod,
+            Err(error) => {
+                tracing::error!(%error, "a pod cannot be read");
+                return;
+            }
+        };
+        let record = self.shared.ledger.records().remove(&uid).unwrap_or_default();
+        let exists = self.sandboxes.contains(&uid);
+        let (worker, mailbox) =
+            Worker::new(Arc::clone(&self.shared), Wanted::new(pod), record, exists, false);
+        let entry = Entry { hash: item.hash.clone(), namespace: item.key.namespace.clone(), mailbox };
+        self.pods.insert(uid, entry);
+        self.workers.spawn(worker.run(self.stop_workers.clone()));
+    }
+
+    async fn reap(&mut self, ended: Result<String, tokio::task::JoinError>) {
+        match ended {
+            Ok(uid) => {
+                self.pods.remove(&uid);
+                self.sandboxes.remove(&uid);
+                // Wanted again meanwhile (which a uid never is in Kubernetes): begin anew.
+                self.reconcile(&BTreeSet::new()).await;
+            }
+            Err(error) => tracing::error!(%error, "a pod's worker ended badly"),
+        }
+    }
+
+    async fn look(&self, container: &str) {
+        if let Some((uid, _, _)) = parse_container_id(container)
+            && let Some(pod) = self.pods.get(uid)
+        {
+            pod.mailbox.send(Mail::Look).await;
+        }
+    }
+
+    async fn tell_all(&self, mail: Mail) {
+        for pod in self.pods.values() {
+            pod.mailbox.send(mail.clone()).await;
+        }
+    }
+
+    /// Statuses first, then questions, then events.
+    async fn send_news(&mut self) {
+        if !self.welcome || !self.bus.connected() {
+            return;
+        }
+        loop {
+            self.seq += 1;
+            let pods = self.shared.outbox.take_reports(self.seq, REPORTS_MAX);
+            if pods.is_empty() {
+                break;
+            }
+            if !self.say(&Up::Status(Status { seq: self.seq, pods, node: None })).await {
+                return;
+            }
+        }
+        for (id, ask) in self.shared.asks.take() {
+            self.say(&Up::Ask { id, ask }).await;
+        }
+        let events = self.shared.outbox.take_events();
+        if !events.is_empty() && !self.say(&Up::Events(events.clone())).await {
+            self.shared.outbox.return_events(events);
+        }
+    }
+
+    /// Starts the network when the node's range of addresses is known, or has changed.
+    async fn apply_config(&mut self) {
+        let config = self.shared.config();
+        if config.pod_cidr.is_empty() || config.pod_cidr == self.network_start {
+            return;
+        }
+        if let Err(error) = self.shared.addresses().set_range(&config.pod_cidr) {
+            tracing::error!(error, "the master gave a bad range of addresses");
+            return;
+        }
+        match self.shared.network.start(&config.pod_cidr).await {
+            Ok(()) => self.network_start = config.pod_cidr,
+            Err(error) => tracing::error!(%error, "starting the pod network"),
+        }
+    }
+
+    fn bodies<T: DeserializeOwned>(&self, kind: ItemKind) -> Vec<T> {
+        let items = self.shared.ledger.items(kind);
+        items
+            .iter()
+            .filter_map(|item| {
+                item.read().map_err(|error| tracing::error!(%error, "an item cannot be read")).ok()
+            })
+            .collect()
+    }
+
+    async fn apply_peers(&mut self) {
+        let peers: Vec<Peer> = self.bodies(ItemKind::Peer);
+        if self.peers.as_ref() == Some(&peers) {
+            return;
+        }
+        match self.shared.network.set_peers(&peers).await {
+            Ok(()) => self.peers = Some(peers),
+            Err(error) => tracing::error!(%error, "setting the ways to other nodes"),
+        }
+    }
+
+    async fn apply_services(&mut self) {
+        let services: Vec<ServicePort> =
+            self.bodies::<Vec<ServicePort>>(ItemKind::Service).into_iter().flatten().collect();
+        let ports: Vec<_> = {
+            let held = self.shared.host_ports.lock().expect("no holder of the ports' lock panics");
+            held.values().flatten().cloned().collect()
+        };
+        let all = (services, ports);
+        if self.services.as_ref() == Some(&all) || self.network_start.is_empty() {
+            return;
+        }
+        match self.shared.network.set_services(&all.0, &all.1).await {
+            Ok(()) => self.services = Some(all),
+            Err(error) => tracing::error!(%error, "setting the services"),
+        }
+    }
+
+    fn publish_tables(&self) {
+        let ledger = &self.shared.ledger;
+        self.tables.send_replace(Tables {
+            config: self.shared.config(),
+            dns: ledger.items(ItemKind::Dns),
+            ingress: ledger.items(ItemKind::Ingress),
+        });
+    }
+}
+
+fn uid_of(item: &Item) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Meta {
+        uid: String,
+    }
+    #[derive(serde::Deserialize)]
+    struct Head {
+        metadata: Meta,
+    }
+    item.read::<Head>().ok().map(|head| head.metadata.uid)
+}

@@ -1,0 +1,146 @@
+//! What this board is: read from `/proc`, `/sys` and `/etc`.
+
+use std::{collections::BTreeMap, fs, net::Ipv4Addr, path::Path};
+
+use nix::{ifaddrs::getifaddrs, sys::statvfs::statvfs};
+
+use crate::mqtt::messages::NodeInfo;
+
+/// Pods of one node unless the user says otherwise (kubelet's default).
+const PODS_MAX: u32 = 110;
+
+/// Looks at the machine. `data_dir` is where pods keep their data; `address` is used when given.
+pub fn gather(name: &str, data_dir: &Path, address: Option<Ipv4Addr>) -> NodeInfo {
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let uname = nix::sys::utsname::uname().ok();
+    let kernel = uname.as_ref().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let machine_id = text("/etc/machine-id");
+    let uuid = text("/sys/class/dmi/id/product_uuid");
+    let capacity = capacity(data_dir);
+    let mut labels = BTreeMap::new();
+    // The device tree names the board: `Raspberry Pi 4 Model B Rev 1.4`, with a NUL at its end.
+    let model = text("/proc/device-tree/model");
+    let model = label_value(model.trim_end_matches('\0'));
+    if !model.is_empty() {
+        labels.insert("sampan.dev/board".to_owned(), model);
+    }
+    let own = address.or_else(outward_address);
+    let mut addresses: Vec<(String, String)> =
+        own.map(|ip| ("InternalIP".to_owned(), ip.to_string())).into_iter().collect();
+    addresses.push(("Hostname".to_owned(), name.to_owned()));
+    NodeInfo {
+        system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
+        machine_id,
+        kernel_boot_id: text("/proc/sys/kernel/random/boot_id"),
+        kernel_version: kernel,
+        os_image: os_image(&text("/etc/os-release")),
+        architecture: architecture.to_owned(),
+        agent_version: format!("v1.36.0+sampan{}", env!("CARGO_PKG_VERSION")),
+        addresses,
+        allocatable: capacity.clone(),
+        capacity,
+        labels,
+    }
+}
+
+fn capacity(data_dir: &Path) -> BTreeMap<String, String> {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory_kib = meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix("MemTotal:"))
+        .and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok())
+        .unwrap_or(0);
+    let mut capacity = BTreeMap::from([
+        ("cpu".to_owned(), cpus.to_string()),
+        ("memory".to_owned(), format!("{memory_kib}Ki")),
+        ("pods".to_owned(), PODS_MAX.to_string()),
+    ]);
+    if let Ok(stat) = statvfs(data_dir) {
+        // The C types differ in width between processors.
+        #[allow(clippy::useless_conversion)]
+        let bytes = u64::from(stat.blocks()).saturating_mul(u64::from(stat.fragment_size()));
+        capacity.insert("ephemeral-storage".to_owned(), format!("{}Ki", bytes >> 10));
+    }
+    let sizes = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    for size in sizes {
+        let name = size.file_name().to_string_lossy().into_owned();
+        let Some(kib) =
+            name.strip_prefix("hugepages-").and_then(|n| n.strip_suffix("kB")?.parse::<u64>().ok())
+        else {
+            continue;
+        };
+        let pages: u64 = fs::read_to_string(size.path().join("nr_hugepages"))
+            .ok()
+            .and_then(|t| t.trim().parse().ok())
+            .unwrap_or(0);
+        let unit = if kib >= 1 << 20 { format!("{}Gi", kib >> 20) } else { format!("{}Mi", kib >> 10) };
+        capacity.insert(format!("hugepages-{unit}"), format!("{}Ki", pages * kib));
+    }
+    capacity
+}
+
+/// `PRETTY_NAME` of os-release(5).
+fn os_image(text: &str) -> String {
+    let name = text.lines().find_map(|l| l.strip_prefix("PRETTY_NAME="));
+    name.unwrap_or("Linux").trim_matches('"').to_owned()
+}
+
+/// A text as the value of a label: at most 63 characters of the allowed alphabet.
+fn label_value(text: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' };
+    let mut value: String = text.chars().map(plain).take(63).collect();
+    while value.ends_with(|c: char| !c.is_ascii_alphanumeric()) {
+        value.pop();
+    }
+    value
+}
+
+/// The address of the interface with the default route; without one, of the first that is up.
+fn outward_address() -> Option<Ipv4Addr> {
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let outward = routes.lines().skip(1).find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let interface = fields.next()?.to_owned();
+        (fields.next()? == "00000000").then_some(interface)
+    });
+    let found: Vec<(String, Ipv4Addr)> = getifaddrs()
+        .ok()?
+        .filter_map(|i| Some((i.interface_name.clone(), i.address?.as_sockaddr_in()?.ip())))
+        .filter(|(_, ip)| !ip.is_loopback())
+        .collect();
+    let ours = |name: &str| name.starts_with("sampan") || name.starts_with("veth");
+    found
+        .iter()
+        .find(|(name, _)| Some(name) == outward.as_ref())
+        .or_else(|| found.iter().find(|(name, ip)| !ours(name) && !ip.is_link_local()))
+        .map(|(_, ip)| *ip)
+        .or(Some(Ipv4Addr::LOCALHOST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_becomes_a_label() {
+        assert_eq!(label_value("Raspberry Pi 4 Model B Rev 1.4"), "Raspberry-Pi-4-Model-B-Rev-1.4");
+        assert_eq!(label_value("x (y)"), "x--y");
+        assert_eq!(label_value(""), "");
+    }
+
+    #[test]
+    fn the_machine_is_described() {
+        let info = gather("n", Path::new("/"), None);
+        for key in ["cpu", "memory", "pods", "ephemeral-storage"] {
+            assert!(info.capacity.contains_key(key), "{key}");
+        }
+        assert!(!info.kernel_version.is_empty());
+        assert_eq!(os_image("A=b\nPRETTY_NAME=\"Debian 12\"\n"), "Debian 12");
+    }
+}

@@ -1,0 +1,429 @@
+//! The actions of a plan, carried out over the runtime, the images, the network and the disk.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
+
+use super::{
+    files,
+    hooks::{self, Target},
+    launch::{self, Prepared, Refusal},
+    logs, qos,
+    record::{ContainerRecord, Record, Wanted, container_id},
+    security,
+    shared::Shared,
+    volumes::{self, Mounted, Token},
+};
+use crate::{
+    mqtt::messages::{Answer, Ask},
+    net::{HostPort, Protocol},
+    runtime::{self, ContainerSpec, ContainerState, Exit, SandboxSpec},
+};
+
+/// Between two tries to take a pod away.
+pub const TEARDOWN_RETRY: Duration = Duration::from_secs(2);
+/// Between two tries to refresh volumes.
+pub const REFRESH_RETRY: SignedDuration = SignedDuration::from_secs(60);
+/// What a container gets after its preStop hook at least (kubelet's `minimumGracePeriodInSeconds`).
+const GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
+/// How long the kernel may take to end a killed process before we try again.
+const KILL_WAIT: Duration = Duration::from_secs(10);
+/// The longest termination message (bytes).
+const MESSAGE_BYTES_MAX: usize = 4096;
+/// What is taken from the log instead (lines, bytes).
+const FALLBACK_LINES: usize = 80;
+const FALLBACK_BYTES: usize = 2048;
+
+type Ready = (BTreeMap<String, Mounted>, Vec<Token>);
+
+/// The end of a job.
+pub enum Done {
+    /// Volumes and tokens, or the reason and message of the event.
+    Setup(Result<Ready, (&'static str, String)>),
+    Prepared {
+        container: String,
+        result: Result<Box<Prepared>, Refusal>,
+    },
+    Started {
+        container: String,
+        attempt: u32,
+        result: Result<ContainerState, runtime::Error>,
+    },
+    Hooked {
+        container: String,
+        attempt: u32,
+        result: Result<(), String>,
+    },
+    Killed {
+        container: String,
+    },
+    TornDown {
+        result: Result<(), String>,
+        forever: bool,
+    },
+    TeardownAgain,
+    Refreshed(Result<Vec<Token>, String>),
+}
+
+/// Volumes, namespaces, address.
+pub async fn set_up(
+    shared: &Shared,
+    wanted: &Wanted,
+    ip: Option<Ipv4Addr>,
+) -> Result<Ready, (&'static str, String)> {
+    if let Some(message) = security::unsupported(wanted) {
+        return Err(("FailedCreatePodSandBox", message));
+    }
+    let tokens = tokens(shared, wanted).await;
+    let mounted = volumes::set_up(shared, wanted, ip, &tokens).await.map_err(|e| ("FailedMount", e))?;
+    let failed =
+        |e: &dyn std::fmt::Display| ("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {e}"));
+    let spec = sandbox(shared, wanted).map_err(|e| failed(&e))?;
+    let netns = shared.runtime.ensure_sandbox(&spec).await.map_err(|e| failed(&e))?;
+    if let (Some(ip), false) = (ip, wanted.host_network()) {
+        shared.network.attach(&wanted.uid, &netns, ip).await.map_err(|e| failed(&e))?;
+    }
+    Ok((mounted, tokens))
+}
+
+/// Sysctls that only act inside of a pod's own namespaces (upstream's safe set).
+const SAFE_SYSCTLS: [&str; 11] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+];
+
+fn sandbox(shared: &Shared, wanted: &Wanted) -> Result<SandboxSpec, String> {
+    let spec = &wanted.spec;
+    let config = shared.config();
+    let mut sysctls = BTreeMap::new();
+    for sysctl in spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten()) {
+        let name = sysctl.name.replace('/', ".");
+        if !SAFE_SYSCTLS.contains(&name.as_str()) && name != "net.ipv4.tcp_wmem" {
+            return Err(format!("forbidden sysctl: {name:?} not allowlisted"));
+        }
+        sysctls.insert(name, sysctl.value.clone());
+    }
+    Ok(SandboxSpec {
+        id: wanted.uid.clone(),
+        hostname: files::uts_name(wanted, &config.cluster_domain),
+        host_network: wanted.host_network(),
+        host_pid: spec.host_pid == Some(true),
+        host_ipc: spec.host_ipc == Some(true),
+        share_pid: spec.share_process_namespace == Some(true),
+        sysctls,
+        cgroup: qos::class(spec).cgroup(&wanted.uid),
+        resources: qos::pod(spec, shared.options.pids_max),
+    })
+}
+
+/// The pod's tokens, those that are missing or old asked for anew. One that cannot be had now keeps
+/// what is there.
+async fn tokens(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
+    let mut tokens = volumes::tokens_needed(shared, wanted);
+    let now = shared.clock.now();
+    for token in &mut tokens {
+        if token.refresh_at().is_some_and(|at| at > now) {
+            continue;
+        }
+        let ask = Ask::Token {
+            namespace: wanted.namespace.clone(),
+            service_account: wanted.spec.service_account_name.clone().unwrap_or_else(|| "default".to_owned()),
+            pod: wanted.name.clone(),
+            pod_uid: wanted.uid.clone(),
+            audiences: token.audiences.clone(),
+            expiration_seconds: token.expiration_seconds,
+        };
+        match shared.asks.ask(ask).await {
+            Ok(Answer::Token { token: text, expires }) => token.current = Some((text, expires)),
+            Ok(Answer::Refused(error)) | Err(error) => {
+                tracing::warn!(pod = wanted.full_name(), error, "asking for a service account token");
+            }
+        }
+    }
+    tokens
+}
+
+/// Brings volumes up to date.
+pub async fn refresh(shared: &Shared, wanted: &Wanted, ip: Option<Ipv4Addr>) -> Result<Vec<Token>, String> {
+    let tokens = tokens(shared, wanted).await;
+    volumes::refresh(shared, wanted, ip, &tokens).await?;
+    Ok(tokens)
+}
+
+/// Takes the attempt before away and starts this one.
+pub async fn start(
+    shared: &Shared,
+    wanted: &Wanted,
+    name: &str,
+    attempt: u32,
+    spec: &ContainerSpec,
+) -> Result<ContainerState, runtime::Error> {
+    if let Some(before) = attempt.checked_sub(1) {
+        shared.runtime.remove(&container_id(&wanted.uid, name, before)).await?;
+    }
+    if let Some(old) = attempt.checked_sub(2) {
+        // Logs of the attempt before the last are of no use to anybody; a missing one is fine.
+        let _ = tokio::fs::remove_file(launch::log_link(shared, wanted, name, old)).await;
+        logs::remove(&launch::log_path(shared, wanted, name, old)).await;
+        let _ = tokio::fs::remove_file(launch::termination_file(shared, &wanted.uid, name, old)).await;
+    }
+    shared.runtime.start(spec).await
+}
+
+/// An exit of a container that never ran.
+pub fn never_ran(message: String, now: Timestamp) -> Exit {
+    Exit {
+        code: 128,
+        signal: None,
+        oom_killed: false,
+        started_at: None,
+        finished_at: now,
+        error: Some(message),
+    }
+}
+
+/// preStop hook, stop signal, the rest of the grace period, SIGKILL.
+pub async fn kill(
+    shared: &Arc<Shared>,
+    wanted: &Wanted,
+    name: &str,
+    known: &ContainerRecord,
+    pod_ip: &str,
+    grace_seconds: i64,
+) {
+    let Some(attempt) = known.attempts.checked_sub(1) else { return };
+    let id = container_id(&wanted.uid, name, attempt);
+    let mut deadline = Instant::now() + Duration::from_secs(grace_seconds.max(0) as u64);
+    let container = wanted.container(name).map(|(_, c)| c);
+    if let Some((container, hook)) =
+        container.and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)))
+    {
+        let target = Target::new(container, id.clone(), pod_ip.to_owned());
+        match tokio::time::timeout_at(deadline, hooks::hook(&shared.runtime, &target, hook)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(text)) => {
+                shared.event(
+                    wanted,
+                    Some(name),
+                    true,
+                    "FailedPreStopHook",
+                    format!("PreStopHook failed: {text}"),
+                );
+            }
+            Err(_) => shared.event(
+                wanted,
+                Some(name),
+                true,
+                "FailedPreStopHook",
+                format!("PreStopHook did not complete in {grace_seconds} seconds"),
+            ),
+        }
+        deadline = deadline.max(Instant::now() + GRACE_AFTER_HOOK);
+    }
+    let asked = container.and_then(|c| c.lifecycle.as_ref()?.stop_signal.clone());
+    let of_image = || {
+        let image = shared.images.find(&known.image)?;
+        image.config.config().as_ref()?.stop_signal().clone()
+    };
+    let signal = asked.or_else(of_image).and_then(|text| signal_number(&text)).unwrap_or(libc::SIGTERM);
+    let mut changes = shared.runtime.watch();
+    if let Err(error) = shared.runtime.signal(&id, signal).await {
+        tracing::warn!(id, %error, "signalling a container");
+    }
+    let mut killed = false;
+    loop {
+        match shared.runtime.state(&id).await {
+            Ok(ContainerState::Exited(_)) | Err(runtime::Error::NotFound(_)) => return,
+            _ => {}
+        }
+        if Instant::now() >= deadline {
+            killed = true;
+            if let Err(error) = shared.runtime.kill(&id).await {
+                tracing::warn!(id, %error, "killing a container");
+            }
+            deadline = Instant::now() + KILL_WAIT;
+        }
+        loop {
+            tokio::select! {
+                change = changes.recv() => match change {
+                    Ok(changed) if changed != id => {}
+                    _ => break,
+                },
+                () = tokio::time::sleep_until(deadline) => break,
+            }
+        }
+        if killed && changes.is_closed() {
+            return;
+        }
+    }
+}
+
+/// `SIGUSR1`, `USR1`, `10` or `SIGRTMIN+3` as a number.
+fn signal_number(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    // The C library keeps two real-time signals for itself; the kernel's first is 32.
+    let (first, last) = (34, 64);
+    if let Some(offset) = name.strip_prefix("RTMIN") {
+        let offset = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse::<i32>().ok()? };
+        return Some(first + offset).filter(|n| *n <= last);
+    }
+    if let Some(offset) = name.strip_prefix("RTMAX") {
+        let offset = if offset.is_empty() { 0 } else { offset.strip_prefix('-')?.parse::<i32>().ok()? };
+        return Some(last - offset).filter(|n| *n >= first);
+    }
+    let signal: nix::sys::signal::Signal = format!("SIG{name}").parse().ok()?;
+    Some(signal as i32)
+}
+
+/// Takes containers, sandbox, network and volumes away; `forever` the files and logs as well. Goes
+/// on past failures and tells all of them.
+pub async fn tear_down(
+    shared: &Shared,
+    wanted: &Wanted,
+    record: &Record,
+    forever: bool,
+) -> Result<(), String> {
+    let mut failures: Vec<String> = Vec::new();
+    let mut note = |result: Result<(), String>| failures.extend(result.err());
+    for (name, known) in &record.containers {
+        for attempt in known.attempts.saturating_sub(2)..known.attempts {
+            let id = container_id(&wanted.uid, name, attempt);
+            note(match shared.runtime.remove(&id).await {
+                Err(runtime::Error::NotFound(_)) => Ok(()),
+                other => other.map_err(|e| e.to_string()),
+            });
+        }
+    }
+    note(shared.network.detach(&wanted.uid).await.map_err(|e| e.to_string()));
+    note(shared.runtime.remove_sandbox(&wanted.uid).await.map_err(|e| e.to_string()));
+    note(volumes::tear_down(shared, &wanted.uid, forever).await);
+    if forever {
+        for (name, known) in &record.containers {
+            for attempt in known.attempts.saturating_sub(2)..known.attempts {
+                let _ = tokio::fs::remove_file(launch::log_link(shared, wanted, name, attempt)).await;
+            }
+        }
+        note(remove_all(&shared.log_dir(wanted)).await);
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+}
+
+/// Ends and removes what belongs to no pod that is known: containers of a pod that was taken away
+/// while the agent did not run, with everything of it. Its grace period is not known any more.
+pub async fn remove_orphan(shared: &Shared, uid: &str, containers: &[String]) -> Result<(), String> {
+    let mut changes = shared.runtime.watch();
+    for id in containers {
+        shared.runtime.kill(id).await.map_err(|e| e.to_string())?;
+        let until = Instant::now() + KILL_WAIT;
+        while !matches!(
+            shared.runtime.state(id).await,
+            Ok(ContainerState::Exited(_)) | Err(runtime::Error::NotFound(_))
+        ) {
+            // A change of any container is reason enough to look again.
+            if tokio::time::timeout_at(until, changes.recv()).await.is_err() {
+                return Err(format!("container {id} does not end"));
+            }
+        }
+        shared.runtime.remove(id).await.map_err(|e| e.to_string())?;
+    }
+    shared.network.detach(uid).await.map_err(|e| e.to_string())?;
+    shared.runtime.remove_sandbox(uid).await.map_err(|e| e.to_string())?;
+    volumes::tear_down(shared, uid, true).await
+}
+
+async fn remove_all(dir: &Path) -> Result<(), String> {
+    match tokio::fs::remove_dir_all(dir).await {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("remove {}: {e}", dir.display())),
+        _ => Ok(()),
+    }
+}
+
+/// What a container wanted to be known of its end.
+pub async fn termination_message(
+    shared: &Shared,
+    wanted: &Wanted,
+    name: &str,
+    attempt: u32,
+    exit: &Exit,
+) -> String {
+    let file = launch::termination_file(shared, &wanted.uid, name, attempt);
+    let text = tokio::fs::read(&file).await.unwrap_or_default();
+    let text = &text[..text.len().min(MESSAGE_BYTES_MAX)];
+    if !text.is_empty() {
+        return String::from_utf8_lossy(text).into_owned();
+    }
+    let policy = wanted.container(name).and_then(|(_, c)| c.termination_message_policy.as_deref());
+    if policy == Some("FallbackToLogsOnError") && exit.code != 0 {
+        let path = launch::log_path(shared, wanted, name, attempt);
+        return logs::last_lines(&path, FALLBACK_LINES, FALLBACK_BYTES).await;
+    }
+    String::new()
+}
+
+/// Makes the pod's `hostPort`s lead to it.
+pub fn publish_host_ports(shared: &Shared, wanted: &Wanted, ip: Option<Ipv4Addr>) {
+    let Some(pod_ip) = ip.filter(|_| !wanted.host_network()) else { return };
+    let ports: Vec<HostPort> = wanted
+        .containers()
+        .flat_map(|(_, c)| c.ports.iter().flatten())
+        .filter_map(|port| {
+            Some(HostPort {
+                protocol: match port.protocol.as_deref() {
+                    Some("UDP") => Protocol::Udp,
+                    Some("SCTP") => Protocol::Sctp,
+                    _ => Protocol::Tcp,
+                },
+                host_ip: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
+                host_port: port.host_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0)?,
+                pod_ip,
+                pod_port: u16::try_from(port.container_port).ok()?,
+            })
+        })
+        .collect();
+    if ports.is_empty() {
+        return;
+    }
+    shared.host_ports.lock().expect("no holder of the ports' lock panics").insert(wanted.uid.clone(), ports);
+    shared.host_ports_changed.notify_one();
+}
+
+pub fn withdraw_host_ports(shared: &Shared, uid: &str) {
+    let had = shared.host_ports.lock().expect("no holder of the ports' lock panics").remove(uid);
+    if had.is_some() {
+        shared.host_ports_changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_read_as_docker_writes_them() {
+        for (text, number) in [
+            ("SIGTERM", Some(15)),
+            ("quit", Some(3)),
+            ("10", Some(10)),
+            ("SIGRTMIN+3", Some(37)),
+            ("SIGRTMAX", Some(64)),
+            ("nonsense", None),
+            ("0", None),
+        ] {
+            assert_eq!(signal_number(text), number, "{text}");
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! Makes one container ready for its start: its image by pull policy, its files, its specification.
+//!
+//! In: a pod, a container, the attempt's number. Out: a [`ContainerSpec`] or a [`Refusal`] with the
+//! reason that kubelet gives.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use k8s_openapi::api::core::v1::{Container, Secret};
+
+use super::{
+    env::{self, Lookup},
+    files, qos,
+    record::{self, Wanted},
+    security,
+    shared::Shared,
+    volumes::{self, Mounted},
+};
+use crate::{
+    image::{self, Credentials, Image},
+    mqtt::messages::ItemKind,
+    runtime::{ContainerSpec, Mount, Propagation},
+};
+
+/// Where containerd puts it when a container does not say (`terminationMessagePath`).
+const TERMINATION_LOG: &str = "/dev/termination-log";
+/// `/dev/shm` of a pod (containerd's default, bytes).
+const SHM_BYTES: u64 = 64 << 20;
+/// The search path of an image that has none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Why a container cannot be started now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: &'static str,
+    pub message: String,
+}
+
+fn config_error(message: impl Into<String>) -> Refusal {
+    Refusal { reason: "CreateContainerConfigError", message: message.into() }
+}
+
+/// What a container is started with.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    pub spec: ContainerSpec,
+    pub image: String,
+    pub image_id: String,
+}
+
+/// Makes everything ready. `services` is the environment of the namespace's services.
+pub async fn prepare(
+    shared: &Shared,
+    wanted: &Wanted,
+    name: &str,
+    attempt: u32,
+    ip: Option<std::net::Ipv4Addr>,
+    mounted: &BTreeMap<String, Mounted>,
+) -> Result<Prepared, Refusal> {
+    let (_, container) =
+        wanted.container(name).ok_or_else(|| config_error(format!("container {name} is gone")))?;
+    let image = fetch(shared, wanted, container).await?;
+    build(shared, wanted, container, attempt, ip, mounted, &image)
+        .await
+        .map(|spec| Prepared {
+            spec,
+            image: container.image.clone().unwrap_or_default(),
+            image_id: image.digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+        })
+        .map_err(config_error)
+}
+
+/// The image of a container, pulled when the policy says so.
+async fn fetch(shared: &Shared, wanted: &Wanted, container: &Container) -> Result<Arc<Image>, Refusal> {
+    let reference = container.image.as_deref().unwrap_or_default();
+    let say =
+        |warning, reason, message| shared.event(wanted, Some(&container.name), warning, reason, message);
+    let present = shared.images.find(reference);
+    let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
+    if let Some(image) = present.clone().filter(|_| policy != "Always") {
+        say(
+            false,
+            "Pulled",
+            format!(
+                "Container image {reference:?} already present on machine and can be accessed by the pod"
+            ),
+        );
+        return Ok(image);
+    }
+    if policy == "Never" {
+        let message = format!("Container image {reference:?} is not present with pull policy of Never");
+        say(true, "ErrImageNeverPull", message.clone());
+        return Err(Refusal { reason: "ErrImageNeverPull", message });
+    }
+    say(false, "Pulling", format!("Pulling image {reference:?}"));
+    let begun = Instant::now();
+    match shared.images.pull(reference, &credentials(shared, wanted), None).await {
+        Ok(image) => {
+            let took = go_seconds(begun.elapsed());
+            say(
+                false,
+                "Pulled",
+                format!(
+                    "Successfully pulled image {reference:?} in {took} ({took} including waiting). Image size: {} bytes.",
+                    image.size_bytes
+                ),
+            );
+            Ok(image)
+        }
+        Err(image::Error::InvalidReference(name)) => {
+            let message = format!(
+                "Failed to apply default image tag {reference:?}: couldn't parse image name {name:?}: invalid reference format"
+            );
+            say(true, "InspectFailed", message.clone());
+            say(true, "Failed", "Error: InvalidImageName".to_owned());
+            Err(Refusal { reason: "InvalidImageName", message })
+        }
+        Err(error) => {
+            // A board that was cut off runs what it has, also of a tag that moves.
+            if let Some(image) = present {
+                say(
+                    true,
+                    "Failed",
+                    format!("Failed to pull image {reference:?}: {error}; using the image that is present"),
+                );
+                return Ok(image);
+            }
+            say(true, "Failed", format!("Failed to pull image {reference:?}: {error}"));
+            say(true, "Failed", "Error: ErrImagePull".to_owned());
+            Err(Refusal { reason: "ErrImagePull", message: error.to_string() })
+        }
+    }
+}
+
+/// A duration as Go prints it, in seconds with milliseconds: `1.234s`, `45ms`.
+fn go_seconds(duration: std::time::Duration) -> String {
+    let millis = duration.as_millis();
+    if millis < 1000 { format!("{millis}ms") } else { format!("{}.{:03}s", millis / 1000, millis % 1000) }
+}
+
+/// The credentials of the pod's pull secrets.
+fn credentials(shared: &Shared, wanted: &Wanted) -> Vec<Credentials> {
+    let secrets = wanted.spec.image_pull_secrets.iter().flatten();
+    let found = secrets.filter_map(|reference| shared.ledger.secret(&wanted.namespace, &reference.name));
+    let image_hosts: Vec<String> =
+        wanted.containers().filter_map(|(_, c)| c.image.clone()).map(|i| registry_of(&i)).collect();
+    found.flat_map(|secret| docker_config(&secret, &image_hosts)).collect()
+}
+
+fn registry_of(reference: &str) -> String {
+    match reference.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host.to_owned(),
+        _ => "docker.io".to_owned(),
+    }
+}
+
+/// The entries of a `kubernetes.io/dockerconfigjson` or `dockercfg` secret for these registries.
+fn docker_config(secret: &Secret, hosts: &[String]) -> Vec<Credentials> {
+    let data = secret.data.clone().unwrap_or_default();
+    let parse = |key: &str| -> Option<serde_json::Value> { serde_json::from_slice(&data.get(key)?.0).ok() };
+    let Some(mut auths) =
+        parse(".dockerconfigjson").map(|mut v| v["auths"].take()).or_else(|| parse(".dockercfg"))
+    else {
+        return Vec::new();
+    };
+    let entries = auths.as_object_mut().into_iter().flat_map(std::mem::take);
+    entries
+        .filter(|(server, _)| {
+            let server = server.trim_start_matches("https://").trim_start_matches("http://");
+            let host = server.split('/').next().unwrap_or_default();
+            hosts.iter().any(|h| h == host || h == "docker.io" && host.ends_with("docker.io"))
+        })
+        .filter_map(|(_, entry)| {
+            let text = |key: &str| entry[key].as_str().map(str::to_owned);
+            if let (Some(username), Some(password)) = (text("username"), text("password")) {
+                return Some(Credentials { username, password });
+            }
+            let pair = String::from_utf8(STANDARD.decode(text("auth")?).ok()?).ok()?;
+            let (username, password) = pair.split_once(':')?;
+            Some(Credentials { username: username.to_owned(), password: password.to_owned() })
+        })
+        .collect()
+}
+
+async fn build(
+    shared: &Shared,
+    wanted: &Wanted,
+    container: &Container,
+    attempt: u32,
+    ip: Option<std::net::Ipv4Addr>,
+    mounted: &BTreeMap<String, Mounted>,
+    image: &Image,
+) -> Result<ContainerSpec, String> {
+    let config = shared.config();
+    let facts = shared.facts(wanted, ip);
+    let links = wanted.spec.enable_service_links != Some(false);
+    let services: BTreeMap<String, String> = if links {
+        shared.ledger.object(ItemKind::ServiceEnv, &wanted.namespace, "env").unwrap_or_default()
+    } else {
+        BTreeMap::new()
+    };
+    let declared = env::declared(wanted, container, &shared.ledger, &facts, &services)?;
+    let known: BTreeMap<&str, &str> = declared.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    let expand = |text: &String| env::expand(text, |name| known.get(name).map(|v| (*v).to_owned()));
+    let of_image = image.config.config().clone().unwrap_or_default();
+    let entry = of_image.entrypoint().clone().unwrap_or_default();
+    let arguments = of_image.cmd().clone().unwrap_or_default();
+    let given = |list: &Option<Vec<String>>| {
+        list.as_ref().filter(|l| !l.is_empty()).map(|l| l.iter().map(expand).collect())
+    };
+    let args: Vec<String> = match (given(&container.command), given(&container.args)) {
+        (Some(command), args) => [command, args.unwrap_or_default()].concat(),
+        (None, Some(args)) => [entry, args].concat(),
+        (None, None) => [entry, arguments].concat(),
+    };
+    if args.is_empty() {
+        return Err(format!("container {} has no command, and neither has its image", container.name));
+    }
+    let host = files::uts_name(wanted, &config.cluster_domain);
+    let mut environment: Vec<(String, String)> = Vec::new();
+    let mut set = |name: &str, value: &str| match environment.iter_mut().find(|(n, _)| n == name) {
+        Some(entry) => value.clone_into(&mut entry.1),
+        None => environment.push((name.to_owned(), value.to_owned())),
+    };
+    set("PATH", DEFAULT_PATH);
+    set("HOSTNAME", &host);
+    if container.tty == Some(true) {
+        set("TERM", "xterm");
+    }
+    for line in of_image.env().iter().flatten() {
+        if let Some((name, value)) = line.split_once('=') {
+            set(name, value);
+        }
+    }
+    for (name, value) in &declared {
+        set(name, value);
+    }
+    let accounts = security::Accounts::of_layers(&image.layers);
+    let image_user = of_image.user().clone().unwrap_or_default();
+    let user = security::user(wanted, container, &image_user, &accounts)?;
+    let context = container.security_context.clone().unwrap_or_default();
+    let privileged = context.privileged == Some(true);
+    let cwd = container
+        .working_dir
+        .clone()
+        .or_else(|| of_image.working_dir().clone())
+        .filter(|dir| !dir.is_empty())
+        .unwrap_or_else(|| "/".to_owned());
+    let log_path = log_path(shared, wanted, &container.name, attempt);
+    let mut mounts = volumes::mounts(shared, wanted, container, mounted, &expand).await?;
+    mounts.extend(own_files(shared, wanted, container, attempt, ip, &mounts).await?);
+    Ok(ContainerSpec {
+        id: record::container_id(&wanted.uid, &container.name, attempt),
+        sandbox: wanted.uid.clone(),
+        layers: image.layers.clone(),
+        read_only_root: context.read_only_root_filesystem == Some(true),
+        args,
+        env: environment,
+        cwd,
+        uid: user.uid,
+        gid: user.gid,
+        additional_gids: user.additional_gids,
+        capabilities: security::capabilities(container),
+        no_new_privileges: context.allow_privilege_escalation == Some(false) && !privileged,
+        privileged,
+        seccomp: security::seccomp(wanted, container, &shared.options.seccomp_profiles),
+        unmasked_proc: context.proc_mount.as_deref() == Some("Unmasked"),
+        apparmor_profile: apparmor(wanted, container),
+        mounts,
+        devices: Vec::new(),
+        shm_bytes: SHM_BYTES,
+        resources: qos::container(container, None),
+        oom_score_adj: qos::oom_score_adj(wanted, container, shared.memory_capacity()),
+        stdin: container.stdin == Some(true),
+        stdin_once: container.stdin_once == Some(true),
+        tty: container.tty == Some(true),
+        log_path,
+        log_bytes_max: shared.options.log_bytes_max,
+        log_files_max: shared.options.log_files_max,
+    })
+}
+
+fn apparmor(wanted: &Wanted, container: &Container) -> Option<String> {
+    let profile = container
+        .security_context
+        .as_ref()
+        .and_then(|s| s.app_armor_profile.as_ref())
+        .or_else(|| wanted.spec.security_context.as_ref()?.app_armor_profile.as_ref())?;
+    match profile.type_.as_str() {
+        "Localhost" => profile.localhost_profile.clone(),
+        _ => None,
+    }
+}
+
+/// The CRI log file of one attempt.
+pub fn log_path(shared: &Shared, wanted: &Wanted, container: &str, attempt: u32) -> PathBuf {
+    shared.log_dir(wanted).join(container).join(format!("{attempt}.log"))
+}
+
+/// The link that log shippers follow.
+pub fn log_link(shared: &Shared, wanted: &Wanted, container: &str, attempt: u32) -> PathBuf {
+    let id = record::container_id(&wanted.uid, container, attempt);
+    let name = format!("{}_{}_{container}-{id}.log", wanted.name, wanted.namespace);
+    shared.options.container_logs.join(name)
+}
+
+/// Where a container's termination message is on the node.
+pub fn termination_file(shared: &Shared, uid: &str, container: &str, attempt: u32) -> PathBuf {
+    shared.pod_dir(uid).join("containers").join(container).join(attempt.to_string())
+}
+
+/// `/etc/hosts` and the like, and the termination message, but for what the container mounts itself.
+async fn own_files(
+    shared: &Shared,
+    wanted: &Wanted,
+    container: &Container,
+    attempt: u32,
+    ip: Option<std::net::Ipv4Addr>,
+    taken: &[Mount],
+) -> Result<Vec<Mount>, String> {
+    let config = shared.config();
+    let dir = shared.pod_dir(&wanted.uid);
+    let read = async |path: &Path| tokio::fs::read_to_string(path).await.unwrap_or_default();
+    let facts = shared.facts(wanted, ip);
+    let hosts =
+        files::hosts(wanted, &config.cluster_domain, &facts.pod_ip, &read(&shared.options.hosts).await);
+    let resolv = files::resolv_conf(wanted, &config, &read(&shared.options.resolv_conf).await);
+    let host = files::uts_name(wanted, &config.cluster_domain);
+    let message = termination_file(shared, &wanted.uid, &container.name, attempt);
+    let message_path =
+        container.termination_message_path.clone().unwrap_or_else(|| TERMINATION_LOG.to_owned());
+    let all = [
+        (dir.join("etc-hosts"), "/etc/hosts".to_owned(), hosts),
+        (dir.join("resolv.conf"), "/etc/resolv.conf".to_owned(), resolv),
+        (dir.join("hostname"), "/etc/hostname".to_owned(), format!("{host}\n")),
+        (message, message_path, String::new()),
+    ];
+    let mut mounts = Vec::new();
+    for (source, target, text) in all {
+        if target.is_empty() || taken.iter().any(|m| m.target == Path::new(&target)) {
+            continue;
+        }
+        write_if_new(&source, &text).await.map_err(|e| format!("write {}: {e}", source.display()))?;
+        mounts.push(Mount {
+            source,
+            target: target.into(),
+            read_only: false,
+            recursive_read_only: false,
+            propagation: Propagation::Private,
+        });
+    }
+    let log = log_path(shared, wanted, &container.name, attempt);
+    let link = log_link(shared, wanted, &container.name, attempt);
+    for dir in [log.parent(), link.parent()].into_iter().flatten() {
+        tokio::fs::create_dir_all(dir).await.map_err(|e| format!("create {}: {e}", dir.display()))?;
+    }
+    match tokio::fs::symlink(&log, &link).await {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(format!("link {}: {e}", link.display()))
+        }
+        _ => Ok(mounts),
+    }
+}
+
+/// Writes a file that a container may write to as well; the same inode stays while it is mounted.
+async fn write_if_new(path: &Path, text: &str) -> std::io::Result<()> {
+    if tokio::fs::read_to_string(path).await.is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    if let Some(dir) = path.parent() {
+        tokio::fs::create_dir_all(dir).await?;
+    }
+    tokio::fs::write(path, text).await?;
+    let mode = if text.is_empty() { 0o666 } else { 0o644 };
+    tokio::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).await
+}

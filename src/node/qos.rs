@@ -1,0 +1,254 @@
+//! Requests and limits as cgroup values: QoS classes, shares, quotas, out-of-memory scores.
+//!
+//! Sources: `pkg/apis/core/v1/helper/qos`, `pkg/kubelet/cm/helpers_linux.go`, `pkg/kubelet/qos/policy.go`.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{Container, PodSpec, ResourceRequirements},
+    apimachinery::pkg::api::resource::Quantity as ApiQuantity,
+};
+
+use super::record::Wanted;
+use crate::{kinds::quantity::Quantity, runtime::Resources};
+
+/// Shares of a whole processor, and the bounds of the kernel.
+const SHARES_PER_CPU: i64 = 1024;
+const SHARES_MIN: i64 = 2;
+const SHARES_MAX: i64 = 262_144;
+/// Microseconds of the scheduler's period, and the least quota the kernel takes.
+const PERIOD_US: i64 = 100_000;
+const QUOTA_US_MIN: i64 = 1000;
+
+/// A pod's quality of service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    Guaranteed,
+    Burstable,
+    BestEffort,
+}
+
+impl Class {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Guaranteed => "Guaranteed",
+            Self::Burstable => "Burstable",
+            Self::BestEffort => "BestEffort",
+        }
+    }
+
+    /// The pod's cgroup below the root.
+    pub fn cgroup(self, uid: &str) -> String {
+        match self {
+            Self::Guaranteed => format!("pod{uid}"),
+            Self::Burstable => format!("burstable/pod{uid}"),
+            Self::BestEffort => format!("besteffort/pod{uid}"),
+        }
+    }
+}
+
+type List = Option<BTreeMap<String, ApiQuantity>>;
+
+fn amount(list: Option<&BTreeMap<String, ApiQuantity>>, name: &str) -> Option<Quantity> {
+    list?.get(name)?.0.parse().ok()
+}
+
+fn milli(resources: Option<&ResourceRequirements>, limits: bool) -> Option<i64> {
+    amount(pick(resources, limits).as_ref(), "cpu").map(Quantity::milli_value)
+}
+
+fn memory(resources: Option<&ResourceRequirements>, limits: bool) -> Option<i64> {
+    amount(pick(resources, limits).as_ref(), "memory").map(Quantity::value)
+}
+
+fn pick(resources: Option<&ResourceRequirements>, limits: bool) -> List {
+    let resources = resources?;
+    if limits { resources.limits.clone() } else { resources.requests.clone() }
+}
+
+/// The class: only cpu and memory count; amounts of zero do not.
+pub fn class(spec: &PodSpec) -> Class {
+    let own: Vec<_> = match &spec.resources {
+        Some(pod) => vec![Some(pod)],
+        None => spec
+            .init_containers
+            .iter()
+            .flatten()
+            .chain(&spec.containers)
+            .map(|c| c.resources.as_ref())
+            .collect(),
+    };
+    let mut guaranteed = true;
+    let mut any = false;
+    for resources in own {
+        for name in ["cpu", "memory"] {
+            let [request, limit] = [false, true]
+                .map(|limits| amount(pick(resources, limits).as_ref(), name).filter(|q| !q.is_zero()));
+            any |= request.is_some() || limit.is_some();
+            guaranteed &= match (request, limit) {
+                (Some(request), Some(limit)) => request == limit,
+                (None, limit) => limit.is_some(),
+                (Some(_), None) => false,
+            };
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => Class::BestEffort,
+        (true, true) => Class::Guaranteed,
+        (true, false) => Class::Burstable,
+    }
+}
+
+fn shares(milli: i64) -> u64 {
+    (milli * SHARES_PER_CPU / 1000).clamp(SHARES_MIN, SHARES_MAX) as u64
+}
+
+fn quota(milli: i64) -> i64 {
+    (milli * PERIOD_US / 1000).max(QUOTA_US_MIN)
+}
+
+/// The cgroup of a container. `pids` is the node's limit for a pod's processes.
+pub fn container(container: &Container, pids: Option<i64>) -> Resources {
+    let resources = container.resources.as_ref();
+    let limit = milli(resources, true).filter(|m| *m > 0);
+    let request = milli(resources, false).or(limit).unwrap_or(0);
+    Resources {
+        memory_bytes: memory(resources, true).filter(|m| *m > 0),
+        cpu_quota_us: limit.map(quota),
+        cpu_shares: Some(shares(request)),
+        pids,
+        hugepages: hugepages(resources),
+    }
+}
+
+fn hugepages(resources: Option<&ResourceRequirements>) -> Vec<(String, i64)> {
+    let limits = pick(resources, true).unwrap_or_default();
+    let pages = limits.iter().filter_map(|(name, amount)| {
+        let size: Quantity = name.strip_prefix("hugepages-")?.parse().ok()?;
+        let bytes = amount.0.parse::<Quantity>().ok()?.value();
+        let size = match size.value() >> 10 {
+            kib @ 0..1024 => format!("{kib}KB"),
+            kib @ 1024..1_048_576 => format!("{}MB", kib >> 10),
+            kib => format!("{}GB", kib >> 20),
+        };
+        Some((size, bytes))
+    });
+    pages.collect()
+}
+
+/// The cgroup of the whole pod: sums; a limit only where every container has one.
+pub fn pod(spec: &PodSpec, pids: Option<i64>) -> Resources {
+    let init = spec.init_containers.iter().flatten();
+    let sidecars: Vec<_> = init.clone().filter(|c| c.restart_policy.as_deref() == Some("Always")).collect();
+    let long: Vec<_> = spec.containers.iter().chain(sidecars).map(|c| c.resources.as_ref()).collect();
+    let short: Vec<_> = init
+        .filter(|c| c.restart_policy.as_deref() != Some("Always"))
+        .map(|c| c.resources.as_ref())
+        .collect();
+    let total = |read: fn(Option<&ResourceRequirements>, bool) -> Option<i64>, limits: bool| {
+        let sum: i64 = long.iter().filter_map(|r| read(*r, limits)).sum();
+        short.iter().filter_map(|r| read(*r, limits)).fold(sum, i64::max)
+    };
+    let all = |read: fn(Option<&ResourceRequirements>, bool) -> Option<i64>| {
+        long.iter().chain(&short).all(|r| read(*r, true).is_some_and(|v| v > 0))
+    };
+    let pod = spec.resources.as_ref();
+    let request = milli(pod, false).unwrap_or_else(|| total(milli, false).max(0));
+    let cpu = milli(pod, true).or_else(|| all(milli).then(|| total(milli, true)));
+    let bytes = memory(pod, true).or_else(|| all(memory).then(|| total(memory, true)));
+    Resources {
+        memory_bytes: bytes,
+        cpu_quota_us: cpu.map(quota),
+        cpu_shares: Some(shares(request)),
+        pids,
+        hugepages: Vec::new(),
+    }
+}
+
+/// `oom_score_adj` of a container on a machine with so many bytes of memory.
+pub fn oom_score_adj(wanted: &Wanted, spec: &Container, memory_capacity: i64) -> i32 {
+    let critical = wanted.spec.priority.is_some_and(|p| p >= 2_000_000_000);
+    if critical {
+        return -997;
+    }
+    let of = |c: &Container| {
+        let request = memory(c.resources.as_ref(), false).unwrap_or(0);
+        (1000 - 1000 * request / memory_capacity.max(1)).clamp(3, 999) as i32
+    };
+    match class(&wanted.spec) {
+        Class::Guaranteed => -997,
+        Class::BestEffort => 1000,
+        Class::Burstable if spec.restart_policy.as_deref() == Some("Always") => {
+            wanted.spec.containers.iter().map(of).chain([of(spec)]).min().unwrap_or(999)
+        }
+        Class::Burstable => of(spec),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(spec: serde_json::Value) -> Wanted {
+        Wanted::new(serde_json::from_value(serde_json::json!({ "metadata": {}, "spec": spec })).unwrap())
+    }
+
+    fn spec(resources: &str) -> Wanted {
+        let resources: serde_json::Value = serde_json::from_str(resources).unwrap();
+        wanted(serde_json::json!({ "containers": [{ "name": "a", "resources": resources }] }))
+    }
+
+    #[test]
+    fn classes_are_upstreams() {
+        for (resources, expect) in [
+            ("{}", Class::BestEffort),
+            (r#"{"requests": {"cpu": "0"}}"#, Class::BestEffort),
+            (r#"{"requests": {"cpu": "100m"}}"#, Class::Burstable),
+            (r#"{"limits": {"cpu": "1", "memory": "1Gi"}}"#, Class::Guaranteed),
+            (
+                r#"{"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1000m", "memory": "1024Mi"}}"#,
+                Class::Guaranteed,
+            ),
+            (
+                r#"{"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "1Gi"}}"#,
+                Class::Burstable,
+            ),
+            (r#"{"limits": {"memory": "1Gi"}}"#, Class::Burstable),
+        ] {
+            assert_eq!(class(&spec(resources).spec), expect, "{resources}");
+        }
+    }
+
+    #[test]
+    fn amounts_become_cgroup_values() {
+        let wanted = spec(
+            r#"{"requests": {"cpu": "250m", "memory": "64Mi"}, "limits": {"cpu": "500m", "memory": "128Mi", "hugepages-2Mi": "4Mi"}}"#,
+        );
+        let got = container(&wanted.spec.containers[0], Some(100));
+        assert_eq!(
+            got,
+            Resources {
+                memory_bytes: Some(128 << 20),
+                cpu_quota_us: Some(50_000),
+                cpu_shares: Some(256),
+                pids: Some(100),
+                hugepages: vec![("2MB".to_owned(), 4 << 20)],
+            }
+        );
+        assert_eq!(oom_score_adj(&wanted, &wanted.spec.containers[0], 640 << 20), 900);
+        assert_eq!(container(&spec("{}").spec.containers[0], None).cpu_shares, Some(2));
+    }
+
+    #[test]
+    fn a_pod_is_limited_when_every_container_is() {
+        let two = |second: &str| {
+            wanted(serde_json::json!({ "containers": [
+                { "name": "a", "resources": { "requests": { "cpu": "1" }, "limits": { "memory": "1Mi" } } },
+                { "name": "b", "resources": serde_json::from_str::<serde_json::Value>(second).unwrap() },
+            ]}))
+        };
+        assert_eq!(pod(&two("{}").spec, None).memory_bytes, None);
+        let both = pod(&two(r#"{"requests": {"cpu": "1"}, "limits": {"memory": "2Mi"}}"#).spec, None);
+        assert_eq!((both.memory_bytes, both.cpu_shares), (Some(3 << 20), Some(2048)));
+    }
+}

@@ -1,0 +1,357 @@
+//! What a node remembers of one pod: durably in [`Record`], for the life of the process in [`Live`].
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
+use serde::{Deserialize, Serialize};
+
+use crate::runtime::{ContainerState, Exit};
+
+/// The first pause before a container is started again, or an image pulled again (kubelet's
+/// `containerBackOffPeriod`).
+const BACKOFF_FIRST: SignedDuration = SignedDuration::from_secs(10);
+/// The longest pause (kubelet's `MaxContainerBackOff`).
+const BACKOFF_MAX: SignedDuration = SignedDuration::from_mins(5);
+/// Without a failure for so long, pauses begin anew.
+const BACKOFF_FORGET: SignedDuration = SignedDuration::from_mins(10);
+/// The exit code of a container whose end nobody saw (the machine went down).
+pub const LOST_EXIT_CODE: i32 = 255;
+
+/// What part a container plays in its pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Runs to its end before the next one.
+    Init,
+    /// An init container with `restartPolicy: Always`: starts in order, stays.
+    Sidecar,
+    Main,
+    /// Added while the pod runs; never started again.
+    Ephemeral,
+}
+
+/// A pod as it is wanted on this node.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub pod: Pod,
+    pub spec: PodSpec,
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// `spec.ephemeralContainers` as containers.
+    ephemeral: Vec<Container>,
+}
+
+impl Wanted {
+    pub fn new(pod: Pod) -> Self {
+        let spec = pod.spec.clone().unwrap_or_default();
+        let meta = &pod.metadata;
+        let ephemeral = spec
+            .ephemeral_containers
+            .iter()
+            .flatten()
+            .filter_map(|c| serde_json::from_value(serde_json::to_value(c).ok()?).ok())
+            .collect();
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            ephemeral,
+            spec,
+            pod,
+        }
+    }
+
+    /// All containers with their roles, in the order of their start.
+    pub fn containers(&self) -> impl DoubleEndedIterator<Item = (Role, &Container)> {
+        let init = self.spec.init_containers.iter().flatten().map(|c| {
+            let sidecar = c.restart_policy.as_deref() == Some("Always");
+            (if sidecar { Role::Sidecar } else { Role::Init }, c)
+        });
+        let main = self.spec.containers.iter().map(|c| (Role::Main, c));
+        init.chain(main).chain(self.ephemeral.iter().map(|c| (Role::Ephemeral, c)))
+    }
+
+    pub fn container(&self, name: &str) -> Option<(Role, &Container)> {
+        self.containers().find(|(_, c)| c.name == name)
+    }
+
+    pub fn deleting(&self) -> bool {
+        self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    pub fn restart_policy(&self) -> &str {
+        self.spec.restart_policy.as_deref().unwrap_or("Always")
+    }
+
+    /// Seconds between SIGTERM and SIGKILL.
+    pub fn grace_seconds(&self) -> i64 {
+        let asked = self.pod.metadata.deletion_grace_period_seconds.filter(|_| self.deleting());
+        asked.or(self.spec.termination_grace_period_seconds).unwrap_or(30).max(1)
+    }
+
+    pub fn host_network(&self) -> bool {
+        self.spec.host_network.unwrap_or(false)
+    }
+
+    /// `p_ns(uid)`, as kubelet names a pod in messages.
+    pub fn full_name(&self) -> String {
+        format!("{}_{}({})", self.name, self.namespace, self.uid)
+    }
+
+    /// Whether a container that ended with `code` runs again
+    /// (`restartPolicy`, and the container's own policy and rules).
+    pub fn restarts(&self, role: Role, container: &Container, code: i32) -> bool {
+        let own = container.restart_policy.as_deref();
+        match role {
+            Role::Ephemeral => return false,
+            Role::Sidecar => return true,
+            Role::Init | Role::Main => {}
+        }
+        for rule in container.restart_policy_rules.iter().flatten() {
+            let Some(codes) = &rule.exit_codes else { continue };
+            let listed = codes.values.iter().flatten().any(|v| *v == code);
+            if (codes.operator == "In") == listed && rule.action == "Restart" {
+                return true;
+            }
+        }
+        match (own.unwrap_or_else(|| self.restart_policy()), role) {
+            ("Never", _) => false,
+            ("OnFailure", _) | (_, Role::Init) => code != 0,
+            _ => true,
+        }
+    }
+}
+
+/// An end of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    pub attempt: u32,
+    pub exit: Exit,
+    /// What the container left in its termination message.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// What is remembered of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ContainerRecord {
+    /// How often it was started; the newest attempt is one less.
+    pub attempts: u32,
+    /// The sandbox in which the newest attempt ran.
+    pub epoch: u32,
+    /// The hash of the container's specification at the newest attempt.
+    pub spec_hash: String,
+    pub image: String,
+    pub image_id: String,
+    /// The end of the newest attempt.
+    pub last: Option<Past>,
+    /// The end of the one before it.
+    pub previous: Option<Past>,
+}
+
+/// Why a pod was ended by the node itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// `DeadlineExceeded`, `Evicted`, …
+    pub reason: String,
+    pub message: String,
+}
+
+/// What survives a restart of the agent and of the board.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    pub namespace: String,
+    pub name: String,
+    pub ip: Option<Ipv4Addr>,
+    /// Counts the sandboxes the pod had.
+    pub epoch: u32,
+    pub containers: BTreeMap<String, ContainerRecord>,
+    pub verdict: Option<Verdict>,
+    /// Nothing of the pod is left but this record.
+    pub gone: bool,
+    /// As last computed; carries times of transition.
+    pub status: PodStatus,
+}
+
+impl Record {
+    pub fn container(&self, name: &str) -> ContainerRecord {
+        self.containers.get(name).cloned().unwrap_or_default()
+    }
+}
+
+/// Where a container is, record and runtime taken together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Now {
+    Never,
+    Starting,
+    Running { since: Timestamp },
+    Ended(Past),
+}
+
+/// Growing pauses between tries (client-go's `flowcontrol.Backoff`).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Backoff {
+    delay: SignedDuration,
+    last: Timestamp,
+}
+
+impl Backoff {
+    /// The pause in force.
+    pub fn delay(&self) -> SignedDuration {
+        self.delay
+    }
+
+    /// When the pause that began at `since` is over; `None` when nothing is to be waited for.
+    /// A clock that was set back does not make it longer than it is.
+    pub fn until(&self, since: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        if self.delay.is_zero() || since.duration_since(self.last) > BACKOFF_FORGET {
+            return None;
+        }
+        let until = since + self.delay;
+        (now < until && until.duration_since(now) <= self.delay).then_some(until)
+    }
+
+    /// Notes a try: the next pause is twice as long.
+    pub fn note(&mut self, now: Timestamp) {
+        self.delay = if self.delay.is_zero() || now.duration_since(self.last) > BACKOFF_FORGET {
+            BACKOFF_FIRST
+        } else {
+            (self.delay * 2).min(BACKOFF_MAX)
+        };
+        self.last = now;
+    }
+}
+
+/// What is going on with a container right now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Job {
+    /// Image, environment and files are being made ready.
+    Preparing,
+    /// The runtime starts it; afterwards its postStart hook runs.
+    Starting,
+    Stopping,
+}
+
+/// Why the last try to start a container came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// `ErrImagePull`, `CreateContainerConfigError`, …
+    pub reason: String,
+    pub message: String,
+    pub at: Timestamp,
+}
+
+/// What is known of a container while the agent runs.
+#[derive(Debug, Clone, Default)]
+pub struct LiveContainer {
+    /// The newest attempt's state, as the runtime has it.
+    pub state: Option<ContainerState>,
+    pub job: Option<Job>,
+    pub failure: Option<Failure>,
+    pub crash: Backoff,
+    pub pull: Backoff,
+    /// The startup probe, if any, and the postStart hook have succeeded.
+    pub started: bool,
+    /// The readiness probe's verdict, or that there is none.
+    pub ready: bool,
+    /// Why it has to be stopped: event message, and the grace period when it is not the pod's.
+    pub doomed: Option<(String, Option<i64>)>,
+}
+
+/// How far the pod's volumes, namespaces and network are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Setup {
+    #[default]
+    No,
+    Doing,
+    Done,
+    Failed {
+        message: String,
+        retry_at: Timestamp,
+    },
+}
+
+/// What is known of a pod while the agent runs.
+#[derive(Debug, Clone, Default)]
+pub struct Live {
+    pub containers: BTreeMap<String, LiveContainer>,
+    pub setup: Setup,
+    /// When the pod's grace period is over, once it has to end.
+    pub ending: Option<Timestamp>,
+    pub tearing: bool,
+    /// Namespaces, network and volumes are gone.
+    pub torn_down: bool,
+}
+
+impl Live {
+    pub fn container(&self, name: &str) -> LiveContainer {
+        self.containers.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Where a container is.
+    pub fn now(&self, name: &str, record: &Record) -> Now {
+        let Some(known) = record.containers.get(name).filter(|c| c.attempts > 0) else {
+            return Now::Never;
+        };
+        let attempt = known.attempts - 1;
+        if let Some(last) = known.last.as_ref().filter(|last| last.attempt == attempt) {
+            return Now::Ended(last.clone());
+        }
+        let live = self.containers.get(name);
+        match live.and_then(|l| l.state.as_ref()) {
+            Some(ContainerState::Running { started_at, .. }) => Now::Running { since: *started_at },
+            Some(ContainerState::Exited(exit)) => {
+                Now::Ended(Past { attempt, exit: exit.clone(), message: String::new() })
+            }
+            Some(ContainerState::Starting) | None => Now::Starting,
+        }
+    }
+}
+
+/// The runtime's id of a container.
+pub fn container_id(uid: &str, container: &str, attempt: u32) -> String {
+    format!("{uid}_{container}_{attempt}")
+}
+
+/// The parts of [`container_id`].
+pub fn parse_container_id(id: &str) -> Option<(&str, &str, u32)> {
+    let (rest, attempt) = id.rsplit_once('_')?;
+    let (uid, container) = rest.split_once('_')?;
+    Some((uid, container, attempt.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_read_as_they_are_written() {
+        assert_eq!(parse_container_id(&container_id("u-1", "web", 3)), Some(("u-1", "web", 3)));
+        assert_eq!(parse_container_id("x"), None);
+        assert_eq!(parse_container_id("x_y"), None);
+    }
+
+    #[test]
+    fn pauses_double_to_five_minutes_and_are_forgotten() {
+        let mut backoff = Backoff::default();
+        let mut now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        assert_eq!(backoff.until(now, now), None);
+        let mut pauses = Vec::new();
+        for _ in 0..7 {
+            backoff.note(now);
+            pauses.push(backoff.delay().as_secs());
+            now = backoff.until(now, now).unwrap();
+            assert_eq!(backoff.until(now - backoff.delay(), now), None);
+        }
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 300, 300]);
+        now += SignedDuration::from_mins(11);
+        assert_eq!(backoff.until(now, now), None);
+        backoff.note(now);
+        assert_eq!(backoff.delay().as_secs(), 10);
+        let back = now - SignedDuration::from_hours(10_000);
+        assert_eq!(backoff.until(now, back), None, "a clock set back must not stop a pod");
+    }
+}

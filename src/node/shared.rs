@@ -1,0 +1,256 @@
+//! What all parts of one node have in common: options, the traits it stands on, what goes out.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::PodStatus;
+use serde_json::value::RawValue;
+use tokio::sync::Notify;
+
+use super::{address::Addresses, asks::Asks, downward::Facts, ledger::Ledger, record::Wanted};
+use crate::{
+    clock::SharedClock,
+    image::Images,
+    mqtt::messages::{ItemKey, ItemKind, NodeConfig, NodeEvent, NodeInfo, PodReport},
+    net::Network,
+    runtime::Runtime,
+};
+
+/// Events that wait for the master; the oldest go first.
+const EVENTS_MAX: usize = 256;
+
+/// How a node is set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub cluster: String,
+    pub node: String,
+    /// The node's own state: the ledger, pods' volumes.
+    pub data_dir: PathBuf,
+    /// `/var/log/pods`.
+    pub pod_logs: PathBuf,
+    /// `/var/log/containers`: links into it.
+    pub container_logs: PathBuf,
+    /// Where `Localhost` seccomp profiles are.
+    pub seccomp_profiles: PathBuf,
+    /// Processes of one pod; `None` for no limit.
+    pub pids_max: Option<i64>,
+    pub log_bytes_max: u64,
+    pub log_files_max: u32,
+    /// Between two signs of life.
+    pub beat: Duration,
+    /// The host's `/etc/resolv.conf` and `/etc/hosts`, for pods that use them.
+    pub resolv_conf: PathBuf,
+    pub hosts: PathBuf,
+}
+
+impl Options {
+    /// The defaults of a node with its state below `data_dir` and logs below `log_dir`.
+    pub fn new(cluster: &str, node: &str, data_dir: PathBuf, log_dir: PathBuf) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            node: node.to_owned(),
+            seccomp_profiles: data_dir.join("seccomp"),
+            data_dir,
+            pod_logs: log_dir.join("pods"),
+            container_logs: log_dir.join("containers"),
+            pids_max: None,
+            log_bytes_max: 10 << 20,
+            log_files_max: 5,
+            beat: Duration::from_mins(1),
+            resolv_conf: "/etc/resolv.conf".into(),
+            hosts: "/etc/hosts".into(),
+        }
+    }
+}
+
+/// Statuses and events that the master does not have yet.
+#[derive(Default)]
+pub struct Outbox {
+    pods: Mutex<BTreeMap<String, Waiting>>,
+    events: Mutex<VecDeque<NodeEvent>>,
+    /// Something new waits.
+    pub changed: Notify,
+}
+
+struct Waiting {
+    report: PodReport,
+    /// The sequence number it was last sent with; `None` when it was not.
+    sent: Option<u64>,
+}
+
+impl Outbox {
+    fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().expect("no holder of an outbox lock panics")
+    }
+
+    /// The latest state of a pod, in place of an older one.
+    pub fn report(&self, report: PodReport) {
+        Self::lock(&self.pods).insert(report.uid.clone(), Waiting { report, sent: None });
+        self.changed.notify_one();
+    }
+
+    pub fn event(&self, event: NodeEvent) {
+        let mut events = Self::lock(&self.events);
+        if events.len() == EVENTS_MAX {
+            events.pop_front();
+        }
+        events.push_back(event);
+        drop(events);
+        self.changed.notify_one();
+    }
+
+    /// The reports that were not sent on this connection, now sent with `seq`; at most `max`.
+    pub fn take_reports(&self, seq: u64, max: usize) -> Vec<PodReport> {
+        let mut pods = Self::lock(&self.pods);
+        let fresh = pods.values_mut().filter(|w| w.sent.is_none()).take(max);
+        fresh
+            .map(|w| {
+                w.sent = Some(seq);
+                w.report.clone()
+            })
+            .collect()
+    }
+
+    /// The master has stored everything up to `seq`.
+    pub fn acknowledged(&self, seq: u64) {
+        Self::lock(&self.pods).retain(|_, w| w.sent.is_none_or(|sent| sent > seq));
+    }
+
+    /// The connection was lost: what was not acknowledged goes again.
+    pub fn unsend(&self) {
+        Self::lock(&self.pods).values_mut().for_each(|w| w.sent = None);
+    }
+
+    pub fn take_events(&self) -> Vec<NodeEvent> {
+        Self::lock(&self.events).drain(..).collect()
+    }
+
+    /// Puts events back that could not be sent.
+    pub fn return_events(&self, events: Vec<NodeEvent>) {
+        let mut waiting = Self::lock(&self.events);
+        for event in events.into_iter().rev() {
+            if waiting.len() < EVENTS_MAX {
+                waiting.push_front(event);
+            }
+        }
+    }
+}
+
+/// Shared by the agent and its pod workers.
+pub struct Shared {
+    pub options: Options,
+    pub runtime: Arc<dyn Runtime>,
+    pub images: Arc<dyn Images>,
+    pub network: Arc<dyn Network>,
+    pub clock: SharedClock,
+    pub ledger: Ledger,
+    pub outbox: Outbox,
+    pub asks: Asks,
+    pub addresses: Mutex<Addresses>,
+    /// What this board is, as last looked at.
+    pub info: Mutex<NodeInfo>,
+    /// Ports of the node that lead to pods, by pod uid; told through `host_ports_changed`.
+    pub host_ports: Mutex<BTreeMap<String, Vec<crate::net::HostPort>>>,
+    pub host_ports_changed: Notify,
+}
+
+impl Shared {
+    pub fn addresses(&self) -> MutexGuard<'_, Addresses> {
+        self.addresses.lock().expect("no holder of the addresses' lock panics")
+    }
+
+    pub fn info(&self) -> NodeInfo {
+        self.info.lock().expect("no holder of the info's lock panics").clone()
+    }
+
+    /// The configuration from the master, as last heard.
+    pub fn config(&self) -> NodeConfig {
+        let key = ItemKey::new(ItemKind::Config, "", &self.options.node);
+        self.ledger.item(&key).and_then(|item| item.read().ok()).unwrap_or_default()
+    }
+
+    /// The node's first address; empty while it has none.
+    pub fn host_ip(&self) -> String {
+        let info = self.info.lock().expect("no holder of the info's lock panics");
+        info.addresses
+            .iter()
+            .find(|(kind, _)| kind == "InternalIP")
+            .map(|(_, a)| a.clone())
+            .unwrap_or_default()
+    }
+
+    pub fn memory_capacity(&self) -> i64 {
+        let info = self.info.lock().expect("no holder of the info's lock panics");
+        let text = info.capacity.get("memory").map_or("0", String::as_str);
+        text.parse().map_or(0, crate::kinds::quantity::Quantity::value)
+    }
+
+    pub fn facts(&self, wanted: &Wanted, ip: Option<Ipv4Addr>) -> Facts {
+        let host_ip = self.host_ip();
+        let pod_ip = if wanted.host_network() {
+            host_ip.clone()
+        } else {
+            ip.map(|ip| ip.to_string()).unwrap_or_default()
+        };
+        Facts { node_name: self.options.node.clone(), host_ip, pod_ip, allocatable: self.info().allocatable }
+    }
+
+    /// Where a pod's files are.
+    pub fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.options.data_dir.join("pods").join(uid)
+    }
+
+    /// Where a pod's logs are.
+    pub fn log_dir(&self, wanted: &Wanted) -> PathBuf {
+        self.options.pod_logs.join(format!("{}_{}_{}", wanted.namespace, wanted.name, wanted.uid))
+    }
+
+    /// Tells of something about a pod, or one container of it.
+    pub fn event(
+        &self,
+        wanted: &Wanted,
+        container: Option<&str>,
+        warning: bool,
+        reason: &str,
+        message: String,
+    ) {
+        let field_path = container.map(|name| {
+            let role = wanted.container(name).map(|(role, _)| role);
+            use super::record::Role;
+            let list = match role {
+                Some(Role::Init | Role::Sidecar) => "initContainers",
+                Some(Role::Ephemeral) => "ephemeralContainers",
+                _ => "containers",
+            };
+            format!("spec.{list}{{{name}}}")
+        });
+        self.outbox.event(NodeEvent {
+            namespace: wanted.namespace.clone(),
+            name: wanted.name.clone(),
+            uid: wanted.uid.clone(),
+            field_path: field_path.unwrap_or_default(),
+            warning,
+            reason: reason.to_owned(),
+            message,
+            time: self.clock.now(),
+        });
+    }
+
+    /// Tells the state of a pod.
+    pub fn report(&self, wanted: &Wanted, status: &PodStatus, gone: bool) {
+        let Ok(text) = serde_json::to_string(status) else { return };
+        let Ok(status) = RawValue::from_string(text) else { return };
+        self.outbox.report(PodReport {
+            namespace: wanted.namespace.clone(),
+            name: wanted.name.clone(),
+            uid: wanted.uid.clone(),
+            status,
+            gone,
+        });
+    }
+}

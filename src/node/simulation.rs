@@ -1,0 +1,412 @@
+//! The agent against a master of this test's making: fake runtime, fake network, bus in memory.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::PodStatus;
+use oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder, RootFsBuilder};
+use tokio::sync::watch;
+
+use super::{Agent, Ground, Link, Options};
+use crate::{
+    clock::{SharedClock, SystemClock},
+    ids::Generation,
+    image::{self, Credentials, Image, Images, Progress},
+    mqtt::{
+        Bus, Event, Events, Priority,
+        memory::MemoryBroker,
+        messages::{self, Desired, Down, Item, ItemKey, ItemKind, NodeConfig, NodeEvent, PodReport, Up},
+        topics::{self, Leaf},
+    },
+    net::fake::FakeNetwork,
+    runtime::fake::{FakeRuntime, Script},
+    tasks::CancellationToken,
+};
+
+/// Every image is there, but for those named `missing`.
+struct AnyImages;
+
+impl Images for AnyImages {
+    fn find(&self, reference: &str) -> Option<Arc<Image>> {
+        if reference.contains("missing") {
+            return None;
+        }
+        let config = ConfigBuilder::default().entrypoint(vec!["/run".to_owned()]).build().ok()?;
+        let rootfs = RootFsBuilder::default().typ("layers").diff_ids(Vec::<String>::new()).build().ok()?;
+        let config = ImageConfigurationBuilder::default()
+            .architecture("amd64")
+            .os("linux")
+            .config(config)
+            .rootfs(rootfs)
+            .build()
+            .ok()?;
+        Some(Arc::new(Image {
+            id: "sha256:1".into(),
+            names: vec![reference.to_owned()],
+            digests: vec![],
+            config: Arc::new(config),
+            layers: vec![],
+            size_bytes: 1,
+            pinned: false,
+        }))
+    }
+
+    fn list(&self) -> Vec<Arc<Image>> {
+        Vec::new()
+    }
+
+    fn pull<'a>(
+        &'a self,
+        reference: &'a str,
+        _: &'a [Credentials],
+        _: Option<watch::Sender<Progress>>,
+    ) -> BoxFuture<'a, Result<Arc<Image>, image::Error>> {
+        let refused = image::Error::Pull { reference: reference.into(), message: "no such host".into() };
+        Box::pin(async move { self.find(reference).ok_or(refused) })
+    }
+
+    fn import<'a>(&'a self, _: &'a Path) -> BoxFuture<'a, Result<Vec<Arc<Image>>, image::Error>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    fn remove<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), image::Error>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// A node and the master's end of its line.
+struct World {
+    dir: tempfile::TempDir,
+    broker: MemoryBroker,
+    runtime: Arc<FakeRuntime>,
+    bus: Arc<dyn Bus>,
+    events: Events,
+    items: std::collections::BTreeMap<ItemKey, Item>,
+    generation: u64,
+    told: Vec<NodeEvent>,
+    /// Answers hellos and statuses; off, the master is deaf.
+    answering: bool,
+    hellos: usize,
+    running: Option<(CancellationToken, tokio::task::JoinHandle<()>)>,
+}
+
+impl World {
+    async fn new() -> Self {
+        let broker = MemoryBroker::new();
+        let (bus, events) = broker.connect("master", topics::master_filters("c"), None);
+        let clock: SharedClock = Arc::new(SystemClock);
+        let mut world = Self {
+            dir: tempfile::tempdir().unwrap(),
+            broker,
+            runtime: Arc::new(FakeRuntime::new(clock)),
+            bus,
+            events,
+            items: std::collections::BTreeMap::new(),
+            generation: 0,
+            told: Vec::new(),
+            answering: true,
+            hellos: 0,
+            running: None,
+        };
+        let config = NodeConfig { pod_cidr: "10.42.1.0/24".into(), ..NodeConfig::default() };
+        world.set(ItemKind::Config, "", "n", &serde_json::to_value(config).unwrap());
+        world.start();
+        world
+    }
+
+    fn start(&mut self) {
+        let link = Link::new("c", "n").unwrap();
+        let mut options = Options::new("c", "n", self.dir.path().join("data"), self.dir.path().join("log"));
+        options.beat = Duration::from_secs(5);
+        let (bus, events) = self.broker.connect(&link.client_id, link.filters, Some(link.will));
+        let agent = Agent::new(
+            options,
+            link.session,
+            (bus, events),
+            Ground {
+                runtime: self.runtime.clone(),
+                images: Arc::new(AnyImages),
+                network: Arc::new(FakeNetwork::new()),
+                clock: Arc::new(SystemClock),
+            },
+            None,
+        )
+        .unwrap();
+        let stop = CancellationToken::new();
+        let token = stop.clone();
+        let task = tokio::spawn(async move { agent.run(token).await.unwrap() });
+        self.running = Some((stop, task));
+    }
+
+    async fn stop(&mut self) {
+        if let Some((stop, task)) = self.running.take() {
+            stop.cancel();
+            task.await.unwrap();
+        }
+    }
+
+    fn set(&mut self, kind: ItemKind, namespace: &str, name: &str, body: &serde_json::Value) {
+        let item = Item::new(ItemKey::new(kind, namespace, name), body.to_string());
+        self.items.insert(item.key.clone(), item);
+        self.generation += 1;
+    }
+
+    fn pod(&mut self, name: &str, spec: &str) {
+        let spec: serde_json::Value = serde_json::from_str(spec).unwrap();
+        let pod = serde_json::json!({
+            "metadata": {"name": name, "namespace": "ns", "uid": format!("u-{name}")}, "spec": spec,
+        });
+        self.set(ItemKind::Pod, "ns", name, &pod);
+    }
+
+    fn delete(&mut self, name: &str, grace: i64) {
+        let key = ItemKey::new(ItemKind::Pod, "ns", name);
+        let mut pod: serde_json::Value = self.items[&key].read().unwrap();
+        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        pod["metadata"]["deletionGracePeriodSeconds"] = grace.into();
+        self.set(ItemKind::Pod, "ns", name, &pod);
+    }
+
+    async fn say(&self, message: &Down) {
+        let topic = topics::down("c", "n", Leaf::Control);
+        let payload = messages::encode(message).unwrap();
+        self.bus.publish(&topic, payload, Priority::Control).await.unwrap();
+    }
+
+    /// Sends the whole set; the node takes what differs.
+    async fn push(&self) {
+        let digest = messages::digest_of(self.items.iter().map(|(k, i)| (k, i.hash.as_str())));
+        self.say(&Down::Desired(Desired {
+            generation: Generation(self.generation),
+            put: self.items.values().cloned().collect(),
+            delete: vec![],
+            digest: Some(digest),
+        }))
+        .await;
+    }
+
+    /// Serves the node until a report for which `wanted` holds has come.
+    async fn until(&mut self, wanted: impl Fn(&PodReport, &PodStatus) -> bool) -> PodStatus {
+        let wait = async {
+            loop {
+                let event = self.events.recv().await.unwrap();
+                let Event::Message { topic, payload } = event else { continue };
+                if topics::parse_up(&topic).unwrap().1 != Leaf::Control || !self.answering {
+                    continue;
+                }
+                match messages::decode(&payload).unwrap() {
+                    Up::Hello(hello) => {
+                        self.hellos += 1;
+                        let have = hello.hashes.unwrap_or_default();
+                        let delete: Vec<_> = have
+                            .into_iter()
+                            .map(|(k, _)| k)
+                            .filter(|k| !self.items.contains_key(k))
+                            .collect();
+                        let digest =
+                            messages::digest_of(self.items.iter().map(|(k, i)| (k, i.hash.as_str())));
+                        self.say(&Down::Desired(Desired {
+                            generation: Generation(self.generation.max(hello.generation.0)),
+                            put: self.items.values().cloned().collect(),
+                            delete,
+                            digest: Some(digest),
+                        }))
+                        .await;
+                    }
+                    Up::Status(status) => {
+                        self.say(&Down::StatusAck { seq: status.seq }).await;
+                        for report in &status.pods {
+                            let status = serde_json::from_str(report.status.get()).unwrap();
+                            if wanted(report, &status) {
+                                return status;
+                            }
+                        }
+                    }
+                    Up::Events(events) => self.told.extend(events),
+                    _ => {}
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the state never came")
+    }
+
+    fn starts(&self) -> Vec<String> {
+        self.runtime.calls().into_iter().filter(|c| c.starts_with("start ")).collect()
+    }
+}
+
+fn is_ready(status: &PodStatus) -> bool {
+    status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+const SIMPLE: &str = r#"{"containers": [{"name": "a", "image": "x:1"}], "terminationGracePeriodSeconds": 1}"#;
+
+#[tokio::test]
+async fn a_pod_starts_is_adopted_and_goes() {
+    let mut world = World::new().await;
+    world.pod("p", SIMPLE);
+    let status = world.until(|_, s| is_ready(s)).await;
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    assert!(status.pod_ip.unwrap().starts_with("10.42.1."));
+    assert!(world.dir.path().join("data/pods/u-p/etc-hosts").exists());
+
+    world.stop().await;
+    world.answering = false;
+    world.start();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(world.starts(), ["start u-p_a_0"], "the container was to be adopted");
+
+    world.answering = true;
+    world.delete("p", 1);
+    world.push().await;
+    world.until(|report, _| report.gone).await;
+    assert!(world.runtime.calls().contains(&"signal u-p_a_0 15".to_owned()));
+    assert!(world.runtime.calls().contains(&"remove_sandbox u-p".to_owned()));
+    assert!(!world.dir.path().join("data/pods/u-p").exists());
+    let reasons: Vec<_> = world.told.iter().map(|e| e.reason.as_str()).collect();
+    assert_eq!(reasons[..3], ["Pulled", "Created", "Started"]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_stubborn_container_is_killed_after_its_grace_period() {
+    let mut world = World::new().await;
+    world.runtime.script("", Script { ignores_signals: true, ..Script::default() });
+    world.pod("p", SIMPLE);
+    world.until(|_, s| is_ready(s)).await;
+    world.delete("p", 1);
+    world.push().await;
+    let status = world.until(|report, _| report.gone).await;
+    let state = status.container_statuses.unwrap().remove(0).state.unwrap();
+    assert_eq!(state.terminated.unwrap().exit_code, 137);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_crash_is_restarted_once_and_then_waits() {
+    let mut world = World::new().await;
+    world.runtime.script("", Script { exit: Some((Duration::from_millis(20), 3)), ..Script::default() });
+    world.pod("p", SIMPLE);
+    let status = world
+        .until(|_, s| {
+            let state = s.container_statuses.as_ref().and_then(|c| c[0].state.clone()?.waiting);
+            state.is_some_and(|w| w.reason.as_deref() == Some("CrashLoopBackOff"))
+        })
+        .await;
+    let container = &status.container_statuses.unwrap()[0];
+    assert_eq!(container.restart_count, 1);
+    assert_eq!(container.last_state.clone().unwrap().terminated.unwrap().exit_code, 3);
+    assert_eq!(world.starts().len(), 2);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_runs_once_also_over_a_restart_of_the_board() {
+    let mut world = World::new().await;
+    world.runtime.script("", Script { exit: Some((Duration::from_millis(10), 0)), ..Script::default() });
+    world.pod("p", r#"{"restartPolicy": "Never", "containers": [{"name": "a", "image": "x"}]}"#);
+    let status = world.until(|_, s| s.phase.as_deref() == Some("Succeeded")).await;
+    let state = status.container_statuses.unwrap().remove(0).state.unwrap();
+    assert_eq!(state.terminated.unwrap().reason.as_deref(), Some("Completed"));
+    world.stop().await;
+    // The board was switched off: the runtime's state is gone.
+    world.runtime = Arc::new(FakeRuntime::new(Arc::new(SystemClock)));
+    world.start();
+    world.until(|_, s| s.phase.as_deref() == Some("Succeeded")).await;
+    assert!(world.starts().is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_cold_boot_without_a_master_restores_the_pods() {
+    let mut world = World::new().await;
+    world.pod("p", SIMPLE);
+    world.until(|_, s| is_ready(s)).await;
+    world.stop().await;
+    world.answering = false;
+    world.runtime = Arc::new(FakeRuntime::new(Arc::new(SystemClock)));
+    world.start();
+    let started = async {
+        while world.starts().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), started).await.expect("the pod was not restored");
+    assert_eq!(world.starts(), ["start u-p_a_1"]);
+    world.stop().await;
+    world.answering = true;
+    world.start();
+    let status = world.until(|_, s| is_ready(s)).await;
+    assert_eq!(status.container_statuses.unwrap()[0].restart_count, 1);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn missing_images_and_secrets_are_told_as_kubelet_does() {
+    let mut world = World::new().await;
+    world.pod(
+        "p",
+        r#"{"containers": [{"name": "a", "image": "missing"},
+        {"name": "b", "image": "x", "envFrom": [{"secretRef": {"name": "s"}}]}]}"#,
+    );
+    let reason = |s: &PodStatus, at: usize| {
+        s.container_statuses.as_ref().and_then(|c| c[at].state.clone()?.waiting?.reason).unwrap_or_default()
+    };
+    world.until(|_, s| reason(s, 0) == "ErrImagePull" && reason(s, 1) == "CreateContainerConfigError").await;
+    world.until(|_, s| reason(s, 0) == "ImagePullBackOff").await;
+    world.set(
+        ItemKind::Secret,
+        "ns",
+        "s",
+        &serde_json::json!({"metadata": {"name": "s"}, "data": {"K": "dg=="}}),
+    );
+    world.push().await;
+    world.until(|_, s| s.container_statuses.as_ref().is_some_and(|c| c[1].ready)).await;
+    assert!(world.told.iter().any(|e| e.message == "Error: secret \"s\" not found"));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_message_is_healed_by_the_next_exchange() {
+    let mut world = World::new().await;
+    world.pod("p", SIMPLE);
+    world.until(|_, s| is_ready(s)).await;
+    world.pod("q", SIMPLE);
+    world.broker.lose("sampan-c-node-n", 1);
+    world.push().await;
+    world.broker.cut("sampan-c-node-n");
+    world.broker.reconnect("sampan-c-node-n");
+    world.until(|r, s| r.name == "q" && is_ready(s)).await;
+    // An older generation changes nothing.
+    let stale = Desired {
+        generation: Generation(1),
+        digest: Some(messages::digest_of(std::iter::empty())),
+        delete: world.items.keys().cloned().collect(),
+        put: vec![],
+    };
+    world.say(&Down::Desired(stale)).await;
+    world.delete("q", 1);
+    world.push().await;
+    world.until(|r, _| r.name == "q" && r.gone).await;
+    assert!(!world.runtime.calls().contains(&"remove_sandbox u-p".to_owned()));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_was_removed_while_the_agent_was_down_goes_as_an_orphan() {
+    let mut world = World::new().await;
+    world.pod("p", SIMPLE);
+    world.until(|_, s| is_ready(s)).await;
+    world.stop().await;
+    let ledger = super::ledger::Ledger::open(&world.dir.path().join("data/ledger.db")).unwrap();
+    ledger.apply(Generation(9), vec![], vec![ItemKey::new(ItemKind::Pod, "ns", "p")]).await.unwrap();
+    drop(ledger);
+    world.start();
+    let gone = async {
+        while !world.runtime.calls().contains(&"remove_sandbox u-p".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the orphan stays");
+    world.stop().await;
+}

@@ -1,0 +1,507 @@
+//! The status of a pod as kubelet reports it: a pure function.
+//!
+//! In: [`Wanted`], [`Record`], [`Live`], the waiting reasons of the plan, `now`. Out: a `PodStatus`.
+//! Sources: `pkg/kubelet/kubelet_pods.go` (`getPhase`), `pkg/kubelet/status/generate.go`.
+//! Deliberately absent: `PodScheduled`, which the scheduler owns, and conditions of others; the
+//! master merges them.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{
+        Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+        ContainerStatus, HostIP, PodCondition, PodIP, PodStatus, ResourceRequirements,
+    },
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+
+use super::{
+    qos,
+    record::{ContainerRecord, LOST_EXIT_CODE, Live, Now, Past, Record, Role, Wanted, container_id},
+};
+
+/// Conditions that the node writes; the others of a pod belong to somebody else.
+pub const OWN_CONDITIONS: [&str; 4] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+
+/// The reasons why containers wait, by name.
+pub type Waiting = BTreeMap<String, (String, String)>;
+
+/// The status now. `host_ip` is the node's address.
+pub fn compute(
+    wanted: &Wanted,
+    record: &Record,
+    live: &Live,
+    waiting: &Waiting,
+    host_ip: &str,
+    now: Timestamp,
+) -> PodStatus {
+    let statuses = |role: fn(Role) -> bool| -> Vec<ContainerStatus> {
+        wanted
+            .containers()
+            .filter(|(r, _)| role(*r))
+            .map(|(r, c)| container(wanted, record, live, waiting, r, c))
+            .collect()
+    };
+    let init = statuses(|r| matches!(r, Role::Init | Role::Sidecar));
+    let main = statuses(|r| r == Role::Main);
+    let ephemeral = statuses(|r| r == Role::Ephemeral);
+    let (phase, reason, message) = match &record.verdict {
+        Some(verdict) if !running(&main) && !running(&init) => {
+            ("Failed", Some(verdict.reason.clone()), Some(verdict.message.clone()))
+        }
+        _ => (phase(wanted, &init, &main), None, None),
+    };
+    let old = &record.status;
+    let generation = wanted.pod.metadata.generation;
+    let mut conditions = conditions(wanted, record, live, phase, &init, &main);
+    for condition in &mut conditions {
+        condition.observed_generation = generation;
+        let before = old
+            .conditions
+            .iter()
+            .flatten()
+            .find(|c| c.type_ == condition.type_ && c.status == condition.status);
+        condition.last_transition_time =
+            before.and_then(|c| c.last_transition_time.clone()).or(Some(Time(now)));
+    }
+    let list = |v: Vec<ContainerStatus>| (!v.is_empty()).then_some(v);
+    let pod_ip = if wanted.host_network() {
+        Some(host_ip.to_owned()).filter(|ip| !ip.is_empty())
+    } else {
+        record.ip.map(|ip| ip.to_string()).or_else(|| old.pod_ip.clone())
+    };
+    PodStatus {
+        phase: Some(phase.to_owned()),
+        reason,
+        message,
+        conditions: Some(conditions),
+        host_ip: Some(host_ip.to_owned()).filter(|ip| !ip.is_empty()),
+        host_ips: (!host_ip.is_empty()).then(|| vec![HostIP { ip: host_ip.to_owned() }]),
+        pod_ips: pod_ip.clone().map(|ip| vec![PodIP { ip }]),
+        pod_ip,
+        start_time: old.start_time.clone().or(Some(Time(now))),
+        init_container_statuses: list(init),
+        container_statuses: list(main),
+        ephemeral_container_statuses: list(ephemeral),
+        qos_class: Some(qos::class(&wanted.spec).name().to_owned()),
+        observed_generation: generation,
+        ..PodStatus::default()
+    }
+}
+
+fn running(statuses: &[ContainerStatus]) -> bool {
+    statuses.iter().any(|s| s.state.as_ref().is_some_and(|s| s.running.is_some()))
+}
+
+fn container(
+    wanted: &Wanted,
+    record: &Record,
+    live: &Live,
+    waiting: &Waiting,
+    role: Role,
+    spec: &Container,
+) -> ContainerStatus {
+    let known = record.container(&spec.name);
+    let mine = live.container(&spec.name);
+    let here = live.now(&spec.name, record);
+    let id = |past_or_now: u32| format!("sampan://{}", container_id(&wanted.uid, &spec.name, past_or_now));
+    let wait = |reason: &str, message: Option<String>| ContainerState {
+        waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
+        ..ContainerState::default()
+    };
+    let ended = |past: &Past| ContainerState {
+        terminated: Some(terminated(past, id(past.attempt))),
+        ..ContainerState::default()
+    };
+    let told = waiting.get(&spec.name);
+    let has_init = wanted.spec.init_containers.as_ref().is_some_and(|i| !i.is_empty());
+    let not_yet = if has_init { "PodInitializing" } else { "ContainerCreating" };
+    let (state, last_state) = match (&here, told) {
+        (Now::Never, Some((reason, message))) => {
+            (wait(reason, Some(message.clone()).filter(|m| !m.is_empty())), None)
+        }
+        (Now::Never, None) => (wait(not_yet, None), None),
+        (Now::Starting, _) => (wait(not_yet, None), known.previous.as_ref().map(ended)),
+        (Now::Running { since }, _) => (
+            ContainerState {
+                running: Some(ContainerStateRunning { started_at: Some(Time(*since)) }),
+                ..ContainerState::default()
+            },
+            known.previous.as_ref().map(ended),
+        ),
+        (Now::Ended(past), Some((reason, message))) => {
+            (wait(reason, Some(message.clone())), Some(ended(past)))
+        }
+        (Now::Ended(past), None) => (ended(past), known.previous.as_ref().map(ended)),
+    };
+    let is_running = state.running.is_some();
+    let done = matches!(&here, Now::Ended(past) if past.exit.code == 0);
+    let ready = match role {
+        Role::Init => done,
+        Role::Ephemeral => false,
+        Role::Main | Role::Sidecar => is_running && mine.started && mine.ready,
+    };
+    let resources = (spec.resources.is_some() && is_running).then(|| {
+        let given = spec.resources.clone().unwrap_or_default();
+        ResourceRequirements { limits: given.limits, requests: given.requests, claims: None }
+    });
+    ContainerStatus {
+        name: spec.name.clone(),
+        container_id: (known.attempts > 0).then(|| id(known.attempts - 1)),
+        image: if known.image.is_empty() {
+            spec.image.clone().unwrap_or_default()
+        } else {
+            known.image.clone()
+        },
+        image_id: known.image_id.clone(),
+        ready,
+        restart_count: restarts(&known),
+        started: Some(is_running && mine.started),
+        allocated_resources: resources
+            .as_ref()
+            .and_then(|r| r.requests.clone())
+            .filter(|requests| role != Role::Ephemeral && !requests.is_empty()),
+        resources,
+        state: Some(state),
+        last_state: Some(last_state.unwrap_or_default()),
+        ..ContainerStatus::default()
+    }
+}
+
+fn restarts(known: &ContainerRecord) -> i32 {
+    known.attempts.saturating_sub(1) as i32
+}
+
+/// How an end is told.
+pub fn terminated(past: &Past, id: String) -> ContainerStateTerminated {
+    let exit = &past.exit;
+    let reason = match exit {
+        exit if exit.oom_killed => "OOMKilled",
+        exit if exit.error.is_some() => "StartError",
+        exit if exit.code == 0 => "Completed",
+        exit if exit.code == LOST_EXIT_CODE && exit.started_at.is_none() => "Unknown",
+        _ => "Error",
+    };
+    let message = exit.error.clone().unwrap_or_else(|| past.message.clone());
+    ContainerStateTerminated {
+        container_id: Some(id),
+        exit_code: exit.code,
+        signal: None,
+        reason: Some(reason.to_owned()),
+        message: Some(message).filter(|m| !m.is_empty()),
+        started_at: Some(Time(exit.started_at.unwrap_or(Timestamp::UNIX_EPOCH))),
+        finished_at: Some(Time(exit.finished_at)),
+    }
+}
+
+fn phase(wanted: &Wanted, init: &[ContainerStatus], main: &[ContainerStatus]) -> &'static str {
+    let never = wanted.restart_policy() == "Never";
+    let mut pending_init = 0;
+    let mut failed_init = 0;
+    let specs = wanted.containers().filter(|(r, _)| matches!(r, Role::Init | Role::Sidecar));
+    let mut sidecar_running = false;
+    for ((role, _), status) in specs.zip(init) {
+        let state = status.state.clone().unwrap_or_default();
+        if role == Role::Sidecar {
+            sidecar_running |= state.running.is_some();
+            if status.started != Some(true) && state.terminated.is_none() {
+                pending_init += 1;
+            }
+            continue;
+        }
+        if let Some(t) = state.terminated {
+            failed_init += i32::from(t.exit_code != 0);
+        } else if let Some(last) = status.last_state.as_ref().and_then(|s| s.terminated.as_ref())
+            && state.waiting.is_some()
+        {
+            if last.exit_code == 0 { pending_init += 1 } else { failed_init += 1 }
+        } else {
+            pending_init += 1;
+        }
+    }
+    let (mut waiting, mut running, mut stopped, mut succeeded) = (0, 0, 0, 0);
+    for status in main {
+        let state = status.state.clone().unwrap_or_default();
+        if state.running.is_some() {
+            running += 1;
+        } else if let Some(t) = state.terminated {
+            stopped += 1;
+            succeeded += i32::from(t.exit_code == 0);
+        } else if status.last_state.as_ref().is_some_and(|s| s.terminated.is_some()) {
+            stopped += 1;
+        } else {
+            waiting += 1;
+        }
+    }
+    if failed_init > 0 && never {
+        return "Failed";
+    }
+    let initialized = running + stopped > 0;
+    if (pending_init > 0 || failed_init > 0) && !initialized {
+        return "Pending";
+    }
+    if waiting > 0 {
+        return "Pending";
+    }
+    if running > 0 {
+        return "Running";
+    }
+    if stopped == 0 {
+        return "Pending";
+    }
+    let policy = wanted.restart_policy();
+    if policy == "Always" && !wanted.deleting() || sidecar_running {
+        return "Running";
+    }
+    if stopped == succeeded {
+        return "Succeeded";
+    }
+    if never || wanted.deleting() { "Failed" } else { "Running" }
+}
+
+fn condition(kind: &str, problem: Option<(&str, String)>) -> PodCondition {
+    let (reason, message) = problem.map_or((None, None), |(r, m)| (Some(r.to_owned()), Some(m)));
+    PodCondition {
+        type_: kind.to_owned(),
+        status: if reason.is_none() { "True" } else { "False" }.to_owned(),
+        message: message.filter(|m| !m.is_empty()),
+        reason,
+        ..PodCondition::default()
+    }
+}
+
+fn conditions(
+    wanted: &Wanted,
+    record: &Record,
+    live: &Live,
+    phase: &str,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> Vec<PodCondition> {
+    let list = |names: Vec<&str>| format!("[{}]", names.join(" "));
+    let sandbox = (record.ip.is_some() || wanted.host_network()) && !live.torn_down && record.epoch > 0;
+    let mut to_start = condition("PodReadyToStartContainers", None);
+    if !sandbox {
+        "False".clone_into(&mut to_start.status);
+    }
+
+    let started_main = main.iter().any(|s| s.container_id.is_some());
+    let incomplete: Vec<_> = wanted
+        .containers()
+        .filter(|(r, _)| matches!(r, Role::Init | Role::Sidecar))
+        .zip(init)
+        .filter(|((role, _), s)| match role {
+            Role::Sidecar => s.started != Some(true),
+            _ => !s.ready,
+        })
+        .map(|(_, s)| s.name.as_str())
+        .collect();
+    let initialized = if incomplete.is_empty() || started_main {
+        condition("Initialized", None)
+    } else {
+        condition(
+            "Initialized",
+            Some((
+                "ContainersNotInitialized",
+                format!("containers with incomplete status: {}", list(incomplete)),
+            )),
+        )
+    };
+    let initialized = match phase {
+        "Succeeded" => {
+            PodCondition { reason: Some("PodCompleted".to_owned()), ..condition("Initialized", None) }
+        }
+        _ => initialized,
+    };
+
+    let sidecars = wanted
+        .containers()
+        .filter(|(r, _)| matches!(r, Role::Init | Role::Sidecar))
+        .zip(init)
+        .filter(|((role, _), _)| *role == Role::Sidecar)
+        .map(|(_, s)| s);
+    let unready: Vec<_> = sidecars.chain(main).filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
+    let problem = match phase {
+        "Succeeded" => Some(("PodCompleted", String::new())),
+        "Failed" => Some(("PodFailed", String::new())),
+        _ if !unready.is_empty() => {
+            Some(("ContainersNotReady", format!("containers with unready status: {}", list(unready))))
+        }
+        _ => None,
+    };
+    let containers_ready = condition("ContainersReady", problem.clone());
+    let gates: Vec<_> = wanted
+        .spec
+        .readiness_gates
+        .iter()
+        .flatten()
+        .filter_map(|gate| {
+            let given = wanted.pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+            let found = given.into_iter().flatten().find(|c| c.type_ == gate.condition_type);
+            match found {
+                None => Some(format!(
+                    "corresponding condition of pod readiness gate {:?} does not exist.",
+                    gate.condition_type
+                )),
+                Some(c) if c.status != "True" => Some(format!(
+                    "the status of pod readiness gate {:?} is not \"True\", but {}",
+                    gate.condition_type, c.status
+                )),
+                Some(_) => None,
+            }
+        })
+        .collect();
+    let ready = match problem {
+        Some(problem) => condition("Ready", Some(problem)),
+        None if !gates.is_empty() => condition("Ready", Some(("ReadinessGatesNotReady", gates.join(", ")))),
+        None => condition("Ready", None),
+    };
+    vec![to_start, initialized, ready, containers_ready]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::record::{LiveContainer, Setup},
+        *,
+    };
+    use crate::runtime::{self, Exit};
+
+    fn t(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+    }
+
+    fn exit(code: i32) -> Exit {
+        Exit {
+            code,
+            signal: None,
+            oom_killed: code == 137,
+            started_at: Some(t(0)),
+            finished_at: t(5),
+            error: (code == 128).then(|| "no such file".to_owned()),
+        }
+    }
+
+    struct Case(Wanted, Record, Live, Waiting);
+
+    impl Case {
+        fn new(policy: &str) -> Self {
+            let pod = serde_json::json!({
+                "metadata": {"name": "p", "namespace": "ns", "uid": "u", "generation": 3},
+                "spec": {"restartPolicy": policy, "containers": [{"name": "a", "image": "x"}]},
+            });
+            let record = Record { ip: Some([10, 42, 0, 5].into()), epoch: 1, ..Record::default() };
+            let live = Live { setup: Setup::Done, ..Live::default() };
+            Self(Wanted::new(serde_json::from_value(pod).unwrap()), record, live, Waiting::new())
+        }
+
+        fn running(mut self) -> Self {
+            self.1.containers.insert("a".into(), ContainerRecord { attempts: 1, ..Default::default() });
+            let state = Some(runtime::ContainerState::Running { pid: 1, started_at: t(1) });
+            let live = LiveContainer { state, started: true, ready: true, ..Default::default() };
+            self.2.containers.insert("a".into(), live);
+            self
+        }
+
+        fn ended(mut self, code: i32) -> Self {
+            self = self.running();
+            self.1.containers.get_mut("a").unwrap().last =
+                Some(Past { attempt: 0, exit: exit(code), message: String::new() });
+            self
+        }
+
+        fn status(&self) -> PodStatus {
+            compute(&self.0, &self.1, &self.2, &self.3, "192.0.2.1", t(9))
+        }
+    }
+
+    fn reason(status: &PodStatus) -> String {
+        let state = status.container_statuses.as_ref().unwrap()[0].state.clone().unwrap();
+        match (state.waiting, state.terminated) {
+            (Some(w), _) => format!("waiting {}", w.reason.unwrap()),
+            (_, Some(t)) => format!("terminated {} {}", t.reason.unwrap(), t.exit_code),
+            _ => "running".to_owned(),
+        }
+    }
+
+    #[test]
+    fn phases_and_reasons_are_kubelets() {
+        let crash = |mut case: Case| {
+            case.3.insert("a".into(), ("CrashLoopBackOff".into(), "back-off".into()));
+            case
+        };
+        let cases = vec![
+            (Case::new("Always"), "Pending", "waiting ContainerCreating"),
+            (Case::new("Always").running(), "Running", "running"),
+            (Case::new("Always").ended(1), "Running", "terminated Error 1"),
+            (crash(Case::new("Always").ended(1)), "Running", "waiting CrashLoopBackOff"),
+            (Case::new("Always").ended(137), "Running", "terminated OOMKilled 137"),
+            (Case::new("OnFailure").ended(0), "Succeeded", "terminated Completed 0"),
+            (Case::new("OnFailure").ended(1), "Running", "terminated Error 1"),
+            (Case::new("Never").ended(1), "Failed", "terminated Error 1"),
+            (Case::new("Never").ended(128), "Failed", "terminated StartError 128"),
+        ];
+        for (case, phase, text) in cases {
+            let status = case.status();
+            assert_eq!((status.phase.as_deref(), reason(&status).as_str()), (Some(phase), text));
+        }
+    }
+
+    #[test]
+    fn conditions_tell_what_is_missing() {
+        let texts = |status: &PodStatus| -> Vec<String> {
+            status
+                .conditions
+                .iter()
+                .flatten()
+                .map(|c| format!("{} {} {}", c.type_, c.status, c.reason.clone().unwrap_or_default()))
+                .collect()
+        };
+        assert_eq!(
+            texts(&Case::new("Always").status()),
+            [
+                "PodReadyToStartContainers True ",
+                "Initialized True ",
+                "Ready False ContainersNotReady",
+                "ContainersReady False ContainersNotReady"
+            ]
+        );
+        assert_eq!(
+            texts(&Case::new("Always").running().status())[2..],
+            ["Ready True ", "ContainersReady True "]
+        );
+        assert_eq!(
+            texts(&Case::new("Never").ended(0).status())[1..],
+            [
+                "Initialized True PodCompleted",
+                "Ready False PodCompleted",
+                "ContainersReady False PodCompleted"
+            ]
+        );
+    }
+
+    #[test]
+    fn transition_times_stay_while_nothing_changes() {
+        let mut case = Case::new("Always").running();
+        case.1.status = case.status();
+        let later = compute(&case.0, &case.1, &case.2, &case.3, "192.0.2.1", t(90));
+        assert_eq!(later, case.1.status);
+    }
+
+    #[test]
+    fn a_crashed_container_shows_its_last_end() {
+        let mut case = Case::new("Always").running();
+        let known = case.1.containers.get_mut("a").unwrap();
+        known.attempts = 2;
+        known.previous = Some(Past { attempt: 0, exit: exit(3), message: "why".into() });
+        let status = case.status();
+        let status = &status.container_statuses.as_ref().unwrap()[0];
+        assert_eq!(status.restart_count, 1);
+        assert_eq!(status.container_id.as_deref(), Some("sampan://u_a_1"));
+        let last = status.last_state.clone().unwrap().terminated.unwrap();
+        assert_eq!((last.exit_code, last.message.as_deref()), (3, Some("why")));
+        assert_eq!(last.container_id.as_deref(), Some("sampan://u_a_0"));
+    }
+}

@@ -1,0 +1,230 @@
+//! What is in configMap, secret, downwardAPI and projected volumes.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume};
+
+use super::{
+    super::{downward, env::Lookup, record::Wanted, shared::Shared},
+    dir_of,
+    payload::{File, Files},
+};
+
+/// Permission bits where the volume does not say.
+const MODE_DEFAULT: i32 = 0o644;
+/// How long a token is good for where the volume does not say (seconds).
+const TOKEN_SECONDS_DEFAULT: i64 = 3600;
+
+/// A token of a projected volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    pub volume: String,
+    pub path: String,
+    pub audiences: Vec<String>,
+    pub expiration_seconds: i64,
+    /// What is there now, and until when it is good.
+    pub current: Option<(String, Timestamp)>,
+}
+
+impl Token {
+    /// When it has to be replaced: when four fifths of its life are over, or a day has gone
+    /// (upstream's `requiresRefresh`).
+    pub fn refresh_at(&self) -> Option<Timestamp> {
+        let (_, expires) = self.current.as_ref()?;
+        let life = SignedDuration::from_secs(self.expiration_seconds);
+        let begun = *expires - life;
+        Some((begun + life * 4 / 5).min(begun + SignedDuration::from_hours(24)))
+    }
+}
+
+/// The plugin's name in paths; `None` for volumes of other types.
+pub fn plugin(volume: &Volume) -> Option<&'static str> {
+    match volume {
+        Volume { config_map: Some(_), .. } => Some("configmap"),
+        Volume { secret: Some(_), .. } => Some("secret"),
+        Volume { downward_api: Some(_), .. } => Some("downward-api"),
+        Volume { projected: Some(_), .. } => Some("projected"),
+        _ => None,
+    }
+}
+
+/// The tokens of a pod, with what is on disk.
+pub fn tokens(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
+    let mut out = Vec::new();
+    for volume in wanted.spec.volumes.iter().flatten() {
+        let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+        for source in sources.filter_map(|s| s.service_account_token.as_ref()) {
+            let file = dir_of(shared, wanted, "projected", &volume.name).join(&source.path);
+            let current = std::fs::read_to_string(file).ok().and_then(|t| Some((t.clone(), expiry(&t)?)));
+            out.push(Token {
+                volume: volume.name.clone(),
+                path: source.path.clone(),
+                audiences: source.audience.iter().cloned().collect(),
+                expiration_seconds: source.expiration_seconds.unwrap_or(TOKEN_SECONDS_DEFAULT),
+                current,
+            });
+        }
+    }
+    out
+}
+
+/// The `exp` claim of a JSON Web Token (RFC 7519, section 4.1.4); not verified, it is our own.
+fn expiry(token: &str) -> Option<Timestamp> {
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    Timestamp::from_second(claims["exp"].as_i64()?).ok()
+}
+
+/// The files of a volume.
+///
+/// # Errors
+/// What is missing, in upstream's words.
+pub fn files(
+    shared: &Shared,
+    wanted: &Wanted,
+    volume: &Volume,
+    ip: Option<Ipv4Addr>,
+    tokens: &[Token],
+) -> Result<Files, String> {
+    let mut files = Files::new();
+    let source = Source { shared, wanted, ip };
+    if let Some(map) = &volume.config_map {
+        let mode = map.default_mode.unwrap_or(MODE_DEFAULT);
+        source.config_map(&mut files, &map.name, map.items.as_deref(), map.optional, mode)?;
+    } else if let Some(secret) = &volume.secret {
+        let mode = secret.default_mode.unwrap_or(MODE_DEFAULT);
+        let name = secret.secret_name.clone().unwrap_or_default();
+        source.secret(&mut files, &name, secret.items.as_deref(), secret.optional, mode)?;
+    } else if let Some(downward) = &volume.downward_api {
+        let mode = downward.default_mode.unwrap_or(MODE_DEFAULT);
+        source.downward(&mut files, downward.items.as_deref(), mode)?;
+    } else if let Some(projected) = &volume.projected {
+        let mode = projected.default_mode.unwrap_or(MODE_DEFAULT);
+        for part in projected.sources.iter().flatten() {
+            if let Some(map) = &part.config_map {
+                source.config_map(&mut files, &map.name, map.items.as_deref(), map.optional, mode)?;
+            } else if let Some(secret) = &part.secret {
+                source.secret(&mut files, &secret.name, secret.items.as_deref(), secret.optional, mode)?;
+            } else if let Some(downward) = &part.downward_api {
+                source.downward(&mut files, downward.items.as_deref(), mode)?;
+            } else if let Some(token) = &part.service_account_token {
+                let found = tokens.iter().find(|t| t.volume == volume.name && t.path == token.path);
+                let (text, _) = found
+                    .and_then(|t| t.current.as_ref())
+                    .ok_or("failed to fetch token: the master has not answered yet")?;
+                let (mode, owner) = source.token_access(mode);
+                let file = File { bytes: text.clone().into_bytes(), mode, owner };
+                files.insert(PathBuf::from(&token.path), file);
+            } else {
+                return Err("this source of a projected volume is not supported by Sampan".to_owned());
+            }
+        }
+    }
+    Ok(files)
+}
+
+struct Source<'a> {
+    shared: &'a Shared,
+    wanted: &'a Wanted,
+    ip: Option<Ipv4Addr>,
+}
+
+impl Source<'_> {
+    fn config_map(
+        &self,
+        files: &mut Files,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        optional: Option<bool>,
+        mode: i32,
+    ) -> Result<(), String> {
+        let optional = optional == Some(true);
+        let Some(map) = self.shared.ledger.config_map(&self.wanted.namespace, name) else {
+            return if optional { Ok(()) } else { Err(format!("configmap {name:?} not found")) };
+        };
+        let text = map.data.into_iter().flatten().map(|(k, v)| (k, v.into_bytes()));
+        let binary = map.binary_data.into_iter().flatten().map(|(k, v)| (k, v.0));
+        pick(files, text.chain(binary), items, optional, mode, "configmap")
+    }
+
+    fn secret(
+        &self,
+        files: &mut Files,
+        name: &str,
+        items: Option<&[KeyToPath]>,
+        optional: Option<bool>,
+        mode: i32,
+    ) -> Result<(), String> {
+        let optional = optional == Some(true);
+        let Some(secret) = self.shared.ledger.secret(&self.wanted.namespace, name) else {
+            return if optional { Ok(()) } else { Err(format!("secret {name:?} not found")) };
+        };
+        let all = secret.data.into_iter().flatten().map(|(k, v)| (k, v.0));
+        pick(files, all, items, optional, mode, "secret")
+    }
+
+    fn downward(
+        &self,
+        files: &mut Files,
+        items: Option<&[DownwardAPIVolumeFile]>,
+        mode: i32,
+    ) -> Result<(), String> {
+        let facts = self.shared.facts(self.wanted, self.ip);
+        for item in items.into_iter().flatten() {
+            let text = match (&item.field_ref, &item.resource_field_ref) {
+                (Some(field), _) => downward::field(self.wanted, &field.field_path, &facts)?,
+                (None, Some(resource)) => downward::resource(self.wanted, None, resource, &facts)?,
+                (None, None) => continue,
+            };
+            let mode = item.mode.unwrap_or(mode) as u32;
+            files.insert(PathBuf::from(&item.path), File { bytes: text.into_bytes(), mode, owner: None });
+        }
+        Ok(())
+    }
+
+    /// Mode and owner of a token: readable by the one user of the pod alone, if there is one.
+    fn token_access(&self, mode: i32) -> (u32, Option<u32>) {
+        let context = self.wanted.spec.security_context.as_ref();
+        if context.is_some_and(|c| c.fs_group.is_some()) {
+            return (0o600, None);
+        }
+        let pod = context.and_then(|c| c.run_as_user);
+        let mut users = self
+            .wanted
+            .containers()
+            .map(|(_, c)| c.security_context.as_ref().and_then(|s| s.run_as_user).or(pod));
+        match users.next().flatten() {
+            Some(user) if users.all(|u| u == Some(user)) => (0o600, Some(user as u32)),
+            _ => (mode as u32, None),
+        }
+    }
+}
+
+fn pick(
+    files: &mut Files,
+    all: impl Iterator<Item = (String, Vec<u8>)>,
+    items: Option<&[KeyToPath]>,
+    optional: bool,
+    mode: i32,
+    kind: &str,
+) -> Result<(), String> {
+    let Some(items) = items.filter(|items| !items.is_empty()) else {
+        files
+            .extend(all.map(|(k, bytes)| (PathBuf::from(k), File { bytes, mode: mode as u32, owner: None })));
+        return Ok(());
+    };
+    let mut all: std::collections::BTreeMap<String, Vec<u8>> = all.collect();
+    for item in items {
+        match all.get_mut(&item.key) {
+            Some(bytes) => {
+                let mode = item.mode.unwrap_or(mode) as u32;
+                files.insert(PathBuf::from(&item.path), File { bytes: bytes.clone(), mode, owner: None });
+            }
+            None if optional => {}
+            None => return Err(format!("{kind} references non-existent {kind} key: {}", item.key)),
+        }
+    }
+    Ok(())
+}

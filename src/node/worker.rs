@@ -1,0 +1,684 @@
+//! One task a pod: looks, plans, acts, tells.
+//!
+//! Level-triggered: mail says only that something may have changed. Actions run side by side as
+//! jobs; their ends are mail as well. The record is on disk before a container is started.
+//! Invariants: what the plan does not ask for is not done; when the agent stops, containers stay.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Probe;
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
+
+use super::{
+    hooks::{self, Target},
+    jobs::{self, Done},
+    plan::{self, Action, Plan},
+    probes::{self, Kind},
+    record::{
+        Failure, Job, LOST_EXIT_CODE, Live, LiveContainer, Now, Past, Record, Setup, Wanted, container_id,
+    },
+    shared::Shared,
+    status::{self, Waiting},
+    volumes::{Mounted, Token},
+};
+use crate::{
+    mqtt::messages::Item,
+    runtime::{self, ContainerState, Exit},
+    tasks::CancellationToken,
+};
+
+/// Mail that a worker may have waiting.
+const MAIL_MAX: usize = 64;
+/// Probe verdicts that may be waiting.
+const VERDICTS_MAX: usize = 32;
+/// Pauses between tries of a pod's set-up.
+const SETUP_RETRY_SECONDS_FIRST: i64 = 1;
+const SETUP_RETRY_SECONDS_MAX: i64 = 120;
+/// The longest time without a look.
+const LOOK_PERIOD: Duration = Duration::from_mins(5);
+
+/// What a worker is told.
+#[derive(Debug, Clone)]
+pub enum Mail {
+    /// The pod as it is wanted now.
+    Wanted(Arc<Item>),
+    /// The pod is wanted no longer.
+    Removed,
+    /// A container of it may have changed.
+    Look,
+    /// ConfigMaps, Secrets or claims may have changed.
+    Items,
+}
+
+/// Where mail for a worker goes.
+#[derive(Clone)]
+pub struct Mailbox(mpsc::Sender<Mail>);
+
+impl Mailbox {
+    /// Tells the worker. A full box has a look in it anyway; wanted states wait for their place.
+    pub async fn send(&self, mail: Mail) {
+        match mail {
+            Mail::Look | Mail::Items => drop(self.0.try_send(mail)),
+            mail => drop(self.0.send(mail).await),
+        }
+    }
+}
+
+/// The worker of one pod.
+pub struct Worker {
+    shared: Arc<Shared>,
+    wanted: Wanted,
+    removed: bool,
+    record: Record,
+    live: Live,
+    mounted: BTreeMap<String, Mounted>,
+    /// The namespaces were there when the agent started.
+    sandbox_exists: bool,
+    setup_tries: u32,
+    waiting: Waiting,
+    reported: bool,
+    next_refresh: Option<Timestamp>,
+    jobs: JoinSet<Done>,
+    probing: BTreeMap<(String, &'static str), AbortHandle>,
+    probes: JoinSet<()>,
+    verdicts: (mpsc::Sender<probes::Verdict>, mpsc::Receiver<probes::Verdict>),
+    mail: mpsc::Receiver<Mail>,
+}
+
+impl Worker {
+    /// A worker for a pod with what is remembered of it. `removed`: only the record is left of it.
+    pub fn new(
+        shared: Arc<Shared>,
+        wanted: Wanted,
+        record: Record,
+        sandbox_exists: bool,
+        removed: bool,
+    ) -> (Self, Mailbox) {
+        let (sender, mail) = mpsc::channel(MAIL_MAX);
+        let record = Record { namespace: wanted.namespace.clone(), name: wanted.name.clone(), ..record };
+        let worker = Self {
+            shared,
+            wanted,
+            removed,
+            record,
+            live: Live::default(),
+            mounted: BTreeMap::new(),
+            sandbox_exists,
+            setup_tries: 0,
+            waiting: Waiting::new(),
+            reported: false,
+            next_refresh: None,
+            jobs: JoinSet::new(),
+            probing: BTreeMap::new(),
+            probes: JoinSet::new(),
+            verdicts: mpsc::channel(VERDICTS_MAX),
+            mail,
+        };
+        (worker, Mailbox(sender))
+    }
+
+    /// Runs until the pod is gone and forgotten, or the agent stops. Returns the uid.
+    pub async fn run(mut self, stop: CancellationToken) -> String {
+        let uid = self.wanted.uid.clone();
+        loop {
+            self.observe().await;
+            let wake = if self.record.gone { None } else { self.step().await };
+            self.tell().await;
+            if self.removed && self.record.gone {
+                if let Err(error) = self.shared.ledger.forget(&uid).await {
+                    tracing::error!(pod = self.wanted.full_name(), %error, "forgetting a pod");
+                }
+                return uid;
+            }
+            let now = self.shared.clock.now();
+            let until = [wake, self.next_refresh].into_iter().flatten().min();
+            let pause = until.map_or(LOOK_PERIOD, |at| {
+                Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO).min(LOOK_PERIOD)
+            });
+            tokio::select! {
+                () = stop.cancelled() => return uid,
+                mail = self.mail.recv() => match mail {
+                    Some(mail) => self.take(mail),
+                    None => return uid,
+                },
+                Some(done) = self.jobs.join_next() => match done {
+                    Ok(done) => self.finish(done).await,
+                    Err(error) => tracing::error!(pod = self.wanted.full_name(), %error, "a job ended badly"),
+                },
+                Some(verdict) = self.verdicts.1.recv() => self.judge(verdict),
+                () = tokio::time::sleep(pause) => {}
+            }
+            if self.next_refresh.is_some_and(|at| at <= self.shared.clock.now()) {
+                self.refresh();
+            }
+        }
+    }
+
+    fn say(&self, container: Option<&str>, warning: bool, reason: &str, message: impl Into<String>) {
+        self.shared.event(&self.wanted, container, warning, reason, message.into());
+    }
+
+    fn live(&mut self, container: &str) -> &mut LiveContainer {
+        self.live.containers.entry(container.to_owned()).or_default()
+    }
+
+    fn take(&mut self, mail: Mail) {
+        match mail {
+            Mail::Wanted(item) => match item.read() {
+                Ok(pod) => self.wanted = Wanted::new(pod),
+                Err(error) => tracing::error!(%error, "a pod cannot be read"),
+            },
+            Mail::Removed => self.removed = true,
+            Mail::Look => {}
+            Mail::Items => {
+                let now = self.shared.clock.now();
+                if let Setup::Failed { retry_at, .. } = &mut self.live.setup {
+                    *retry_at = now;
+                }
+                for container in self.live.containers.values_mut() {
+                    if container.failure.as_ref().is_some_and(|f| f.reason == "CreateContainerConfigError") {
+                        container.failure = None;
+                    }
+                }
+                self.refresh();
+            }
+        }
+    }
+
+    /// Asks the runtime for the containers whose end is not known yet.
+    async fn observe(&mut self) {
+        let names: Vec<_> = self.record.containers.keys().cloned().collect();
+        for name in names {
+            let known = self.record.container(&name);
+            let Some(attempt) = known.attempts.checked_sub(1) else { continue };
+            let job = self.live.container(&name).job;
+            if known.last.as_ref().is_some_and(|l| l.attempt == attempt) || job == Some(Job::Starting) {
+                continue;
+            }
+            let id = container_id(&self.wanted.uid, &name, attempt);
+            match self.shared.runtime.state(&id).await {
+                Ok(ContainerState::Exited(exit)) => self.ended(&name, attempt, exit).await,
+                Ok(state) => {
+                    let first = self.live.container(&name).state.is_none();
+                    self.live(&name).state = Some(state.clone());
+                    if first && matches!(state, ContainerState::Running { .. }) {
+                        self.adopt(&name, attempt);
+                    }
+                }
+                Err(runtime::Error::NotFound(_)) => {
+                    let exit = Exit {
+                        code: LOST_EXIT_CODE,
+                        signal: None,
+                        oom_killed: false,
+                        started_at: None,
+                        finished_at: self.shared.clock.now(),
+                        error: None,
+                    };
+                    self.ended(&name, attempt, exit).await;
+                }
+                Err(error) => tracing::warn!(id, %error, "asking for a container's state"),
+            }
+        }
+    }
+
+    /// Notes the end of the newest attempt.
+    async fn ended(&mut self, name: &str, attempt: u32, exit: Exit) {
+        let message = jobs::termination_message(&self.shared, &self.wanted, name, attempt, &exit).await;
+        if let Some(known) = self.record.containers.get_mut(name) {
+            known.last = Some(Past { attempt, exit, message });
+        }
+        self.stop_probes(name);
+        let live = self.live(name);
+        live.state = None;
+        live.started = false;
+        live.ready = false;
+        live.doomed = None;
+    }
+
+    /// Takes over a container that an earlier agent has started.
+    fn adopt(&mut self, name: &str, attempt: u32) {
+        let before = &self.record.status;
+        let statuses = before.container_statuses.iter().chain(&before.init_container_statuses).flatten();
+        let old = statuses.into_iter().find(|s| s.name == name).cloned();
+        let live = self.live(name);
+        live.ready = old.as_ref().is_some_and(|s| s.ready);
+        live.started = old.is_some_and(|s| s.started == Some(true));
+        if self.live.container(name).started {
+            self.watch_health(name, attempt);
+        } else {
+            self.started(name, attempt);
+        }
+    }
+
+    /// Plans and begins what is planned. Returns when to look again.
+    async fn step(&mut self) -> Option<Timestamp> {
+        let now = self.shared.clock.now();
+        let ending = self.removed || self.wanted.deleting() || self.record.verdict.is_some();
+        if ending && self.live.ending.is_none() {
+            self.live.ending = Some(now + SignedDuration::from_secs(self.wanted.grace_seconds()));
+        }
+        let Plan { actions, waiting, wake, verdict, crashed } =
+            plan::plan(&self.wanted, &self.record, &self.live, self.removed, now);
+        if let Some(verdict) = verdict {
+            self.say(None, false, &verdict.reason, verdict.message.clone());
+            self.record.verdict = Some(verdict);
+        }
+        for name in &crashed {
+            self.live(name).crash.note(now);
+        }
+        self.tell_waiting(&waiting);
+        self.waiting = waiting;
+        for action in actions {
+            self.begin(action).await;
+        }
+        wake
+    }
+
+    /// Events of containers that have begun to wait.
+    fn tell_waiting(&self, waiting: &Waiting) {
+        for (name, (reason, _)) in waiting {
+            if self.waiting.get(name).is_some_and(|(old, _)| old == reason) {
+                continue;
+            }
+            let image = self.wanted.container(name).and_then(|(_, c)| c.image.clone()).unwrap_or_default();
+            match reason.as_str() {
+                "CrashLoopBackOff" => self.say(
+                    Some(name),
+                    true,
+                    "BackOff",
+                    format!("Back-off restarting failed container {name} in pod {}", self.wanted.full_name()),
+                ),
+                "ImagePullBackOff" => {
+                    self.say(Some(name), false, "BackOff", format!("Back-off pulling image {image:?}"));
+                    self.say(Some(name), true, "Failed", "Error: ImagePullBackOff");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn begin(&mut self, action: Action) {
+        let shared = Arc::clone(&self.shared);
+        let wanted = self.wanted.clone();
+        match action {
+            Action::Setup => {
+                if let Err(message) = self.take_address() {
+                    self.setup_failed("FailedCreatePodSandBox", message);
+                    return;
+                }
+                let ip = self.record.ip;
+                self.live.setup = Setup::Doing;
+                self.jobs.spawn(async move { Done::Setup(jobs::set_up(&shared, &wanted, ip).await) });
+            }
+            Action::Prepare { container } => {
+                self.live(&container).job = Some(Job::Preparing);
+                let attempt = self.record.container(&container).attempts;
+                let (ip, mounted) = (self.record.ip, self.mounted.clone());
+                self.jobs.spawn(async move {
+                    let result =
+                        super::launch::prepare(&shared, &wanted, &container, attempt, ip, &mounted).await;
+                    Done::Prepared { container, result: result.map(Box::new) }
+                });
+            }
+            Action::Kill { container, message, grace_seconds } => {
+                self.live(&container).job = Some(Job::Stopping);
+                self.stop_probes(&container);
+                self.live(&container).ready = false;
+                self.say(Some(&container), false, "Killing", message);
+                let known = self.record.container(&container);
+                let pod_ip = shared.facts(&wanted, self.record.ip).pod_ip;
+                self.jobs.spawn(async move {
+                    jobs::kill(&shared, &wanted, &container, &known, &pod_ip, grace_seconds).await;
+                    Done::Killed { container }
+                });
+            }
+            Action::Teardown => {
+                self.live.tearing = true;
+                self.probes.abort_all();
+                let record = self.record.clone();
+                let forever = self.removed || self.wanted.deleting();
+                self.jobs.spawn(async move {
+                    Done::TornDown {
+                        result: jobs::tear_down(&shared, &wanted, &record, forever).await,
+                        forever,
+                    }
+                });
+            }
+        }
+    }
+
+    /// An address for the pod, if it needs one and has none; it is in the record before it is used.
+    fn take_address(&mut self) -> Result<(), String> {
+        if self.wanted.host_network() {
+            return Ok(());
+        }
+        let mut addresses = self.shared.addresses();
+        if let Some(ip) = self.record.ip
+            && (addresses.covers(ip) || self.sandbox_exists)
+        {
+            return Ok(());
+        }
+        self.record.ip = Some(addresses.allocate()?);
+        Ok(())
+    }
+
+    fn setup_failed(&mut self, reason: &str, message: String) {
+        let again = matches!(&self.live.setup, Setup::Failed { message: old, .. } if *old == message);
+        if !again || self.setup_tries.is_multiple_of(8) {
+            self.say(None, true, reason, message.clone());
+        }
+        let pause = (SETUP_RETRY_SECONDS_FIRST << self.setup_tries.min(7)).min(SETUP_RETRY_SECONDS_MAX);
+        self.setup_tries += 1;
+        let retry_at = self.shared.clock.now() + SignedDuration::from_secs(pause);
+        self.live.setup = Setup::Failed { message, retry_at };
+    }
+
+    async fn finish(&mut self, done: Done) {
+        match done {
+            Done::Setup(Ok((mounted, tokens))) => {
+                self.mounted = mounted;
+                self.live.setup = Setup::Done;
+                self.setup_tries = 0;
+                if !self.sandbox_exists {
+                    self.record.epoch += 1;
+                    self.sandbox_exists = true;
+                }
+                self.schedule_refresh(&tokens);
+                jobs::publish_host_ports(&self.shared, &self.wanted, self.record.ip);
+            }
+            Done::Setup(Err((reason, message))) => self.setup_failed(reason, message),
+            Done::Prepared { container, result } => self.prepared(container, result).await,
+            Done::Started { container, attempt, result } => {
+                self.was_started(&container, attempt, result).await;
+            }
+            Done::Hooked { container, attempt, result } => {
+                if self.record.container(&container).attempts != attempt + 1 {
+                    return;
+                }
+                match result {
+                    Ok(()) => self.started(&container, attempt),
+                    Err(text) => {
+                        self.say(
+                            Some(&container),
+                            true,
+                            "FailedPostStartHook",
+                            format!("PostStartHook failed: {text}"),
+                        );
+                        self.live(&container).doomed = Some(("FailedPostStartHook".to_owned(), None));
+                    }
+                }
+            }
+            Done::Killed { container } => self.live(&container).job = None,
+            Done::TornDown { result: Ok(()), forever } => {
+                self.live.tearing = false;
+                self.live.torn_down = true;
+                self.live.setup = Setup::No;
+                self.sandbox_exists = false;
+                self.next_refresh = None;
+                if let Some(ip) = self.record.ip.take() {
+                    self.shared.addresses().release(ip);
+                }
+                jobs::withdraw_host_ports(&self.shared, &self.wanted.uid);
+                if forever {
+                    self.record.gone = true;
+                } else {
+                    // Deleted meanwhile: the files go as well.
+                    self.live.torn_down = !(self.removed || self.wanted.deleting());
+                }
+            }
+            Done::TornDown { result: Err(text), .. } => {
+                self.say(None, true, "FailedKillPod", format!("error killing pod: {text}"));
+                self.jobs.spawn(async {
+                    tokio::time::sleep(jobs::TEARDOWN_RETRY).await;
+                    Done::TeardownAgain
+                });
+            }
+            Done::TeardownAgain => self.live.tearing = false,
+            Done::Refreshed(Ok(tokens)) => self.schedule_refresh(&tokens),
+            Done::Refreshed(Err(text)) => {
+                tracing::warn!(pod = self.wanted.full_name(), error = text, "refreshing volumes");
+                self.next_refresh = Some(self.shared.clock.now() + jobs::REFRESH_RETRY);
+            }
+        }
+    }
+
+    async fn prepared(
+        &mut self,
+        name: String,
+        result: Result<Box<super::launch::Prepared>, super::launch::Refusal>,
+    ) {
+        let now = self.shared.clock.now();
+        let prepared = match result {
+            Ok(prepared) => prepared,
+            Err(refusal) => {
+                if matches!(refusal.reason, "ErrImagePull" | "InvalidImageName") {
+                    self.live(&name).pull.note(now);
+                } else if refusal.reason == "CreateContainerConfigError" {
+                    let again =
+                        self.live.container(&name).failure.is_some_and(|f| f.message == refusal.message);
+                    if !again {
+                        self.say(Some(&name), true, "Failed", format!("Error: {}", refusal.message));
+                    }
+                }
+                let live = self.live(&name);
+                live.job = None;
+                live.failure =
+                    Some(Failure { reason: refusal.reason.to_owned(), message: refusal.message, at: now });
+                return;
+            }
+        };
+        let over = self.removed || self.wanted.deleting() || self.record.verdict.is_some();
+        let Some((_, container)) = self.wanted.container(&name).filter(|_| !over) else {
+            self.live(&name).job = None;
+            return;
+        };
+        let hash = plan::spec_hash(container);
+        let epoch = self.record.epoch;
+        let known = self.record.containers.entry(name.clone()).or_default();
+        let attempt = known.attempts;
+        known.previous = known.last.take();
+        known.attempts += 1;
+        known.epoch = epoch;
+        known.spec_hash = hash;
+        known.image.clone_from(&prepared.image);
+        known.image_id.clone_from(&prepared.image_id);
+        let live = self.live(&name);
+        live.failure = None;
+        live.doomed = None;
+        live.state = None;
+        live.started = false;
+        live.ready = false;
+        live.job = Some(Job::Starting);
+        if let Err(error) = self.shared.ledger.save(&self.wanted.uid, &self.record).await {
+            // What is not on disk must not run: the attempt would be made a second time.
+            tracing::error!(%error, "writing the ledger");
+            let exit = jobs::never_ran(format!("the node's ledger cannot be written: {error}"), now);
+            self.live(&name).job = None;
+            self.ended(&name, attempt, exit).await;
+            return;
+        }
+        self.say(Some(&name), false, "Created", "Container created");
+        let (shared, wanted) = (Arc::clone(&self.shared), self.wanted.clone());
+        self.jobs.spawn(async move {
+            let result = jobs::start(&shared, &wanted, &name, attempt, &prepared.spec).await;
+            Done::Started { container: name, attempt, result }
+        });
+    }
+
+    async fn was_started(
+        &mut self,
+        name: &str,
+        attempt: u32,
+        result: Result<ContainerState, runtime::Error>,
+    ) {
+        self.live(name).job = None;
+        let now = self.shared.clock.now();
+        match result {
+            Ok(ContainerState::Exited(exit)) if exit.error.is_none() => {
+                self.say(Some(name), false, "Started", "Container started");
+                self.ended(name, attempt, exit).await;
+            }
+            Ok(ContainerState::Exited(exit)) => {
+                let text = exit.error.clone().unwrap_or_default();
+                self.say(Some(name), true, "Failed", format!("Error: {text}"));
+                self.ended(name, attempt, exit).await;
+            }
+            Ok(state) => {
+                self.say(Some(name), false, "Started", "Container started");
+                self.live(name).state = Some(state);
+                let hook = self
+                    .wanted
+                    .container(name)
+                    .and_then(|(_, c)| Some((c, c.lifecycle.as_ref()?.post_start.clone()?)));
+                match hook {
+                    Some((container, hook)) => {
+                        let target = self.target(container, attempt);
+                        let runtime = Arc::clone(&self.shared.runtime);
+                        let container = name.to_owned();
+                        self.jobs.spawn(async move {
+                            let result = hooks::hook(&runtime, &target, &hook).await;
+                            Done::Hooked { container, attempt, result }
+                        });
+                    }
+                    None => self.started(name, attempt),
+                }
+            }
+            Err(error) => {
+                self.say(Some(name), true, "Failed", format!("Error: {error}"));
+                let exit = jobs::never_ran(error.to_string(), now);
+                self.ended(name, attempt, exit).await;
+            }
+        }
+    }
+
+    fn target(&self, container: &k8s_openapi::api::core::v1::Container, attempt: u32) -> Target {
+        let id = container_id(&self.wanted.uid, &container.name, attempt);
+        Target::new(container, id, self.shared.facts(&self.wanted, self.record.ip).pod_ip)
+    }
+
+    /// The container runs and its hook is through: the startup probe is next, if there is one.
+    fn started(&mut self, name: &str, attempt: u32) {
+        let startup = self.wanted.container(name).and_then(|(_, c)| c.startup_probe.clone());
+        if let Some(probe) = startup {
+            self.probe(name, attempt, Kind::Startup, probe);
+        } else {
+            let ready = self.wanted.container(name).is_none_or(|(_, c)| c.readiness_probe.is_none());
+            let live = self.live(name);
+            live.started = true;
+            live.ready = ready;
+            self.watch_health(name, attempt);
+        }
+    }
+
+    fn watch_health(&mut self, name: &str, attempt: u32) {
+        let Some((_, container)) = self.wanted.container(name) else { return };
+        let both = [
+            (Kind::Liveness, container.liveness_probe.clone()),
+            (Kind::Readiness, container.readiness_probe.clone()),
+        ];
+        for (kind, probe) in both {
+            if let Some(probe) = probe {
+                self.probe(name, attempt, kind, probe);
+            }
+        }
+    }
+
+    fn probe(&mut self, name: &str, attempt: u32, kind: Kind, probe: Probe) {
+        let Some((_, container)) = self.wanted.container(name) else { return };
+        let target = self.target(container, attempt);
+        let task = probes::run(
+            Arc::clone(&self.shared.runtime),
+            self.shared.clock.clone(),
+            target,
+            (name.to_owned(), attempt),
+            kind,
+            probe,
+            self.verdicts.0.clone(),
+        );
+        while self.probes.try_join_next().is_some() {}
+        let handle = self.probes.spawn(task);
+        if let Some(old) = self.probing.insert((name.to_owned(), kind.name()), handle) {
+            old.abort();
+        }
+    }
+
+    fn stop_probes(&mut self, name: &str) {
+        for kind in [Kind::Startup, Kind::Liveness, Kind::Readiness] {
+            if let Some(handle) = self.probing.remove(&(name.to_owned(), kind.name())) {
+                handle.abort();
+            }
+        }
+    }
+
+    fn judge(&mut self, verdict: probes::Verdict) {
+        let probes::Verdict { container: name, attempt, kind, result, counts } = verdict;
+        let here = self.live.now(&name, &self.record);
+        let current = self.record.container(&name).attempts == attempt + 1;
+        if !current || !matches!(here, Now::Running { .. }) || self.live.container(&name).job.is_some() {
+            return;
+        }
+        if let Err(text) = &result {
+            self.say(Some(&name), true, "Unhealthy", format!("{} probe failed: {text}", kind.name()));
+        }
+        if !counts {
+            return;
+        }
+        let Some((_, container)) = self.wanted.container(&name) else { return };
+        let own_grace = match kind {
+            Kind::Startup => container.startup_probe.as_ref(),
+            _ => container.liveness_probe.as_ref(),
+        }
+        .and_then(|p| p.termination_grace_period_seconds);
+        match (kind, result) {
+            (Kind::Readiness, result) => self.live(&name).ready = result.is_ok(),
+            (Kind::Startup, Ok(())) => {
+                let ready = container.readiness_probe.is_none();
+                let live = self.live(&name);
+                live.started = true;
+                live.ready = ready;
+                self.watch_health(&name, attempt);
+            }
+            (Kind::Liveness, Ok(())) => {}
+            (_, Err(_)) => {
+                let what = kind.name().to_lowercase();
+                let message = format!("Container {name} failed {what} probe, will be restarted");
+                self.live(&name).doomed = Some((message, own_grace));
+            }
+        }
+    }
+
+    fn schedule_refresh(&mut self, tokens: &[Token]) {
+        self.next_refresh = tokens.iter().filter_map(Token::refresh_at).min();
+    }
+
+    /// Brings the contents of volumes up to date, in the background.
+    fn refresh(&mut self) {
+        self.next_refresh = None;
+        if self.live.setup != Setup::Done || self.live.tearing {
+            return;
+        }
+        let (shared, wanted, ip) = (Arc::clone(&self.shared), self.wanted.clone(), self.record.ip);
+        self.jobs.spawn(async move { Done::Refreshed(jobs::refresh(&shared, &wanted, ip).await) });
+    }
+
+    /// Computes the status; what is new goes to the ledger and to the master.
+    async fn tell(&mut self) {
+        let now = self.shared.clock.now();
+        let host_ip = self.shared.host_ip();
+        let status = status::compute(&self.wanted, &self.record, &self.live, &self.waiting, &host_ip, now);
+        if status != self.record.status || !self.reported || self.record.gone {
+            self.record.status = status;
+            if !(self.removed && self.record.gone) {
+                self.shared.report(&self.wanted, &self.record.status, self.record.gone);
+            }
+            self.reported = true;
+        }
+        if let Err(error) = self.shared.ledger.save(&self.wanted.uid, &self.record).await {
+            tracing::error!(pod = self.wanted.full_name(), %error, "writing the ledger");
+        }
+    }
+}
