@@ -5,14 +5,18 @@
 //! power cut leaves no half image; pinned, imported and used images are never collected.
 //! Deliberately absent: Pods, pull policies (the node's), containers.
 
+mod auth;
 mod collect;
 mod demo;
 mod digest;
+mod http;
 mod import;
 mod index;
 mod manifest;
 mod platform;
+mod pull;
 mod reference;
+mod registry;
 mod store;
 #[allow(unsafe_code, reason = "system calls without a safe wrapper")]
 mod sys;
@@ -22,16 +26,20 @@ mod unpack;
 mod verified;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::watch;
 
-pub use self::{collect::Usage, demo::DEMO_IMAGE, platform::Platform, reference::Reference, unpack::Depth};
+pub use self::{
+    collect::Usage, demo::DEMO_IMAGE, platform::Platform, reference::Reference, registry::Mirror,
+    unpack::Depth,
+};
 
 /// An image that can be run.
 #[derive(Debug, Clone)]
@@ -100,6 +108,9 @@ pub trait Images: Send + Sync + 'static {
     fn remove<'a>(&'a self, reference: &'a str) -> BoxFuture<'a, Result<(), Error>>;
 }
 
+/// How long a registry may send nothing, unless [`Options`] say otherwise.
+const STALL: Duration = Duration::from_secs(30);
+
 /// How a node keeps images.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -109,11 +120,28 @@ pub struct Options {
     pub platform: Platform,
     /// The binary that the demo image is made of.
     pub binary: PathBuf,
+    /// Registries (`host:port`) whose certificates are not checked and that may do without TLS.
+    pub insecure_registries: Vec<String>,
+    /// Where to ask before a registry (`docker.io`; `*` for all others).
+    pub mirrors: BTreeMap<String, Vec<Mirror>>,
+    /// Folder of additional certificates to trust: `*.crt` and `*.pem` for all registries, `<host:port>/*.crt`
+    /// for one.
+    pub certificates: Option<PathBuf>,
+    /// The longest time that a registry may send nothing.
+    pub stall: Duration,
 }
 
 impl Options {
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
-        Self { data_dir: data_dir.into(), platform: Platform::host(), binary: "/proc/self/exe".into() }
+        Self {
+            data_dir: data_dir.into(),
+            platform: Platform::host(),
+            binary: "/proc/self/exe".into(),
+            insecure_registries: Vec::new(),
+            mirrors: BTreeMap::new(),
+            certificates: None,
+            stall: STALL,
+        }
     }
 }
 
@@ -129,6 +157,7 @@ pub struct Collected {
 pub struct ImageStore {
     content: Arc<store::Content>,
     options: Arc<Options>,
+    pulls: Arc<pull::Shared>,
 }
 
 impl ImageStore {
@@ -136,7 +165,7 @@ impl ImageStore {
     /// to look at every file's size.
     pub fn open(options: Options) -> Result<Self, Error> {
         let content = Arc::new(store::Content::open(&options.data_dir.join("images"))?);
-        Ok(Self { content, options: Arc::new(options) })
+        Ok(Self { content, options: Arc::new(options), pulls: Arc::new(pull::Shared::new()) })
     }
 
     /// Keeps an image from being collected, or lets it go.
@@ -226,19 +255,22 @@ impl Images for ImageStore {
     fn pull<'a>(
         &'a self,
         reference: &'a str,
-        _credentials: &'a [Credentials],
-        _progress: Option<watch::Sender<Progress>>,
+        credentials: &'a [Credentials],
+        progress: Option<watch::Sender<Progress>>,
     ) -> BoxFuture<'a, Result<Arc<Image>, Error>> {
         Box::pin(async move {
             if demo::is_demo(reference) {
                 let (content, options) = (self.content.clone(), self.options.clone());
                 return blocking(move || demo::ensure(&content, &options.binary)).await;
             }
-            let reference: Reference = reference.parse()?;
-            Err(Error::Pull {
-                reference: reference.to_string(),
-                message: "this build cannot pull from registries".to_owned(),
-            })
+            let pull = pull::Pull {
+                content: &self.content,
+                shared: &self.pulls,
+                options: &self.options,
+                reference: &reference.parse()?,
+                progress,
+            };
+            pull.run(credentials).await
         })
     }
 

@@ -253,7 +253,8 @@ impl Content {
         state.index.layers.contains_key(diff_id) || state.fresh.contains_key(diff_id)
     }
 
-    /// Unpacks a layer from its stream. It becomes durable with the next [`Content::record`]. Nothing stays on failure.
+    /// Unpacks a layer from its stream. It becomes durable with the next [`Content::record`] or
+    /// [`Content::keep_fresh`]. Nothing stays on failure.
     pub fn unpack(&self, stream: impl Read, diff_id: Option<&str>) -> Result<Unpacked, unpack::Error> {
         self.make_layer(|root, sums| unpack::unpack(root, sums, stream, diff_id))
     }
@@ -332,6 +333,14 @@ impl Content {
         }
         state.images.insert(id, image.clone());
         Ok(image)
+    }
+
+    /// Makes layers of an unfinished pull durable, so that the next try does not load them again.
+    pub fn keep_fresh(&self) -> Result<(), Error> {
+        if self.state().fresh.is_empty() {
+            return Ok(());
+        }
+        self.change(true, |index, state| index.layers.extend(state.fresh.clone()))
     }
 
     /// The image by name, digest or (short) id.

@@ -67,10 +67,14 @@ pub fn unpack(
     expected: Option<&str>,
 ) -> Result<Unpacked, Error> {
     let mut list = SumsWriter::create(sums)?;
-    let (diff_id, size_bytes) = {
-        let plain = decompress(BufReader::with_capacity(CHUNK_BYTES, &mut stream)).map_err(Error::Stream)?;
-        unpack_plain(root, &mut list, Hashing::new(plain))?
-    };
+    let unpacked = decompress(BufReader::with_capacity(CHUNK_BYTES, &mut stream))
+        .map_err(Error::Stream)
+        .and_then(|plain| unpack_plain(root, &mut list, Hashing::new(plain)));
+    if matches!(unpacked, Err(Error::Stream(_))) {
+        // A stream that has the wrong digest explains why it made no sense.
+        io::copy(&mut stream, &mut io::sink()).map_err(Error::Stream)?;
+    }
+    let (diff_id, size_bytes) = unpacked?;
     // What follows the compressed stream belongs to the blob's digest.
     io::copy(&mut stream, &mut io::sink()).map_err(Error::Stream)?;
     list.finish()?;
