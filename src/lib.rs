@@ -35,4 +35,5 @@ pub mod patch;
 pub mod runtime;
 pub mod scheduler;
 pub mod store;
+pub mod streams;
 pub mod tasks;

@@ -11,7 +11,7 @@ use std::{
 use sampan::{
     api::{Config, Server, pki::Pki},
     clock::SystemClock,
-    objects::Objects,
+    objects::{Objects, Settings, token::Signer},
     store::Store,
     tasks::CancellationToken,
 };
@@ -32,15 +32,19 @@ impl Cluster {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("state.db")).unwrap();
-        let objects = Objects::new(store, Arc::new(SystemClock));
+        let pki = Arc::new(Pki::open(&folder.path().join("pki")).unwrap());
+        let tokens = Arc::new(Signer::new(pki.service_account_key()).unwrap());
+        let service_cidr = "10.43.0.0/16".parse().unwrap();
+        let settings = Settings { service_cidr, tokens };
+        let objects = Objects::of_cluster(store, Arc::new(SystemClock), settings);
+        objects.bootstrap("192.0.2.1:6443".parse().unwrap()).await.unwrap();
         let config = Config {
             data_dir: folder.path().to_owned(),
             listen: "127.0.0.1:0".parse().unwrap(),
             tls_san: Vec::new(),
-            service_cidr: "10.43.0.0/16".parse().unwrap(),
+            service_cidr,
             cluster_domain: "cluster.local".to_owned(),
         };
-        let pki = Arc::new(Pki::open(&folder.path().join("pki")).unwrap());
         let server = Server::bind(config, objects, Arc::clone(&pki)).await.unwrap();
         let address = server.local_addr();
         pki.write_kubeconfig(&folder.path().join("admin.conf"), &format!("https://{address}")).unwrap();
@@ -127,4 +131,52 @@ async fn kubectl_creates_reads_and_deletes() {
     assert!(cluster.ok("delete cm a", "").await.contains("deleted"));
     assert!(cluster.refused("get cm a", "").await.contains("NotFound"));
     assert!(cluster.address.port() > 0);
+}
+
+const DEPLOYMENT: &str = "apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: c, image: demo}]}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_changes_what_there_is() {
+    if !have_kubectl() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    cluster.ok("create --validate=false -f -", DEPLOYMENT).await;
+    let json = |words: &str| {
+        let words = format!("get deploy web -o jsonpath={words}");
+        let cluster = &cluster;
+        async move { cluster.ok(&words, "").await }
+    };
+    cluster.ok("scale deploy web --replicas=3", "").await;
+    assert_eq!(json("{.spec.replicas}").await, "3");
+    cluster.ok("set image deploy/web c=demo:2", "").await;
+    assert_eq!(json("{.spec.template.spec.containers[0].image}").await, "demo:2");
+    assert_eq!(json("{.metadata.generation}").await, "3");
+    cluster.ok("label deploy web tier=front", "").await;
+    assert_eq!(json("{.metadata.labels.tier}").await, "front");
+    let replace = r#"--type=json -p=[{"op":"replace","path":"/spec/replicas","value":4}]"#;
+    cluster.ok(&format!("patch deploy web {replace}"), "").await;
+    assert_eq!(json("{.spec.replicas}").await, "4");
+    let bad = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"bad"},"dat":{}}"#;
+    let path = "/api/v1/namespaces/default/configmaps?fieldValidation=Strict";
+    let strict = cluster.refused(&format!("create --raw {path} -f -"), bad).await;
+    assert!(strict.contains("unknown field"), "{strict}");
+    assert!(cluster.ok("create cm b --from-literal=k=v", "").await.contains("created"), "a protobuf body");
+    assert!(cluster.ok("get svc kubernetes -o jsonpath={.spec.clusterIP}", "").await.contains("10.43.0.1"));
+    cluster.ok("create service clusterip s --tcp=80:80", "").await;
+    assert!(cluster.ok("get svc s -o jsonpath={.spec.clusterIP}", "").await.starts_with("10.43."));
+    assert!(cluster.refused("create cm -n nowhere c", "").await.contains("namespaces \"nowhere\" not found"));
+    assert!(cluster.refused("delete ns default", "").await.contains("this namespace may not be deleted"));
+    cluster.ok("create sa robot", "").await;
+    assert_eq!(cluster.ok("create token robot", "").await.trim().split('.').count(), 3);
+    assert!(cluster.ok("delete deploy web --cascade=background", "").await.contains("deleted"));
 }

@@ -1,4 +1,4 @@
-//! Bodies of requests: read with a limit, decoded to a tree of the expected kind.
+//! Bodies of requests: read with a limit, decoded to a tree that fits its kind.
 
 use std::time::Duration;
 
@@ -7,8 +7,11 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde_json::Value;
 
-use super::{negotiate::Encoding, status::Refusal};
-use crate::kinds::Kind;
+use super::{negotiate::Encoding, request::Query, status::Refusal};
+use crate::{
+    kinds::schema::{self, Mode, Problem, Type, json, proto},
+    objects,
+};
 
 /// Bytes of a body, as upstream.
 pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -26,41 +29,134 @@ pub async fn read(body: Incoming) -> Result<Bytes, Refusal> {
     }
 }
 
-/// Parses a tree.
-pub fn parse(bytes: &[u8], encoding: Encoding) -> Result<Value, Refusal> {
-    match encoding {
-        Encoding::Json => serde_json::from_slice(bytes).map_err(|e| Refusal::bad_request(e.to_string())),
-        Encoding::Yaml => serde_yaml::from_slice(bytes).map_err(|e| Refusal::bad_request(e.to_string())),
-        Encoding::Protobuf => {
-            Err(Refusal::UnsupportedMediaType("protobuf bodies are not supported".to_owned()))
+/// What to do about unknown and duplicate fields (`fieldValidation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FieldValidation {
+    Ignore,
+    Warn,
+    Strict,
+}
+
+impl FieldValidation {
+    pub fn parse(query: &Query, options: &str) -> Result<Self, Refusal> {
+        match query.get("fieldValidation").unwrap_or_default() {
+            "Ignore" => Ok(Self::Ignore),
+            "" | "Warn" => Ok(Self::Warn),
+            "Strict" => Ok(Self::Strict),
+            other => Err(objects::Error::Invalid {
+                kind: options.to_owned(),
+                name: String::new(),
+                errors: vec![crate::kinds::FieldError::not_supported(
+                    "fieldValidation",
+                    other,
+                    &["Ignore", "Strict", "Warn"],
+                )],
+            }
+            .into()),
+        }
+    }
+
+    /// Refuses, warns of or ignores problems.
+    pub fn judge(self, problems: &[Problem], warnings: &mut Vec<String>) -> Result<(), Refusal> {
+        match self {
+            Self::Ignore => Ok(()),
+            Self::Warn => {
+                warnings.extend(problems.iter().map(ToString::to_string));
+                Ok(())
+            }
+            Self::Strict if problems.is_empty() => Ok(()),
+            Self::Strict => {
+                let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                Err(Refusal::bad_request(format!("strict decoding error: {}", all.join(", "))))
+            }
         }
     }
 }
 
-/// Decodes an object that must be of `kind`, or name no kind.
-pub fn object(bytes: &[u8], encoding: Encoding, kind: &Kind) -> Result<Value, Refusal> {
-    let mut value = parse(bytes, encoding)?;
-    if !value.is_object() {
-        return Err(Refusal::bad_request("the object provided is unrecognized (must be of type object)"));
+/// What a body is expected to be.
+pub struct Expected<'a> {
+    pub api_version: &'a str,
+    pub kind: &'a str,
+    pub schema: &'static Type,
+}
+
+/// A tree as it stands in a body, with the keys that stood twice.
+pub fn parse(bytes: &[u8], encoding: Encoding) -> Result<json::Parsed, Refusal> {
+    let parsed = match encoding {
+        Encoding::Json => json::parse(bytes),
+        Encoding::Yaml => json::parse_yaml(bytes),
+        Encoding::Protobuf => {
+            return Err(Refusal::UnsupportedMediaType("this body cannot be protobuf".to_owned()));
+        }
+    };
+    parsed.map_err(|e| Refusal::bad_request(e.to_string()))
+}
+
+/// Decodes an object of the expected type; one that names no kind is taken for it.
+pub fn object(
+    bytes: &[u8],
+    encoding: Encoding,
+    expected: &Expected<'_>,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<Value, Refusal> {
+    if encoding == Encoding::Protobuf {
+        let envelope = proto::open(bytes).map_err(|e| Refusal::bad_request(e.to_string()))?;
+        check_type(&envelope.api_version, &envelope.kind, expected)?;
+        let mut value =
+            proto::decode(envelope.raw, expected.schema).map_err(|e| Refusal::bad_request(e.to_string()))?;
+        name_type(&mut value, expected);
+        return Ok(value);
     }
-    let given = |field: &str| value[field].as_str().unwrap_or_default().to_owned();
-    let (api_version, name) = (given("apiVersion"), given("kind"));
-    let expected = kind.api_version();
-    if !api_version.is_empty() && api_version != expected {
-        return Err(Refusal::bad_request(format!(
-            "the API version in the data ({api_version}) does not match the expected API version ({expected})"
-        )));
-    }
-    if !name.is_empty() && name != kind.kind {
-        return Err(Refusal::bad_request(format!(
-            "the object provided is unrecognized (must be of type {}): expected kind {}, got {name}",
-            kind.kind, kind.kind
-        )));
-    }
-    value["apiVersion"] = expected.into();
-    value["kind"] = kind.kind.into();
+    let parsed = parse(bytes, encoding)?;
+    let given = |field: &str| parsed.value[field].as_str().unwrap_or_default();
+    check_type(given("apiVersion"), given("kind"), expected)?;
+    let mut problems: Vec<Problem> = parsed.duplicates.into_iter().map(Problem::Duplicate).collect();
+    let (mut value, unknown) = fit(parsed.value, expected.schema, validation)?;
+    problems.extend(unknown);
+    validation.judge(&problems, warnings)?;
+    name_type(&mut value, expected);
+    Ok(value)
+}
+
+/// Fits a tree (the result of a patch) to its type.
+pub fn fit(
+    value: Value,
+    schema: &'static Type,
+    validation: FieldValidation,
+) -> Result<(Value, Vec<Problem>), Refusal> {
+    let mode = if validation == FieldValidation::Ignore { Mode::Drop } else { Mode::Tell };
+    schema::decode(value, schema, mode).map_err(|e| {
+        Refusal::bad_request(format!(
+            "{} in version cannot be handled as a {}: {e}",
+            schema.short_name(),
+            schema.short_name()
+        ))
+    })
+}
+
+fn name_type(value: &mut Value, expected: &Expected<'_>) {
+    value["apiVersion"] = expected.api_version.into();
+    value["kind"] = expected.kind.into();
     if !value["metadata"].is_object() {
         value["metadata"] = Value::Object(serde_json::Map::new());
     }
-    Ok(value)
+}
+
+fn check_type(api_version: &str, kind: &str, expected: &Expected<'_>) -> Result<(), Refusal> {
+    if !api_version.is_empty() && api_version != expected.api_version {
+        return Err(Refusal::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({})",
+            expected.api_version
+        )));
+    }
+    if !kind.is_empty() && kind != expected.kind {
+        return Err(Refusal::bad_request(format!(
+            "{kind} in version {:?} cannot be handled as a {}: converting ({kind}) to ({}): unknown conversion",
+            expected.api_version.rsplit('/').next().unwrap_or_default(),
+            expected.kind,
+            expected.kind
+        )));
+    }
+    Ok(())
 }

@@ -99,6 +99,10 @@ pub fn resource(headers: &HeaderMap, single: bool, list: bool) -> Result<Accepte
             (Some("PartialObjectMetadataList"), Some("meta.k8s.io")) if list => Shape::MetadataList,
             _ => continue,
         };
+        // Tables and bare metadata have no protobuf form here; clients list JSON behind it.
+        if encoding == Encoding::Protobuf && shape != Shape::Whole {
+            continue;
+        }
         return Ok(Accepted { encoding, shape, version });
     }
     Err(Refusal::NotAcceptable(RESOURCE_TYPES))

@@ -13,6 +13,7 @@ use hyper::{
 use serde_json::Value;
 
 use super::{negotiate::Encoding, status::Refusal};
+use crate::kinds::schema::{self, proto};
 
 /// The body of every answer.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
@@ -58,8 +59,28 @@ fn line(value: &Value) -> Vec<u8> {
     text
 }
 
-/// An object or Status in an encoding. What has no protobuf form here is JSON.
+/// The bytes of an object, list or Status in protobuf; `None` when its type has no such form.
+pub fn protobuf(value: &Value) -> Option<Vec<u8>> {
+    let (api_version, kind) = (value["apiVersion"].as_str()?, value["kind"].as_str()?);
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let of_meta = || schema::lookup(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}"));
+    let ty = schema::lookup_kind(group, version, kind).or_else(of_meta)?;
+    match proto::encode_object(value, ty) {
+        Ok(bytes) => Some(bytes),
+        Err(error) => {
+            tracing::warn!(kind, %error, "no protobuf of an object");
+            None
+        }
+    }
+}
+
+/// An object or Status in an encoding. What has no protobuf form is JSON.
 pub fn value(code: StatusCode, encoding: Encoding, pretty: bool, value: &Value) -> Reply {
+    if encoding == Encoding::Protobuf
+        && let Some(bytes) = protobuf(value)
+    {
+        return reply(code, Encoding::Protobuf.content_type(), full(bytes));
+    }
     match encoding {
         Encoding::Yaml => reply(code, Encoding::Yaml.content_type(), full(crate::manifest::to_yaml(value))),
         _ if pretty => {

@@ -7,7 +7,8 @@ use hyper::{HeaderMap, Request, StatusCode, body::Incoming};
 use serde_json::{Value, json};
 
 use super::{
-    Api, body,
+    Api,
+    body::{self, Expected, FieldValidation},
     negotiate::{self, Accepted, Encoding, Shape},
     render::{IncludeObject, Renderer},
     reply::{self, Reply},
@@ -20,7 +21,10 @@ use super::{
 use crate::{
     clock::Clock as _,
     ids::Revision,
-    kinds::{FieldError, Kind, Subresource, registry},
+    kinds::{
+        Durability, FieldError, Kind, Subresource, registry,
+        schema::{self, proto},
+    },
     objects::{self, DeleteOptions, Propagation, User, WriteOptions},
     store::{Listing, Object, StoreError},
 };
@@ -82,16 +86,29 @@ pub async fn handle(
         return Err(Refusal::NoSuchMethod);
     }
     let mut answer = match (verb, subresource) {
-        ("get", None | Some(Subresource::Status)) => call.get(),
+        ("get", None) => call.get(),
+        ("get", Some(subresource)) => call.get_subresource(subresource),
         ("list", None) => call.list(),
         ("watch", None) => call.watch(),
         ("create", None) if call.info.collection => {
             let bytes = body::read(body).await?;
             call.create(&bytes).await
         }
-        ("update", None | Some(Subresource::Status)) => {
+        ("create", Some(Subresource::Other(name))) => {
+            let bytes = body::read(body).await?;
+            call.create_subresource(name, &bytes).await
+        }
+        ("update", Some(Subresource::Scale)) => {
+            let bytes = body::read(body).await?;
+            call.update_scale(&bytes).await
+        }
+        ("update", None | Some(Subresource::Status | Subresource::Other(_))) => {
             let bytes = body::read(body).await?;
             call.update(&bytes).await
+        }
+        ("patch", _) => {
+            let bytes = body::read(body).await?;
+            call.patch(&bytes).await
         }
         ("delete", None) => {
             let bytes = body::read(body).await?;
@@ -266,7 +283,8 @@ impl Call {
         let watching =
             Watching::start(store, clock, filter, renderer, &options, stop, self.api.metrics.watch())?;
         let content_type = match accepted.encoding {
-            Encoding::Json | Encoding::Yaml | Encoding::Protobuf => "application/json",
+            Encoding::Json | Encoding::Yaml => "application/json",
+            Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
         };
         Ok(reply::reply(StatusCode::OK, content_type, reply::streamed(watching.into_stream())))
     }
@@ -314,7 +332,15 @@ impl Call {
     /// The object in a request's body.
     pub fn decode(&mut self, bytes: &Bytes) -> Result<Value, Refusal> {
         let encoding = negotiate::body_encoding(&self.headers)?;
-        let value = body::object(bytes, encoding, self.kind)?;
+        let options = if self.info.verb == "create" {
+            "CreateOptions.meta.k8s.io"
+        } else {
+            "UpdateOptions.meta.k8s.io"
+        };
+        let validation = FieldValidation::parse(&self.query, options)?;
+        let api_version = self.kind.api_version();
+        let expected = Expected { api_version: &api_version, kind: self.kind.kind, schema: self.schema()? };
+        let value = body::object(bytes, encoding, &expected, validation, &mut self.warnings)?;
         let namespace = value["metadata"]["namespace"].as_str().unwrap_or_default();
         if self.kind.namespaced && !namespace.is_empty() && namespace != self.namespace() {
             return Err(Refusal::bad_request(
@@ -332,9 +358,32 @@ impl Call {
         }
     }
 
+    /// The object in the version of the request.
+    pub fn requested_form(&self, value: Value) -> Value {
+        match &self.kind.stored_as {
+            Some(stored) => (stored.from_stored)(value),
+            None => value,
+        }
+    }
+
+    /// The type of the request's objects.
+    pub fn schema(&self) -> Result<&'static schema::Type, Refusal> {
+        schema::lookup(self.kind.schema)
+            .ok_or_else(|| Refusal::internal(format!("{} has no schema", self.kind.kind)))
+    }
+
+    /// `Deployment.apps`, as errors name a kind.
+    pub fn full_kind(&self) -> String {
+        let Kind { kind, group, .. } = self.kind;
+        if group.is_empty() { (*kind).to_owned() } else { format!("{kind}.{group}") }
+    }
+
     async fn create(&mut self, bytes: &Bytes) -> Result<Reply, Refusal> {
         let options = self.write_options()?;
         let value = self.decode(bytes)?;
+        if self.kind.durability == Durability::Virtual {
+            return self.answer(value, &options).await;
+        }
         self.warnings.extend((self.kind.strategy.warnings)(&value));
         let value = self.to_stored(value);
         let created = self.api.objects.create(self.stored, self.namespace(), value, &options).await?;
@@ -365,11 +414,23 @@ impl Call {
 
     /// DeleteOptions of the body and the query.
     fn delete_options(&self, bytes: &Bytes) -> Result<(DeleteOptions, bool), Refusal> {
-        let body = if bytes.is_empty() {
-            json!({})
+        if bytes.is_empty() {
+            return self.delete_options_of(&Value::Null);
+        }
+        let schema = schema::lookup("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")
+            .ok_or_else(|| Refusal::internal("DeleteOptions have no schema"))?;
+        let encoding = negotiate::body_encoding(&self.headers)?;
+        let body = if encoding == Encoding::Protobuf {
+            let envelope = proto::open(bytes).map_err(|e| Refusal::bad_request(e.to_string()))?;
+            proto::decode(envelope.raw, schema).map_err(|e| Refusal::bad_request(e.to_string()))?
         } else {
-            body::parse(bytes, negotiate::body_encoding(&self.headers)?)?
+            body::fit(body::parse(bytes, encoding)?.value, schema, FieldValidation::Ignore)?.0
         };
+        self.delete_options_of(&body)
+    }
+
+    /// DeleteOptions of a tree, completed by the query.
+    pub fn delete_options_of(&self, body: &Value) -> Result<(DeleteOptions, bool), Refusal> {
         let number = |text: &str| text.parse::<i64>().ok();
         let grace_seconds = body["gracePeriodSeconds"]
             .as_i64()
@@ -411,6 +472,17 @@ impl Call {
             resource_version: text(&body["preconditions"]["resourceVersion"]),
         };
         Ok((options, dry_run))
+    }
+
+    /// A kind that is answered and not stored.
+    async fn answer(&mut self, value: Value, options: &WriteOptions) -> Result<Reply, Refusal> {
+        match self.kind.kind {
+            "Binding" => {
+                let pod = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                self.bind_to(&pod, &value, options).await
+            }
+            _ => Err(Refusal::NoSuchMethod),
+        }
     }
 
     async fn delete(&mut self, bytes: &Bytes) -> Result<Reply, Refusal> {

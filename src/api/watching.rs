@@ -12,12 +12,15 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::{
     health::Watched,
+    negotiate::{Encoding, Shape},
     render::Renderer,
+    reply,
     select::{Filter, WatchOptions},
     status::Refusal,
 };
 use crate::{
     clock::SharedClock,
+    kinds::schema::proto,
     objects,
     store::{Event, EventKind, Object, Store, StoreError, Watch},
     tasks::CancellationToken,
@@ -112,9 +115,10 @@ impl Watching {
             return None;
         }
         let mut chunk = Vec::new();
+        let encoding = self.renderer.accepted.encoding;
         if let Some(refusal) = self.failed.take() {
             self.done = true;
-            line(&mut chunk, "ERROR", &refusal.to_status());
+            event(&mut chunk, encoding, "ERROR", &refusal.to_status());
             return Some(chunk.into());
         }
         self.renderer.now = self.clock.now();
@@ -125,13 +129,13 @@ impl Watching {
             }
         }
         if let Some(revision) = self.end_of_initial.take() {
-            line(&mut chunk, "BOOKMARK", &self.renderer.bookmark(&revision, true));
+            event(&mut chunk, encoding, "BOOKMARK", &self.renderer.bookmark(&revision, true));
         }
         if !chunk.is_empty() {
             return Some(chunk.into());
         }
         loop {
-            let event = tokio::select! {
+            let next = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => None,
                 () = tokio::time::sleep_until(self.deadline) => None,
@@ -139,32 +143,32 @@ impl Watching {
                 () = tick(&mut self.bookmarks) => {
                     match self.watch.revision() {
                         Ok(revision) => {
-                            line(&mut chunk, "BOOKMARK", &self.renderer.bookmark(&revision.to_string(), false));
+                            event(&mut chunk, encoding, "BOOKMARK", &self.renderer.bookmark(&revision.to_string(), false));
                             return Some(chunk.into());
                         }
                         Err(error) => Some(Err(error)),
                     }
                 }
             };
-            let Some(mut event) = event.map(|e| e.map(Some)) else {
+            let Some(mut found) = next.map(|e| e.map(Some)) else {
                 self.done = true;
                 return None;
             };
             self.renderer.now = self.clock.now();
             loop {
-                match event {
-                    Ok(Some(found)) => self.event(&mut chunk, &found),
+                match found {
+                    Ok(Some(change)) => self.change(&mut chunk, &change),
                     Ok(None) => break,
                     Err(error) => {
                         self.done = true;
-                        line(&mut chunk, "ERROR", &expired(&error).to_status());
+                        event(&mut chunk, encoding, "ERROR", &expired(&error).to_status());
                         return Some(chunk.into());
                     }
                 }
                 if chunk.len() >= CHUNK_BYTES {
                     break;
                 }
-                event = self.watch.try_next();
+                found = self.watch.try_next();
             }
             if !chunk.is_empty() {
                 return Some(chunk.into());
@@ -173,7 +177,7 @@ impl Watching {
     }
 
     /// What an event is for this watch's selection: an object may enter or leave it.
-    fn event(&mut self, chunk: &mut Vec<u8>, event: &Event) {
+    fn change(&mut self, chunk: &mut Vec<u8>, event: &Event) {
         let before = event.previous.as_ref().is_some_and(|o| self.filter.matches(o));
         let after = event.kind != EventKind::Deleted && self.filter.matches(&event.object);
         match (before, after) {
@@ -192,7 +196,9 @@ impl Watching {
     }
 
     fn object(&mut self, chunk: &mut Vec<u8>, kind: &str, object: &Object) {
-        if self.renderer.accepted.shape == super::negotiate::Shape::Whole {
+        if self.renderer.accepted.shape == Shape::Whole
+            && self.renderer.accepted.encoding != Encoding::Protobuf
+        {
             text(chunk, kind, &self.renderer.one(object));
         } else {
             self.tree(chunk, kind, self.renderer.tree(object));
@@ -201,7 +207,7 @@ impl Watching {
 
     fn tree(&mut self, chunk: &mut Vec<u8>, kind: &str, value: Value) {
         let headers = !std::mem::replace(&mut self.headers_sent, true);
-        line(chunk, kind, &self.renderer.shaped(value, headers));
+        event(chunk, self.renderer.accepted.encoding, kind, &self.renderer.shaped(value, headers));
     }
 }
 
@@ -221,7 +227,13 @@ async fn tick(interval: &mut Option<Interval>) {
     }
 }
 
-fn line(chunk: &mut Vec<u8>, kind: &str, object: &Value) {
+/// One event in the encoding of the watch.
+fn event(chunk: &mut Vec<u8>, encoding: Encoding, kind: &str, object: &Value) {
+    if encoding == Encoding::Protobuf
+        && let Some(bytes) = reply::protobuf(object)
+    {
+        return chunk.extend(proto::encode_watch_event(kind, &bytes));
+    }
     chunk.extend_from_slice(json!({"type": kind, "object": object}).to_string().as_bytes());
     chunk.push(b'\n');
 }

@@ -1,0 +1,104 @@
+//! What every cluster has from the start: namespaces, priority classes, the API's own Service.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde_json::{Value, json};
+
+use super::{Error, Objects, WriteOptions};
+use crate::kinds::registry;
+
+/// Upstream's namespaces.
+const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+const CRITICAL_CLUSTER: i64 = 2_000_000_000;
+const CRITICAL_NODE: i64 = 2_000_001_000;
+/// Marks the one EndpointSlice of `default/kubernetes`.
+const NAME: &str = "kubernetes";
+
+impl Objects {
+    /// Makes what is missing of what every cluster has; `api` is where pods and nodes reach the API.
+    pub async fn bootstrap(&self, api: SocketAddr) -> Result<(), Error> {
+        let options = WriteOptions::system("apiserver");
+        for name in NAMESPACES {
+            self.ensure("v1", "Namespace", "", json!({"metadata": {"name": name}}), &options).await?;
+        }
+        for (name, value, what) in [
+            (
+                "system-cluster-critical",
+                CRITICAL_CLUSTER,
+                "critical pods that must run in the cluster, but can be moved to another node if necessary.",
+            ),
+            (
+                "system-node-critical",
+                CRITICAL_NODE,
+                "critical pods that must not be moved from their current node.",
+            ),
+        ] {
+            let class = json!({"metadata": {"name": name}, "value": value,
+                "description": format!("Used for system {what}")});
+            self.ensure("scheduling.k8s.io/v1", "PriorityClass", "", class, &options).await?;
+        }
+        self.own_service(api, &options).await
+    }
+
+    async fn ensure(
+        &self,
+        api_version: &str,
+        kind: &str,
+        namespace: &str,
+        value: Value,
+        options: &WriteOptions,
+    ) -> Result<(), Error> {
+        let Some(kind) = registry::by_type(api_version, kind) else { return Ok(()) };
+        let name = value["metadata"]["name"].as_str().unwrap_or_default();
+        if self.get(kind, namespace, name).is_ok() {
+            return Ok(());
+        }
+        match self.create(kind, namespace, value, options).await {
+            Err(Error::AlreadyExists { .. }) | Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `default/kubernetes`: the first Service address leads to the API.
+    async fn own_service(&self, api: SocketAddr, options: &WriteOptions) -> Result<(), Error> {
+        let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+        if let Some(settings) = self.settings() {
+            let address = settings.service_cidr.nth(1).map(|ip| ip.to_string());
+            let service = json!({"metadata": {"name": NAME, "labels": labels}, "spec": {
+                "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address], "sessionAffinity": "None",
+                "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": api.port()}]}});
+            self.ensure("v1", "Service", "default", service, options).await?;
+        }
+        let family = if matches!(api.ip(), IpAddr::V4(_)) { "IPv4" } else { "IPv6" };
+        let slice = json!({"metadata": {"name": NAME, "labels": {"kubernetes.io/service-name": NAME}},
+            "addressType": family,
+            "endpoints": [{"addresses": [api.ip().to_string()], "conditions": {"ready": true}}],
+            "ports": [{"name": "https", "port": api.port(), "protocol": "TCP"}]});
+        let endpoints = json!({"metadata": {"name": NAME, "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+            "subsets": [{"addresses": [{"ip": api.ip().to_string()}],
+                "ports": [{"name": "https", "port": api.port(), "protocol": "TCP"}]}]});
+        self.replace("discovery.k8s.io/v1", "EndpointSlice", slice, &["endpoints", "ports"], options).await?;
+        self.replace("v1", "Endpoints", endpoints, &["subsets"], options).await
+    }
+
+    /// Makes an object of `default`, or makes some fields of it be as they should: the API's
+    /// address moves with the board.
+    async fn replace(
+        &self,
+        api_version: &str,
+        kind: &str,
+        value: Value,
+        fields: &[&str],
+        options: &WriteOptions,
+    ) -> Result<(), Error> {
+        self.ensure(api_version, kind, "default", value.clone(), options).await?;
+        let Some(kind) = registry::by_type(api_version, kind) else { return Ok(()) };
+        let change = |object: &mut Value| {
+            for field in fields {
+                object[*field] = value[*field].clone();
+            }
+            Ok(())
+        };
+        self.modify(kind, None, "default", NAME, options, change).await.map(drop)
+    }
+}
