@@ -4,9 +4,11 @@
 //! (pure) → tests. One [`runner`] watches, plans, acts and tries again. Everything is written
 //! through [`Objects`]; nothing else is seen.
 
+pub mod daemon_set;
 pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
+mod history;
 pub mod node;
 pub mod owner;
 pub mod plan;
@@ -17,6 +19,7 @@ pub mod replication_controller;
 pub mod runner;
 #[cfg(test)]
 mod sim;
+pub mod stateful_set;
 
 use std::sync::Arc;
 
@@ -54,6 +57,8 @@ fn all(options: &Options) -> Vec<Arc<dyn Controller>> {
         Arc::new(deployment::DeploymentController),
         Arc::new(replica_set::ReplicaSetController),
         Arc::new(replication_controller::ReplicationManager),
+        Arc::new(stateful_set::StatefulSetController),
+        Arc::new(daemon_set::DaemonSetController),
         Arc::new(endpoints::SliceController),
         Arc::new(endpoints::EndpointsController),
         Arc::new(endpoints::MirroringController),

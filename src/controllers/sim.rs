@@ -162,7 +162,8 @@ impl Sim {
                 continue;
             }
             if super::pods::node_name(&pod).is_empty() {
-                self.objects.bind("default", name, None, "node", &self.options).await.unwrap();
+                let node = super::daemon_set::target_node(&pod).unwrap_or("node");
+                self.objects.bind("default", name, None, node, &self.options).await.unwrap();
             }
             let (phase, ready) = match fate(&pod) {
                 Fate::Run => ("Running", true),

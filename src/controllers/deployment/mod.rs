@@ -5,6 +5,7 @@
 //! ReplicaSets ([`rollout::Rollout`]), whose changes are the actions.
 
 mod revision;
+pub use revision::hash;
 mod rollout;
 mod status;
 
