@@ -10,6 +10,7 @@ descriptions, zlib). Run from the repository's root after a change:
 """
 
 import glob
+import hashlib
 import os
 import re
 import sys
@@ -605,7 +606,9 @@ def write(types, root):
             f'patch_key: "{patch_key}", retain_keys: {str(retain).lower()} }},\n'
         )
     out.append("];\n\n/// All types, sorted by name.\npub static TYPES: &[Type] = &[\n")
-    out += rows + ["];\n"]
+    out += rows + ["];\n\n"]
+    digest = hashlib.sha256("".join(out + docs).encode()).hexdigest()
+    out.append(f'/// Changes with the table and with the descriptions.\npub(super) const FINGERPRINT: &str = "{digest}";\n')
     with open(root + "/src/kinds/schema/table.rs", "w") as file:
         file.write("".join(out))
     # Texts that stand in several versions are written once; later ones refer to the first by its number.

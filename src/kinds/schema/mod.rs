@@ -9,6 +9,7 @@
 
 pub mod decode;
 pub mod json;
+pub mod openapi;
 pub mod proto;
 
 #[rustfmt::skip]

@@ -128,11 +128,11 @@ const FIXED32: u8 = 5;
 
 // ---- reading
 
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
     /// The next field's number and wire type; none at the end.
-    fn tag(&mut self) -> Result<Option<(u16, u8)>, ProtoError> {
+    pub(super) fn tag(&mut self) -> Result<Option<(u16, u8)>, ProtoError> {
         if self.0.is_empty() {
             return Ok(None);
         }
@@ -162,13 +162,13 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    fn bytes(&mut self, wire: u8, field: &'static str) -> Result<&'a [u8], ProtoError> {
+    pub(super) fn bytes(&mut self, wire: u8, field: &'static str) -> Result<&'a [u8], ProtoError> {
         expect(wire, LEN, field)?;
         let length = self.varint()?;
         self.take(length)
     }
 
-    fn text(&mut self, wire: u8, field: &'static str) -> Result<&'a str, ProtoError> {
+    pub(super) fn text(&mut self, wire: u8, field: &'static str) -> Result<&'a str, ProtoError> {
         std::str::from_utf8(self.bytes(wire, field)?).map_err(|_| ProtoError::Utf8 { field })
     }
 
@@ -460,12 +460,12 @@ fn write_tag(out: &mut Vec<u8>, number: u16, wire: u8) {
     write_varint(out, u64::from(number) << 3 | u64::from(wire));
 }
 
-fn write_number(out: &mut Vec<u8>, number: u16, value: u64) {
+pub(super) fn write_number(out: &mut Vec<u8>, number: u16, value: u64) {
     write_tag(out, number, VARINT);
     write_varint(out, value);
 }
 
-fn write_bytes(out: &mut Vec<u8>, number: u16, bytes: &[u8]) {
+pub(super) fn write_bytes(out: &mut Vec<u8>, number: u16, bytes: &[u8]) {
     write_tag(out, number, LEN);
     write_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);

@@ -4500,3 +4500,6 @@ pub static TYPES: &[Type] = &[
         f("port", Elem::Int32, Shape::One, 3, [0, 0], P, 0),
     ]),
 ];
+
+/// Changes with the table and with the descriptions.
+pub(super) const FINGERPRINT: &str = "feac40437f4c067168e249c01adbdc26997b7d1871a862146929e5b149a44e92";

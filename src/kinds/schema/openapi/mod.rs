@@ -1,0 +1,274 @@
+//! OpenAPI documents of the rows of the table of kinds, written from the schema while they are served.
+//!
+//! In: rows. Out: `/openapi/v3` (index), `/openapi/v3/…` (one group version) and `/openapi/v2` as JSON or
+//! as the protobuf form that clients up to 1.31 ask for. Descriptions are unpacked for the time of one
+//! document; a document is written definition by definition.
+//! Deliberately absent: caching (`hash` lets clients and the server do without the document).
+
+mod gnostic;
+mod paths;
+mod schemas;
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use self::{paths::Operations, schemas::Schemas};
+use super::table::FINGERPRINT;
+use crate::{ids::hex, kinds::Kind};
+
+/// The media type of the protobuf form of `/openapi/v2`.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// Which of the two dialects is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    V2,
+    V3,
+}
+
+impl Dialect {
+    /// Where types are found.
+    fn reference(self, name: &str) -> String {
+        match self {
+            Self::V2 => format!("#/definitions/{name}"),
+            Self::V3 => format!("#/components/schemas/{name}"),
+        }
+    }
+}
+
+/// The ETag and `hash` of a document over these rows: upper-case hexadecimal SHA-512.
+pub fn hash<'a>(kinds: impl IntoIterator<Item = &'a Kind>) -> String {
+    let mut text = format!("{FINGERPRINT} {}", env!("CARGO_PKG_VERSION"));
+    for kind in kinds {
+        text += &[kind.schema, kind.plural, &kind.verbs.concat()].join(" ");
+        for subresource in kind.subresources {
+            text += subresource.name();
+        }
+    }
+    hex(ring::digest::digest(&ring::digest::SHA512, text.as_bytes()).as_ref()).to_uppercase()
+}
+
+/// `api/v1` or `apis/apps/v1`.
+fn prefix(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+}
+
+/// `/openapi/v3`: where the documents of the group versions are.
+pub fn v3_index<'a>(kinds: impl IntoIterator<Item = &'a Kind> + Clone) -> Value {
+    let mut paths = serde_json::Map::new();
+    for kind in kinds.clone() {
+        let prefix = prefix(kind.group, kind.version);
+        if !paths.contains_key(&prefix) {
+            let hash = hash(rows_of(kinds.clone(), kind.group, kind.version));
+            let url = format!("/openapi/v3/{prefix}?hash={hash}");
+            paths.insert(prefix, json!({"serverRelativeURL": url}));
+        }
+    }
+    json!({"paths": paths})
+}
+
+fn rows_of<'a>(
+    kinds: impl IntoIterator<Item = &'a Kind>,
+    group: &str,
+    version: &str,
+) -> impl Iterator<Item = &'a Kind> {
+    kinds.into_iter().filter(move |kind| kind.group == group && kind.version == version)
+}
+
+/// Writes `/openapi/v3/api/v1` or `/openapi/v3/apis/<group>/<version>`; whether there is one.
+pub fn v3_group<'a>(
+    kinds: impl IntoIterator<Item = &'a Kind> + Clone,
+    group: &str,
+    version: &str,
+    out: &mut dyn Write,
+) -> io::Result<bool> {
+    let rows: Vec<_> = rows_of(kinds.clone(), group, version).collect();
+    if rows.is_empty() {
+        return Ok(false);
+    }
+    let schemas = Schemas::load(Dialect::V3, kinds)?;
+    let operations = Operations::new(Dialect::V3);
+    write!(out, r#"{{"openapi":"3.0.0","info":{INFO},"components":{{"schemas":"#)?;
+    write_definitions(&schemas, &schemas::used_by(&rows), out)?;
+    write!(
+        out,
+        r#","securitySchemes":{{"BearerToken":{{"type":"apiKey","description":"Bearer Token authentication","name":"authorization","in":"header"}}}}}},"paths":"#
+    )?;
+    write_paths(&operations, &rows, out)?;
+    write!(out, "}}")?;
+    Ok(true)
+}
+
+/// Writes `/openapi/v2` as JSON.
+pub fn v2_json<'a>(kinds: impl IntoIterator<Item = &'a Kind> + Clone, out: &mut dyn Write) -> io::Result<()> {
+    let rows: Vec<_> = kinds.clone().into_iter().collect();
+    let schemas = Schemas::load(Dialect::V2, kinds)?;
+    let operations = Operations::new(Dialect::V2);
+    write!(out, r#"{{"swagger":"2.0","info":{INFO},"definitions":"#)?;
+    write_definitions(&schemas, &schemas::used_by(&rows), out)?;
+    write!(
+        out,
+        r#","securityDefinitions":{{"BearerToken":{{"description":"Bearer Token authentication","type":"apiKey","name":"authorization","in":"header"}}}},"security":[{{"BearerToken":[]}}],"paths":"#
+    )?;
+    write_paths(&operations, &rows, out)?;
+    write!(out, "}}")
+}
+
+/// `/openapi/v2` as a gnostic `openapi.v2.Document`.
+pub fn v2_protobuf<'a>(kinds: impl IntoIterator<Item = &'a Kind> + Clone) -> io::Result<Vec<u8>> {
+    let rows: Vec<_> = kinds.clone().into_iter().collect();
+    let schemas = Schemas::load(Dialect::V2, kinds)?;
+    let operations = Operations::new(Dialect::V2);
+    let mut document = gnostic::Document::new(TITLE, VERSION);
+    for index in schemas::used_by(&rows) {
+        let (name, schema) = schemas.definition(index);
+        document.definition(name, &schema);
+    }
+    for row in &rows {
+        for (path, item) in operations.of(row) {
+            document.path(&path, &item);
+        }
+    }
+    Ok(document.finish())
+}
+
+const TITLE: &str = "Kubernetes";
+const VERSION: &str = "v1.36.0";
+const INFO: &str = r#"{"title":"Kubernetes","version":"v1.36.0"}"#;
+
+fn write_definitions(schemas: &Schemas, indices: &[usize], out: &mut dyn Write) -> io::Result<()> {
+    let mut entries = indices.iter().map(|&index| schemas.definition(index));
+    write_object(&mut entries, out)
+}
+
+fn write_paths(operations: &Operations, rows: &[&Kind], out: &mut dyn Write) -> io::Result<()> {
+    let mut entries = rows.iter().flat_map(|row| operations.of(row));
+    write_object(&mut entries, out)
+}
+
+/// Writes entries as one JSON object, one at a time.
+fn write_object<K: AsRef<str>>(
+    entries: &mut dyn Iterator<Item = (K, Value)>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let mut separator = '{';
+    for (name, value) in entries {
+        write!(out, "{separator}")?;
+        serde_json::to_writer(&mut *out, name.as_ref())?;
+        write!(out, ":")?;
+        serde_json::to_writer(&mut *out, &value)?;
+        separator = ',';
+    }
+    write!(out, "{}}}", if separator == '{' { "{" } else { "" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::registry::KINDS;
+
+    fn group(group: &str, version: &str) -> Value {
+        let mut out = Vec::new();
+        assert!(v3_group(KINDS, group, version, &mut out).unwrap());
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    fn v2() -> Value {
+        let mut out = Vec::new();
+        v2_json(KINDS, &mut out).unwrap();
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    /// Every `$ref` below `value`.
+    fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+        match value {
+            Value::Object(object) => {
+                found.extend(object.get("$ref").and_then(Value::as_str));
+                object.values().for_each(|value| references(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_index_names_every_group_with_a_stable_hash() {
+        let index = v3_index(KINDS);
+        let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
+        let hash = url.strip_prefix("/openapi/v3/apis/apps/v1?hash=").unwrap();
+        assert_eq!(hash.len(), 128);
+        assert_eq!(index, v3_index(KINDS));
+        assert_ne!(index["paths"]["api/v1"]["serverRelativeURL"], url);
+        assert!(!v3_group(KINDS, "apps", "v1beta1", &mut Vec::new()).unwrap());
+    }
+
+    #[test]
+    fn a_groups_document_is_what_explain_and_apply_read() {
+        let apps = group("apps", "v1");
+        let gvk = json!({"group": "apps", "version": "v1", "kind": "Deployment"});
+        let path = &apps["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"];
+        assert_eq!(path["get"]["x-kubernetes-group-version-kind"], gvk);
+        let parameters = path["patch"]["parameters"].as_array().unwrap();
+        assert!(parameters.iter().any(|p| p["name"] == "fieldValidation" && p["in"] == "query"));
+        let schemas = &apps["components"]["schemas"];
+        let deployment = &schemas["io.k8s.api.apps.v1.Deployment"];
+        assert_eq!(deployment["x-kubernetes-group-version-kind"], json!([gvk]));
+        assert_eq!(
+            deployment["properties"]["spec"]["allOf"][0]["$ref"],
+            "#/components/schemas/io.k8s.api.apps.v1.DeploymentSpec"
+        );
+        assert!(deployment["description"].as_str().unwrap().starts_with("Deployment enables declarative"));
+        let ports = &schemas["io.k8s.api.core.v1.Container"]["properties"]["ports"];
+        assert_eq!(ports["x-kubernetes-list-map-keys"], json!(["containerPort", "protocol"]));
+        assert_eq!(ports["x-kubernetes-patch-merge-key"], "containerPort");
+        let volumes = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["volumes"];
+        assert_eq!(volumes["x-kubernetes-patch-strategy"], "merge,retainKeys");
+        assert_eq!(schemas["io.k8s.api.core.v1.ContainerPort"]["properties"]["protocol"]["default"], "TCP");
+    }
+
+    #[test]
+    fn every_reference_of_every_document_resolves() {
+        for kind in KINDS {
+            let document = group(kind.group, kind.version);
+            let mut found = Vec::new();
+            references(&document, &mut found);
+            for reference in found {
+                let name = reference.strip_prefix("#/components/schemas/").unwrap();
+                assert!(document["components"]["schemas"].get(name).is_some(), "{reference}");
+            }
+            let path = format!("/{}/{}", prefix(kind.group, kind.version), kind.plural);
+            let namespaced =
+                format!("/{}/namespaces/{{namespace}}/{}", prefix(kind.group, kind.version), kind.plural);
+            assert!(document["paths"].get(&path).or(document["paths"].get(&namespaced)).is_some(), "{path}");
+        }
+        let document = v2();
+        let mut found = Vec::new();
+        references(&document, &mut found);
+        for reference in found {
+            let name = reference.strip_prefix("#/definitions/").unwrap();
+            assert!(document["definitions"].get(name).is_some(), "{reference}");
+        }
+    }
+
+    #[test]
+    fn descriptions_belong_to_their_fields() {
+        let document = v2();
+        let spec = &document["definitions"]["io.k8s.api.core.v1.PodSpec"]["properties"];
+        let text = |name: &str| spec[name]["description"].as_str().unwrap().to_lowercase();
+        assert!(text("nodeName").starts_with("nodename"));
+        assert!(text("hostNetwork").starts_with("host networking"));
+        // A text that stands in several versions is kept once.
+        let definitions = document["definitions"].as_object().unwrap();
+        assert!(definitions.values().all(|d| !d.to_string().contains("\\u0001")));
+    }
+
+    #[test]
+    fn the_protobuf_form_holds_the_same_definitions() {
+        let bytes = v2_protobuf(KINDS).unwrap();
+        let definitions = gnostic::definition_names(&bytes);
+        let mut expected: Vec<_> = v2()["definitions"].as_object().unwrap().keys().cloned().collect();
+        expected.sort();
+        assert_eq!(definitions, expected);
+    }
+}
