@@ -6,7 +6,7 @@ mod lab;
 
 use std::{collections::BTreeSet, io::ErrorKind, net::Ipv4Addr};
 
-use lab::{Node, Ns, Server, wait};
+use lab::{Node, Ns, Server, ask_over, wait};
 use sampan::net::{Backend, HostPort, Network, Peer, Protocol, ServicePort};
 
 const fn ip(a: u8, b: u8, c: u8, d: u8) -> Ipv4Addr {
@@ -319,4 +319,23 @@ fn connections_and_services_outlive_the_daemon() {
     wait(node.net.attach("a", &pod.path(), POD_A)).unwrap();
     wait(node.net.set_services(&[service(Protocol::Tcp, &[POD_A], 0)], &[])).unwrap();
     assert_eq!(node.ns.ask((VIP, 80)).unwrap().server, "a");
+}
+
+#[test]
+fn udp_clients_follow_their_service() {
+    let lab = lab();
+    lab.serve(&[POD_A], |_| {});
+    let (pod, outside) = (lab.pod_b.udp(), lab.outside.udp());
+    // The same socket, so the same tracked connection, all the time.
+    let answers = |name: &str| {
+        assert_eq!(ask_over(&pod, (VIP, 80)).unwrap().server, name);
+        assert_eq!(ask_over(&outside, (NODE_A, NODE_PORT)).unwrap().server, name);
+    };
+    answers("a");
+    lab.serve(&[POD_A2], |_| {});
+    answers("a2");
+    lab.serve(&[POD_A2, POD_B], |_| {});
+    answers("a2");
+    lab.serve(&[POD_B], |_| {});
+    answers("b");
 }

@@ -345,7 +345,12 @@ mod tests {
     }
 
     fn show(zone: &Zone, name: &str, kind: RecordType) -> String {
-        let list = |records: &[Record]| records.iter().map(|r| format!("  {r}\n")).collect::<String>();
+        let list = |records: &[Record]| {
+            records.iter().fold(String::new(), |mut text, record| {
+                let _ = writeln!(text, "  {record}");
+                text
+            })
+        };
         match zone.answer(&Name::from_ascii(name).unwrap(), kind, 0) {
             Answer::Records { answers, additionals } if additionals.is_empty() => list(&answers),
             Answer::Records { answers, additionals } => {

@@ -6,6 +6,7 @@
 //! Deliberately absent: Pods, Services as API objects, DNS.
 
 pub mod cidr;
+mod conntrack;
 pub mod fake;
 mod netlink;
 mod nftables;

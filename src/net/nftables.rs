@@ -459,6 +459,16 @@ impl Table {
         Ok(Self { socket: Socket::open(Family::Netfilter)?, applied: None })
     }
 
+    /// What this process has made the table be.
+    pub fn applied(&self) -> Option<&Ruleset> {
+        self.applied.as_ref().map(|(ruleset, _)| ruleset)
+    }
+
+    /// The socket, which serves every netfilter subsystem.
+    pub fn socket(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
     /// Makes the kernel's table be the wanted one.
     pub fn apply(&mut self, wanted: Ruleset) -> Result<(), Error> {
         for attempt in 1.. {

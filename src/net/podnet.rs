@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use super::{
     Error, HostPort, Network, Peer, ServicePort,
     cidr::Cidr,
+    conntrack::{self, Changed},
     netlink::{Family, Socket},
     nftables::Table,
     peers::{self, Underlay},
@@ -256,7 +257,14 @@ impl Kernel {
 
     fn set_services(&mut self, services: &[ServicePort], host_ports: &[HostPort]) -> Result<(), Error> {
         let scope = self.scope(self.node()?);
-        self.table.apply(Ruleset::new(scope, services, host_ports))
+        let wanted = Ruleset::new(scope, services, host_ports);
+        let changed = Changed::between(self.table.applied(), &wanted);
+        self.table.apply(wanted)?;
+        if let Err(error) = conntrack::delete_stale(self.table.socket(), &changed) {
+            // Services work all the same; long-lived UDP clients of gone endpoints do not.
+            tracing::warn!(%error, "UDP connections of gone endpoints are not cut");
+        }
+        Ok(())
     }
 
     fn stop(&mut self) -> Result<(), Error> {

@@ -221,7 +221,6 @@ pub fn be_u32(bytes: &[u8]) -> Option<u32> {
 }
 
 /// A 16-bit number in network order.
-#[cfg(test)]
 pub fn be_u16(bytes: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(..2)?.try_into().ok()?))
 }
