@@ -132,7 +132,11 @@ impl Ground {
         assert_eq!(self.mounts(), Vec::<String>::new());
         eventually("processes are gone", || self.processes().is_empty()).await;
         for folder in ["run/containers", "run/sandboxes", "run/ns", "data/containers"] {
-            assert_eq!(fs::read_dir(self.path(folder)).unwrap().count(), 0, "{folder} is not empty");
+            let left: Vec<_> =
+                fs::read_dir(self.path(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+            let inside: Vec<_> =
+                left.iter().flat_map(|path| fs::read_dir(path).into_iter().flatten()).collect();
+            assert!(left.is_empty(), "{left:?} {inside:?}");
         }
         for group in self.groups() {
             let inside = fs::read_dir(&group).unwrap().flatten().filter(|e| e.file_type().unwrap().is_dir());
@@ -378,7 +382,8 @@ async fn a_new_daemon_adopts_what_runs() {
         runtime.containers().await.unwrap().iter().map(|(spec, _)| (**spec).clone()).collect();
     assert_eq!(known, [long.clone(), short]);
     let exec = ExecSpec { args: vec!["sh".into(), "-c".into(), "> /stop".into()], ..ExecSpec::default() };
-    assert_eq!(runtime.exec(&long.id, &exec).await.unwrap().exit.await.unwrap(), 0);
+    // The command may be killed with the container that it ends.
+    runtime.exec(&long.id, &exec).await.unwrap().exit.await.unwrap();
     assert_eq!(exit_of(&runtime, &long.id).await.code, 5);
     let log = ground.log("long");
     let numbers: Vec<usize> =
@@ -394,6 +399,8 @@ async fn a_dead_monitor_takes_its_container_along() {
     runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
     let spec = ground.container("c", &["sleep", "1000"]);
     runtime.start(&spec).await.unwrap();
+    eventually("the monitor shows", || ground.processes().iter().any(|line| line.contains(" monitor ")))
+        .await;
     let monitor = ground.processes();
     let pid = monitor[0].split(':').next().unwrap().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL).unwrap();
@@ -600,7 +607,7 @@ async fn filters_and_capabilities_are_the_containers() {
     ];
     for (name, seccomp, no_new_privileges, uid, privileged, (mode, effective, nnp)) in cases {
         let script = "while read k v; do case $k in Cap*|Seccomp:|NoNew*) echo $k $v;; esac; done < /proc/self/status; \
-                      hostname other 2>/dev/null && echo renamed; ";
+                      hostname other 2>/dev/null && echo renamed; echo told; ";
         let mut spec = ground.container(name, &["sh", "-c", &format!("{script} exec sleep 1000")]);
         (spec.seccomp, spec.no_new_privileges, spec.privileged, spec.uid) =
             (seccomp, no_new_privileges, privileged, uid);
@@ -609,7 +616,7 @@ async fn filters_and_capabilities_are_the_containers() {
         let exec = ExecSpec { args: vec!["sh".into(), "-c".into(), script.into()], ..ExecSpec::default() };
         let mut session = runtime.exec(&spec.id, &exec).await.unwrap();
         let command = text(&mut session.stdout).await;
-        eventually("the container has told", || ground.log(name).contains("Seccomp:")).await;
+        eventually("the container has told", || ground.log(name).contains(" told")).await;
         let own = ground.log(name);
         for told in [&command, &own] {
             let number = |key: &str| -> u64 {
@@ -628,4 +635,62 @@ async fn filters_and_capabilities_are_the_containers() {
         }
     }
     ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn a_daemon_may_die_at_any_moment_of_a_start() {
+    let ground = Ground::new("crash");
+    for step in 0..24 {
+        let spec = ground.container(&format!("c{step}"), &["sleep", "1000"]);
+        let (first, ground) = (spec.clone(), &ground);
+        // With an executor of its own: its threads end before the next daemon comes, as in a death.
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                executor.block_on(async {
+                    let runtime = ground.runtime();
+                    runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
+                    let _ = tokio::time::timeout(Duration::from_millis(step), runtime.start(&first)).await;
+                });
+            });
+        });
+        let runtime = ground.runtime();
+        // Either it was not begun, or it is finished by whom it was begun.
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match runtime.state(&spec.id).await {
+                Err(Error::NotFound(_)) | Ok(ContainerState::Running { .. }) => break,
+                Ok(ContainerState::Exited(exit)) => {
+                    assert_eq!(exit.code, 255, "{exit:?}");
+                    break;
+                }
+                other => assert!(Instant::now() < until, "{other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        ground.assert_nothing_left(&runtime).await;
+    }
+}
+
+#[tokio::test]
+async fn a_shim_may_die_at_any_moment_of_a_start() {
+    let ground = Ground::new("shimkill");
+    let runtime = ground.runtime();
+    for step in 0..24 {
+        runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
+        let spec = ground.container(&format!("c{step}"), &["sleep", "1000"]);
+        let (state, ()) = tokio::join!(runtime.start(&spec), async {
+            tokio::time::sleep(Duration::from_millis(step)).await;
+            // The first is the shim; what it has forked must end by itself.
+            if let Some(line) = ground.processes().first() {
+                let pid = line.split(':').next().unwrap().parse().unwrap();
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+        });
+        state.unwrap();
+        ground.assert_nothing_left(&runtime).await;
+    }
 }

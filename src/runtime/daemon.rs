@@ -141,7 +141,7 @@ impl ShimRuntime {
         for id in names(&inner.options.run_dir.join("containers"))? {
             let folder = inner.folder(&id);
             let record = folder.record();
-            let Ok(record) = record else {
+            let (Ok(record), false) = (record, id.starts_with('.')) else {
                 // Not yet given its name, or not whole.
                 state::remove_folder(&folder.0)?;
                 continue;
@@ -150,13 +150,15 @@ impl ShimRuntime {
             if record.boot != inner.boot && folder.exit().is_none() {
                 folder.write_exit(&unseen(&folder, "the machine was restarted"))?;
             }
-            let monitor = folder.holder().filter(|_| record.boot == inner.boot);
-            let monitor =
-                monitor.and_then(|pid| sys::pidfd_open(pid).ok().filter(|_| folder.holder() == Some(pid)));
             inner.containers().insert(id.clone(), entry(folder.state()));
-            match monitor {
-                Some(monitor) => self.spawn(inner.clone().supervise(id, monitor, None)),
-                None => inner.settle(&id)?,
+            loop {
+                if let Some(monitor) = monitor(&folder) {
+                    self.spawn(inner.clone().supervise(id, monitor, None));
+                    break;
+                }
+                if inner.settle(&id)? {
+                    break;
+                }
             }
         }
         for id in names(&inner.options.data_dir.join("containers"))? {
@@ -191,6 +193,13 @@ fn unseen(folder: &Folder, error: &str) -> Exit {
     }
 }
 
+/// The process that holds a container's lock.
+fn monitor(folder: &Folder) -> Option<OwnedFd> {
+    let pid = folder.holder()?;
+    // Held still: the descriptor is of the holder, not of a later process of that number.
+    sys::pidfd_open(pid).ok().filter(|_| folder.holder() == Some(pid))
+}
+
 /// Waits for the end of a process and, if it is a child of ours, lets it go.
 async fn ended(process: OwnedFd) {
     let Ok(process) = sys::readable(process) else { return };
@@ -209,6 +218,11 @@ impl Inner {
 
     fn folder(&self, id: &str) -> Folder {
         Folder(self.options.run_dir.join("containers").join(id))
+    }
+
+    /// The folder while it is being made or removed; a scan removes it.
+    fn unnamed(&self, id: &str) -> PathBuf {
+        self.options.run_dir.join("containers").join(format!(".{id}"))
     }
 
     fn data(&self, id: &str) -> PathBuf {
@@ -277,9 +291,10 @@ impl Inner {
         state::remove_folder(&record.data).map_err(&fail)?;
         let folder = self.folder(&spec.id);
         // Whole or not there: the name comes last.
-        let unnamed = Folder(self.options.run_dir.join("containers").join(format!(".{}", spec.id)));
+        let unnamed = Folder(self.unnamed(&spec.id));
         state::remove_folder(&unnamed.0).map_err(&fail)?;
         fs::create_dir_all(&unnamed.0).map_err(&fail)?;
+        fs::write(unnamed.file("lock"), "").map_err(&fail)?;
         unnamed.write_record(&record).map_err(&fail)?;
         fs::rename(&unnamed.0, &folder.0).map_err(&fail)?;
         let spawned = wire::spawn_helper(&self.options.self_exe, "shim", &[&folder.0])
@@ -329,23 +344,39 @@ impl Inner {
     }
 
     async fn settle_soon(self: &Arc<Self>, id: &str) {
-        let (inner, name) = (self.clone(), id.to_owned());
-        let settled = blocking("settle container", id, move || {
-            inner.settle(&name).map_err(failed("settle container", &name))
-        });
-        if let Err(error) = settled.await {
-            tracing::error!(%error, "a container's end could not be recorded");
+        loop {
+            let (inner, name) = (self.clone(), id.to_owned());
+            let settled = blocking("settle container", id, move || {
+                inner.settle(&name).map_err(failed("settle container", &name))
+            });
+            match settled.await {
+                Ok(true) => return,
+                Ok(false) => {
+                    if let Some(monitor) = monitor(&self.folder(id)) {
+                        ended(monitor).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a container's end could not be recorded");
+                    return;
+                }
+            }
         }
     }
 
-    /// Finds out how a container without a monitor has ended, and makes it so.
-    fn settle(&self, id: &str) -> io::Result<()> {
+    /// Finds out how a container without a monitor has ended, and makes it so; `false` when it has
+    /// one after all.
+    fn settle(&self, id: &str) -> io::Result<bool> {
         let folder = self.folder(id);
         let exit = if let Some(exit) = folder.exit() {
             exit
         } else {
-            // A shim that starts only now finds the lock taken and goes.
-            let _lock = folder.lock()?;
+            // A shim that comes only now finds the lock taken, or the record, and goes.
+            let Some(_lock) = folder.lock()? else { return Ok(false) };
+            if let Some(exit) = folder.exit() {
+                self.set(id, ContainerState::Exited(exit));
+                return Ok(true);
+            }
             if let Ok(cgroup) = self.find(id, |entry| entry.cgroup.clone()) {
                 self.cgroups.kill(&cgroup)?;
             }
@@ -354,7 +385,7 @@ impl Inner {
             exit
         };
         self.set(id, ContainerState::Exited(exit));
-        Ok(())
+        Ok(true)
     }
 
     /// Removes an ended container's things, the folder that tells of them last.
@@ -362,7 +393,13 @@ impl Inner {
         self.cgroups.kill(cgroup)?;
         self.cgroups.delete(cgroup)?;
         state::remove_folder(&self.data(id))?;
-        state::remove_folder(&self.folder(id).0)?;
+        // Away under its name at once: a late shim must not find half of it, and go on.
+        let unnamed = self.unnamed(id);
+        state::remove_folder(&unnamed)?;
+        match fs::rename(self.folder(id).0, &unnamed) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => state::remove_folder(&unnamed)?,
+        }
         self.containers().remove(id);
         Ok(())
     }

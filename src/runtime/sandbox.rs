@@ -134,6 +134,7 @@ fn ensure_reaper(folder: &Path, exe: &Path) -> io::Result<()> {
     }
     end_reaper(folder);
     unpin(&pid_file)?;
+    fs::write(folder.join("reaper"), "")?;
     let (mut child, _control) = wire::spawn_helper(exe, "reaper", &[folder])?;
     // The helper itself ends at once; its child, pid 1 of the new namespace, stays.
     let status = child.wait()?;

@@ -56,7 +56,9 @@ pub fn run(mut args: impl Iterator<Item = String>) -> ExitCode {
     let _ = std::env::set_current_dir(&folder.0);
     // Another shim works here, or a daemon cleans up: it is theirs.
     let Ok(Some(lock)) = folder.lock() else { return ExitCode::FAILURE };
-    let Ok(record) = folder.record() else { return ExitCode::FAILURE };
+    // A daemon that came while nobody held the lock may have settled it all already, and even be
+    // taking the folder away: then the record, read last, is gone too.
+    let (None, Ok(record)) = (folder.exit(), folder.record()) else { return ExitCode::FAILURE };
     let failure = match create(&folder, &record) {
         Ok(running) => hand_over(&folder, &record, running, lock, control),
         Err(message) => message,

@@ -91,7 +91,8 @@ impl Folder {
     }
 
     /// Takes the lock for this process; `None` when another has it. The lock ends when any
-    /// descriptor of the file is closed in this process.
+    /// descriptor of the file is closed in this process. The file was made with the folder, so that
+    /// a late shim makes nothing in a folder that is being removed.
     pub fn lock(&self) -> io::Result<Option<OwnedFd>> {
         lock(&self.file("lock"))
     }
@@ -102,10 +103,9 @@ impl Folder {
     }
 }
 
-/// Takes the record lock of a file, which is made when it is not there.
+/// Takes the record lock of a file.
 pub fn lock(path: &Path) -> io::Result<Option<OwnedFd>> {
-    let file = File::options().write(true).create(true).truncate(false).open(path)?;
-    let fd = OwnedFd::from(file);
+    let fd = OwnedFd::from(File::options().write(true).open(path)?);
     match fcntl(fd.as_raw_fd(), FcntlArg::F_SETLK(&whole_file())) {
         Ok(_) => Ok(Some(fd)),
         Err(nix::Error::EACCES | nix::Error::EAGAIN) => Ok(None),
@@ -184,6 +184,7 @@ mod tests {
     fn nobody_holds_a_new_lock() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder(dir.path().to_owned());
+        fs::write(folder.file("lock"), "").unwrap();
         assert_eq!(folder.holder(), None);
         let _held = folder.lock().unwrap().unwrap();
     }
