@@ -4,22 +4,28 @@
 //! (pure) → tests. One [`runner`] watches, plans, acts and tries again. Everything is written
 //! through [`Objects`]; nothing else is seen.
 
+pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
+mod event_collector;
 mod history;
+pub mod job;
+pub mod load_balancer;
 pub mod node;
 pub mod owner;
 pub mod plan;
 pub mod pods;
 mod queue;
+pub mod quota;
 pub mod replica_set;
 pub mod replication_controller;
 pub mod runner;
 #[cfg(test)]
 mod sim;
 pub mod stateful_set;
+pub mod storage;
 
 use std::sync::Arc;
 
@@ -32,16 +38,21 @@ use crate::{objects::Objects, tasks::Tasks};
 /// `node-monitor-grace-period` is 40 s); nodes with a Last Will are noticed at once.
 const NODE_GRACE: SignedDuration = SignedDuration::from_secs(40);
 
+/// Where the class `local-path` has its folders, unless said otherwise.
+const LOCAL_PATH: &str = "/var/lib/sampan/volumes";
+
 /// What a cluster sets about its controllers.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// How long a node may be silent before its conditions become `Unknown`.
     pub node_grace: SignedDuration,
+    /// Where the class `local-path` has its folders on the nodes; `None`: there is no such class.
+    pub local_path: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { node_grace: NODE_GRACE }
+        Self { node_grace: NODE_GRACE, local_path: Some(LOCAL_PATH.to_owned()) }
     }
 }
 
@@ -49,6 +60,10 @@ impl Default for Options {
 pub fn start(tasks: &Tasks, objects: &Objects, options: &Options) {
     for controller in all(options) {
         runner::start(tasks, objects.clone(), controller);
+    }
+    if options.local_path.is_some() {
+        let objects = objects.clone();
+        tasks.spawn("local-path-class", |_| async move { storage::local_path::ensure_class(&objects).await });
     }
 }
 
@@ -66,5 +81,16 @@ fn all(options: &Options) -> Vec<Arc<dyn Controller>> {
         Arc::new(node::TaintEvictionController),
         Arc::new(node::PodCollector),
         Arc::new(disruption::DisruptionController),
+        Arc::new(job::JobController),
+        Arc::new(job::TtlController),
+        Arc::new(cron_job::CronJobController),
+        Arc::new(storage::ClaimController { local_path: options.local_path.clone() }),
+        Arc::new(storage::VolumeController),
+        Arc::new(storage::ClaimProtectionController),
+        Arc::new(storage::VolumeProtectionController),
+        Arc::new(quota::QuotaController),
+        Arc::new(load_balancer::LoadBalancerController),
+        Arc::new(load_balancer::IngressController),
+        Arc::new(event_collector::EventCollector),
     ]
 }

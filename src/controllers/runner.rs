@@ -323,16 +323,7 @@ impl Act<'_> {
     async fn record(&self, note: &Note, name: &str, error: &str) {
         let Some(about) = note.about.as_ref().or(self.about) else { return };
         let message = note.message.replace("{name}", name).replace("{error}", error);
-        tracing::debug!(
-            controller = self.writer,
-            object = about.name,
-            namespace = about.namespace,
-            kind = about.kind,
-            warning = note.warning,
-            reason = note.reason,
-            message,
-            "event"
-        );
+        self.objects.event(about, note.warning, note.reason, &message, self.writer).await;
     }
 }
 

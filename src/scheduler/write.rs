@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::{Value, json};
 
 use super::{NAME, preempt::Preemption, snapshot::PodInfo, volumes::Step};
@@ -198,6 +198,15 @@ async fn evict(objects: &Objects, pod: &PodInfo, victim: &PodInfo, node: &str) {
     }
 }
 
-async fn event(_objects: &Objects, pod: &PodInfo, warning: bool, reason: &str, message: &str) {
-    tracing::debug!(pod = pod.name(), namespace = pod.namespace(), warning, reason, message, "event");
+async fn event(objects: &Objects, pod: &PodInfo, warning: bool, reason: &str, message: &str) {
+    let about = ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        namespace: Some(pod.namespace().to_owned()),
+        name: Some(pod.name().to_owned()),
+        uid: Some(pod.uid().to_owned()),
+        resource_version: pod.pod.metadata.resource_version.clone(),
+        field_path: None,
+    };
+    objects.event(&about, warning, reason, message, NAME).await;
 }

@@ -1,0 +1,185 @@
+//! The addresses of LoadBalancer services and of Ingresses: those of the ready nodes.
+//!
+//! Watches: services, Ingresses, nodes. Two services cannot have one port of a node: the older one
+//! has it, the other is told so.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use k8s_openapi::api::{
+    core::v1::{LoadBalancerIngress, LoadBalancerStatus, Node, Service, ServiceStatus},
+    networking::v1::{Ingress, IngressLoadBalancerIngress, IngressLoadBalancerStatus, IngressStatus},
+};
+
+use super::{
+    owner,
+    plan::{Note, Plan},
+    runner::{Controller, Round, Source},
+};
+use crate::{
+    kinds::placement,
+    objects::Objects,
+    store::{Key, Object},
+};
+
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+pub struct LoadBalancerController;
+
+fn all(resource: &'static str) -> impl Fn(&Objects, &Object) -> Vec<Key> + Send + Sync {
+    move |objects, _| objects.store().list(resource, None).items.iter().map(|o| o.key.clone()).collect()
+}
+
+impl Controller for LoadBalancerController {
+    fn name(&self) -> &'static str {
+        "service-controller"
+    }
+
+    fn primary(&self) -> &'static str {
+        "services"
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        vec![
+            Source::new("nodes", all("services")),
+            // Another service may give a port free.
+            Source::new("services", |objects, service| {
+                if is_balanced(&service.typed()) { all("services")(objects, service) } else { Vec::new() }
+            }),
+        ]
+    }
+
+    fn plan(&self, objects: &Objects, key: &Key, _round: &Round) -> Plan {
+        let Some(service) = objects.get_typed::<Service>(&key.namespace, &key.name) else {
+            return Plan::default();
+        };
+        reconcile(&service, &objects.list_typed(None), &objects.list_typed(None))
+    }
+}
+
+fn is_balanced(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    spec.is_some_and(|s| s.type_.as_deref() == Some("LoadBalancer") && s.load_balancer_class.is_none())
+        && service.metadata.deletion_timestamp.is_none()
+}
+
+/// The addresses by which ready nodes are reached: external ones where a node has any.
+fn addresses(nodes: &[Arc<Node>]) -> BTreeSet<String> {
+    let ready =
+        nodes.iter().filter(|n| placement::is_node_ready(n) && placement::node_label(n, EXCLUDED).is_none());
+    let of = |node: &Arc<Node>, kind: &str| -> Vec<String> {
+        let all = node.status.as_ref().and_then(|s| s.addresses.as_ref());
+        all.into_iter().flatten().filter(|a| a.type_ == kind).map(|a| a.address.clone()).collect()
+    };
+    ready
+        .flat_map(|node| {
+            let external = of(node, "ExternalIP");
+            if external.is_empty() { of(node, "InternalIP") } else { external }
+        })
+        .collect()
+}
+
+/// The ports that a service takes of every node.
+fn ports(service: &Service) -> BTreeSet<(String, i32)> {
+    let ports = service.spec.as_ref().and_then(|s| s.ports.as_ref());
+    ports
+        .into_iter()
+        .flatten()
+        .map(|p| (p.protocol.clone().unwrap_or_else(|| "TCP".into()), p.port))
+        .collect()
+}
+
+fn reconcile(service: &Service, nodes: &[Arc<Node>], services: &[Arc<Service>]) -> Plan {
+    let mut plan = Plan::about(service);
+    let age = |s: &Service| (s.metadata.creation_timestamp.clone(), s.metadata.uid.clone());
+    let own = ports(service);
+    let rival = services
+        .iter()
+        .find(|other| is_balanced(other) && age(other) < age(service) && !ports(other).is_disjoint(&own));
+    let wanted = if !is_balanced(service) || rival.is_some() { BTreeSet::new() } else { addresses(nodes) };
+    let old = service.status.clone().unwrap_or_default();
+    let ingress: Vec<LoadBalancerIngress> = wanted
+        .into_iter()
+        .map(|ip| LoadBalancerIngress {
+            ip: Some(ip),
+            ip_mode: Some("VIP".into()),
+            ..LoadBalancerIngress::default()
+        })
+        .collect();
+    let had = old.load_balancer.as_ref().and_then(|b| b.ingress.clone()).unwrap_or_default();
+    let foreign = service.spec.as_ref().is_some_and(|s| s.load_balancer_class.is_some());
+    if had != ingress && !foreign {
+        let status = ServiceStatus {
+            load_balancer: Some(LoadBalancerStatus { ingress: (!ingress.is_empty()).then_some(ingress) }),
+            ..old
+        };
+        plan.status(service, service.status.as_ref(), &status);
+    }
+    if let Some(rival) = rival.filter(|_| is_balanced(service)) {
+        let (namespace, name) = (owner::namespace(&rival.metadata), owner::name(&rival.metadata));
+        plan.event(Note::warning(
+            "SyncLoadBalancerFailed",
+            format!("Error syncing load balancer: service {namespace}/{name} has the same port of the nodes"),
+        ));
+    }
+    plan
+}
+
+/// Keeps the addresses of Ingresses.
+pub struct IngressController;
+
+impl Controller for IngressController {
+    fn name(&self) -> &'static str {
+        "ingress-controller"
+    }
+
+    fn primary(&self) -> &'static str {
+        "ingresses.networking.k8s.io"
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::new("nodes", all("ingresses.networking.k8s.io"))]
+    }
+
+    fn plan(&self, objects: &Objects, key: &Key, _round: &Round) -> Plan {
+        let Some(ingress) = objects.get_typed::<Ingress>(&key.namespace, &key.name) else {
+            return Plan::default();
+        };
+        let mut plan = Plan::about(&*ingress);
+        let addresses = addresses(&objects.list_typed(None)).into_iter();
+        let all: Vec<IngressLoadBalancerIngress> = addresses
+            .map(|ip| IngressLoadBalancerIngress { ip: Some(ip), ..IngressLoadBalancerIngress::default() })
+            .collect();
+        let balancer = IngressLoadBalancerStatus { ingress: (!all.is_empty()).then_some(all) };
+        let status = IngressStatus { load_balancer: Some(balancer) };
+        plan.status(&*ingress, ingress.status.as_ref(), &status);
+        plan
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_older_service_has_the_port() {
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "n"}, "status": {
+            "conditions": [{"type": "Ready", "status": "True"}], "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}))
+        .unwrap();
+        let service = |name: &str, created: &str| -> Arc<Service> {
+            Arc::new(
+                serde_json::from_value(
+                    json!({"metadata": {"name": name, "uid": name, "creationTimestamp": created},
+                "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}}),
+                )
+                .unwrap(),
+            )
+        };
+        let services = [service("old", "2026-01-01T00:00:00Z"), service("new", "2026-01-02T00:00:00Z")];
+        let nodes = [Arc::new(node)];
+        assert_eq!(reconcile(&services[0], &nodes, &services).actions.len(), 1);
+        let plan = reconcile(&services[1], &nodes, &services);
+        assert_eq!((plan.actions.len(), plan.events[0].reason), (0, "SyncLoadBalancerFailed"));
+    }
+}
