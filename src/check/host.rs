@@ -92,10 +92,10 @@ impl Host {
         dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned()
     }
 
-    #[allow(clippy::useless_conversion, reason = "the type is narrower on 32-bit ARM")]
+    #[allow(clippy::unnecessary_cast, reason = "the type differs between targets")]
     /// The magic number of the file system a folder is on (`statfs(2)`).
     pub fn file_system(dir: &Path) -> Option<i64> {
-        statfs::statfs(&Self::existing(dir)).ok().map(|s| i64::from(s.filesystem_type().0))
+        statfs::statfs(&Self::existing(dir)).ok().map(|s| s.filesystem_type().0 as i64)
     }
 
     #[allow(clippy::useless_conversion, reason = "the types are narrower on 32-bit ARM")]
