@@ -1,23 +1,21 @@
 //! The composition root: builds every part from the configuration, then runs them until told to
 //! stop. Sockets are bound while building, served while running.
 
+mod link;
 mod notify;
+mod server;
+mod worker;
 
 use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::{
-    clock::{SharedClock, SystemClock},
-    config,
-    objects::Objects,
-    store::Store,
-    tasks::Tasks,
-};
+use crate::{config, store::Store, tasks::Tasks};
 
-/// A daemon, built and not yet running.
+/// A daemon, built; its parts are already at work.
 pub struct App {
-    store: Store,
+    /// The master's; an agent has none.
+    store: Option<Store>,
     tasks: Arc<Tasks>,
 }
 
@@ -27,14 +25,8 @@ impl App {
     /// # Errors
     /// Whatever keeps the daemon from starting: directories, the store, ports, kernel features.
     pub async fn server(config: config::Server) -> anyhow::Result<Self> {
-        let common = &config.common;
-        for dir in [&common.data_dir, &common.run_dir] {
-            std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        }
-        let clock: SharedClock = Arc::new(SystemClock);
-        let store = Store::open(&common.data_dir.join("server/state.db"))?;
-        let _objects = Objects::new(store.clone(), clock);
-        Ok(Self { store, tasks: Arc::new(Tasks::new()) })
+        prepare(&config.common)?;
+        server::build(config).await
     }
 
     /// Runs until `stop` resolves or a part fails, then stops everything in order.
@@ -52,8 +44,21 @@ impl App {
         };
         notify::stopping();
         self.tasks.stop().await;
-        self.store.close().await;
+        if let Some(store) = self.store {
+            store.close().await;
+        }
         anyhow::ensure!(!failed, "a part of the daemon failed, see the log above");
         Ok(())
     }
+}
+
+/// What every daemon needs before its parts are built.
+fn prepare(common: &config::Common) -> anyhow::Result<()> {
+    for dir in [&common.data_dir, &common.run_dir] {
+        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    }
+    // Libraries that make their own TLS configuration look for this one. A second start in one
+    // process (tests) finds it there.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Ok(())
 }

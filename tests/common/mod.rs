@@ -51,12 +51,12 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// `address` is put on a dummy link, `192.0.2.10/24`-like.
+    /// `address` is put on a link, `192.0.2.10/24`-like.
     pub fn new(name: &str, address: &str) -> Self {
         ip(&["netns", "add", name]);
         let space = Self { name: name.to_owned() };
         ip(&["-n", name, "link", "set", "lo", "up"]);
-        ip(&["-n", name, "link", "add", "lan0", "type", "dummy"]);
+        ip(&["-n", name, "link", "add", "lan0", "type", "bridge"]);
         ip(&["-n", name, "addr", "add", address, "dev", "lan0"]);
         ip(&["-n", name, "link", "set", "lan0", "up"]);
         space

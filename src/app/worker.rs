@@ -1,0 +1,62 @@
+//! A worker: runtime, images, network, agent; the same beside a master and alone.
+
+use std::{net::Ipv4Addr, sync::Arc};
+
+use anyhow::Context;
+
+use super::link;
+use crate::{
+    clock::SharedClock,
+    config::{Cidr, Common},
+    control,
+    image::{self, ImageStore},
+    mqtt::session::Address,
+    net::{self, PodNet},
+    node::{self, Agent, Ground, Link},
+    runtime::{self, ShimRuntime},
+    tasks::Tasks,
+};
+
+/// What a node is in its cluster.
+pub struct Membership {
+    pub cluster: String,
+    pub node: String,
+    pub broker: Address,
+    pub tls: Arc<rustls::ClientConfig>,
+    pub cluster_cidr: Cidr,
+    pub service_cidr: Cidr,
+    pub dns_address: Option<Ipv4Addr>,
+}
+
+/// Builds the worker's parts and starts them.
+pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedClock) -> anyhow::Result<()> {
+    let state = common.data_dir.join("agent");
+    let runtime = ShimRuntime::new(runtime::Options {
+        run_dir: common.run_dir.join("runtime"),
+        data_dir: state.join("runtime"),
+        cgroup_root: common.cgroup_root.clone(),
+        self_exe: "/proc/self/exe".into(),
+    })
+    .context("set up the container runtime")?;
+    let images = ImageStore::open(image::Options::new(&common.data_dir)).context("open the images")?;
+    let network = PodNet::new(net::Options {
+        cluster_cidr: member.cluster_cidr.to_string().parse()?,
+        service_cidr: member.service_cidr.to_string().parse()?,
+        dns_address: member.dns_address,
+    })
+    .context("set up the pod network")?;
+    let control = control::Server::bind(&common.run_dir, images.clone())?;
+    tasks.spawn("control", |stop| control.run(stop));
+
+    let link = Link::new(&member.cluster, &member.node)?;
+    let session = link.session;
+    let client = link::Client { id: link.client_id, filters: link.filters, will: Some(link.will) };
+    let bus = link::connect(tasks, "node's link", &member.broker, member.tls, client);
+    let options = node::Options::new(&member.cluster, &member.node, state, common.log_dir.clone());
+    let ground =
+        Ground { runtime: Arc::new(runtime), images: Arc::new(images), network: Arc::new(network), clock };
+    let agent =
+        Agent::new(options, session, bus, ground, common.node_ip).context("open the node's ledger")?;
+    tasks.spawn("agent", |stop| agent.run(stop));
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! What a node has to know: the items of its set, from the store's view.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, PodSpec};
+use serde_json::{Value, json};
+
+use super::{Options, services};
+use crate::{
+    kinds::{self, registry},
+    mqtt::messages::{Item, ItemKey, ItemKind, NodeConfig},
+    net::Peer,
+    objects::Objects,
+    store::Object,
+};
+
+/// Whose sets a change reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// The node the object names.
+    Node,
+    /// The nodes that hold it as an item of this kind.
+    Holders(ItemKind),
+    /// Every node.
+    All,
+}
+
+/// The resources that sets are made of.
+pub const SOURCES: &[(&str, Reach)] = &[
+    ("pods", Reach::Node),
+    ("configmaps", Reach::Holders(ItemKind::ConfigMap)),
+    ("secrets", Reach::Holders(ItemKind::Secret)),
+    ("persistentvolumeclaims", Reach::Holders(ItemKind::PersistentVolumeClaim)),
+    ("persistentvolumes", Reach::Holders(ItemKind::PersistentVolume)),
+    ("nodes", Reach::All),
+    ("services", Reach::All),
+    ("endpointslices.discovery.k8s.io", Reach::All),
+];
+
+/// The node that an object belongs to.
+pub fn node_of(object: &Object) -> Option<String> {
+    object.typed::<Pod>().spec.as_ref().and_then(|spec| spec.node_name.clone())
+}
+
+/// Whether an item of the shared part tells a node about itself.
+pub fn is_about_itself(key: &ItemKey, node: &str) -> bool {
+    key.kind == ItemKind::Peer && key.name == node
+}
+
+fn item(kind: ItemKind, namespace: &str, name: &str, body: &impl serde::Serialize) -> Item {
+    let body = serde_json::to_string(body).expect("plain data can be written as JSON");
+    Item::new(ItemKey::new(kind, namespace, name), body)
+}
+
+/// What all nodes know: services and each other.
+pub fn shared(objects: &Objects) -> Vec<Item> {
+    let mut items: Vec<Item> = services::ports(objects)
+        .into_iter()
+        .map(|(namespace, name, ports)| item(ItemKind::Service, &namespace, &name, &ports))
+        .collect();
+    for (namespace, env) in services::environment(objects) {
+        items.push(item(ItemKind::ServiceEnv, &namespace, "env", &env));
+    }
+    for node in objects.list_typed::<Node>(None) {
+        if let Some(peer) = peer(&node) {
+            items.push(item(ItemKind::Peer, "", &peer.node.clone(), &peer));
+        }
+    }
+    items
+}
+
+fn peer(node: &Node) -> Option<Peer> {
+    let addresses = node.status.as_ref()?.addresses.as_ref()?;
+    let address = addresses.iter().find(|a| a.type_ == "InternalIP")?.address.parse().ok()?;
+    let pod_cidr = node.spec.as_ref()?.pod_cidr.clone()?;
+    Some(Peer { node: node.metadata.name.clone()?, pod_cidr, address })
+}
+
+/// What one node alone knows: its configuration, its pods, and what they refer to.
+pub fn of_node(objects: &Objects, options: &Options, name: &str) -> Vec<Item> {
+    let mut items = Vec::new();
+    let node = objects.get_typed::<Node>("", name);
+    let config = NodeConfig {
+        pod_cidr: node.as_ref().and_then(|n| n.spec.as_ref()?.pod_cidr.clone()).unwrap_or_default(),
+        cluster_cidr: options.cluster_cidr.to_string(),
+        service_cidr: options.service_cidr.to_string(),
+        cluster_dns: options.cluster_dns.clone(),
+        cluster_domain: options.cluster_domain.clone(),
+        labels: node.as_ref().and_then(|n| n.metadata.labels.clone()).unwrap_or_default(),
+    };
+    items.push(item(ItemKind::Config, "", name, &config));
+    let mut referred = BTreeSet::new();
+    for object in objects.list(registry::of::<Pod>(), None).items {
+        let pod = object.typed::<Pod>();
+        let Some(spec) = pod.spec.as_ref().filter(|spec| spec.node_name.as_deref() == Some(name)) else {
+            continue;
+        };
+        let namespace = &*object.key.namespace;
+        items.push(item(ItemKind::Pod, namespace, &object.key.name, &pod_body(&object.value())));
+        references(namespace, spec, &mut referred);
+    }
+    for claim in referred.clone().into_iter().filter(|key| key.kind == ItemKind::PersistentVolumeClaim) {
+        let volume = objects
+            .get_typed::<PersistentVolumeClaim>(&claim.namespace, &claim.name)
+            .and_then(|claim| claim.spec.as_ref()?.volume_name.clone());
+        referred.extend(volume.map(|volume| ItemKey::new(ItemKind::PersistentVolume, "", &volume)));
+    }
+    items.extend(referred.into_iter().map(|key| referred_item(objects, key)));
+    items
+}
+
+/// An object that a pod refers to; one that is not there is an item too (`null`), so that its
+/// appearance is noticed.
+fn referred_item(objects: &Objects, key: ItemKey) -> Item {
+    let resource = match key.kind {
+        ItemKind::ConfigMap => "configmaps",
+        ItemKind::Secret => "secrets",
+        ItemKind::PersistentVolumeClaim => "persistentvolumeclaims",
+        _ => "persistentvolumes",
+    };
+    let object = registry::by_resource(resource)
+        .and_then(|kind| objects.get(kind, &key.namespace, &key.name).ok())
+        .map_or(Value::Null, |object| without_bookkeeping(object.value()));
+    item(key.kind, &key.namespace, &key.name, &object)
+}
+
+fn without_bookkeeping(mut object: Value) -> Value {
+    for field in ["managedFields", "resourceVersion"] {
+        kinds::remove(&mut object["metadata"], field);
+    }
+    object
+}
+
+/// A pod as its node sees it: without its status, which the node itself makes, but for what others
+/// say about its readiness gates.
+fn pod_body(pod: &Value) -> Value {
+    let mut body = without_bookkeeping(pod.clone());
+    let gates = pod["spec"]["readinessGates"].as_array();
+    let said: Vec<&Value> = pod["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|c| gates.is_some_and(|gates| gates.iter().any(|g| g["conditionType"] == c["type"])))
+        .collect();
+    if said.is_empty() {
+        kinds::remove(&mut body, "status");
+    } else {
+        body["status"] = json!({ "conditions": said });
+    }
+    body
+}
+
+/// The ConfigMaps, Secrets and claims that a pod names.
+fn references(namespace: &str, spec: &PodSpec, found: &mut BTreeSet<ItemKey>) {
+    let mut add = |kind, name: &str| {
+        if !name.is_empty() {
+            found.insert(ItemKey::new(kind, namespace, name));
+        }
+    };
+    for volume in spec.volumes.iter().flatten() {
+        if let Some(source) = &volume.config_map {
+            add(ItemKind::ConfigMap, &source.name);
+        }
+        if let Some(source) = &volume.secret {
+            add(ItemKind::Secret, source.secret_name.as_deref().unwrap_or_default());
+        }
+        if let Some(source) = &volume.persistent_volume_claim {
+            add(ItemKind::PersistentVolumeClaim, &source.claim_name);
+        }
+        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
+            if let Some(source) = &source.config_map {
+                add(ItemKind::ConfigMap, &source.name);
+            }
+            if let Some(source) = &source.secret {
+                add(ItemKind::Secret, &source.name);
+            }
+        }
+    }
+    for secret in spec.image_pull_secrets.iter().flatten() {
+        add(ItemKind::Secret, &secret.name);
+    }
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let environments = containers.map(|c| (&c.env, &c.env_from));
+    let debuggers = spec.ephemeral_containers.iter().flatten().map(|c| (&c.env, &c.env_from));
+    for (env, env_from) in environments.chain(debuggers) {
+        for source in env.iter().flatten().filter_map(|variable| variable.value_from.as_ref()) {
+            if let Some(key) = &source.config_map_key_ref {
+                add(ItemKind::ConfigMap, &key.name);
+            }
+            if let Some(key) = &source.secret_key_ref {
+                add(ItemKind::Secret, &key.name);
+            }
+        }
+        for source in env_from.iter().flatten() {
+            if let Some(map) = &source.config_map_ref {
+                add(ItemKind::ConfigMap, &map.name);
+            }
+            if let Some(secret) = &source.secret_ref {
+                add(ItemKind::Secret, &secret.name);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_a_pod_names_is_referred_to() {
+        let spec: PodSpec = serde_json::from_value(json!({
+            "containers": [{
+                "name": "c",
+                "env": [
+                    {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cm-env", "key": "k"}}},
+                    {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s-env", "key": "k"}}},
+                ],
+                "envFrom": [{"configMapRef": {"name": "cm-from"}}, {"secretRef": {"name": "s-from"}}],
+            }],
+            "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "cm-init"}}]}],
+            "imagePullSecrets": [{"name": "pull"}],
+            "volumes": [
+                {"name": "a", "configMap": {"name": "cm-vol"}},
+                {"name": "b", "secret": {"secretName": "s-vol"}},
+                {"name": "c", "persistentVolumeClaim": {"claimName": "claim"}},
+                {"name": "d", "projected": {"sources": [
+                    {"configMap": {"name": "cm-proj"}}, {"secret": {"name": "s-proj"}},
+                ]}},
+            ],
+        }))
+        .unwrap();
+        let mut found = BTreeSet::new();
+        references("ns", &spec, &mut found);
+        let names: Vec<_> = found.iter().map(|k| k.name.as_str()).collect();
+        let want = [
+            "cm-env", "cm-from", "cm-init", "cm-proj", "cm-vol", "pull", "s-env", "s-from", "s-proj",
+            "s-vol", "claim",
+        ];
+        assert_eq!(names, want);
+        assert!(found.iter().all(|k| k.namespace == "ns"));
+    }
+
+    #[test]
+    fn a_pods_own_status_does_not_change_its_item() {
+        let mut pod = json!({
+            "metadata": {"name": "p", "resourceVersion": "1", "managedFields": []},
+            "spec": {"readinessGates": [{"conditionType": "example.com/ok"}]},
+            "status": {"phase": "Running", "conditions": [
+                {"type": "Ready", "status": "True"}, {"type": "example.com/ok", "status": "True"},
+            ]},
+        });
+        let body = pod_body(&pod);
+        assert_eq!(body["status"], json!({"conditions": [{"type": "example.com/ok", "status": "True"}]}));
+        pod["status"]["phase"] = "Failed".into();
+        pod["metadata"]["resourceVersion"] = "2".into();
+        assert_eq!(pod_body(&pod), body);
+    }
+}

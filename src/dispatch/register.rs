@@ -1,0 +1,128 @@
+//! A node that says hello becomes a Node object.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use k8s_openapi::api::core::v1::Node;
+use serde_json::{Value, json};
+
+use super::Options;
+use crate::{
+    config::Cidr,
+    kinds::{Subresource, registry},
+    mqtt::messages::NodeInfo,
+    objects::{Error, Objects, WriteOptions},
+};
+
+/// The prefix of one node's pod network: 254 pods.
+const NODE_PREFIX: u8 = 24;
+const NODE_ADDRESSES: u32 = 1 << (32 - NODE_PREFIX as u32);
+/// What we call our runtime in `nodeInfo`.
+const RUNTIME: &str = concat!("sampan://", env!("CARGO_PKG_VERSION"));
+/// The Kubernetes version whose kubelet's behaviour a node has.
+const KUBELET: &str = concat!("v1.36.0+sampan", env!("CARGO_PKG_VERSION"));
+
+/// Creates the Node or brings it up to what the board says of itself.
+pub async fn register(
+    objects: &Objects,
+    options: &Options,
+    name: &str,
+    info: &NodeInfo,
+    writer: &WriteOptions,
+) -> Result<(), Error> {
+    let kind = registry::of::<Node>();
+    if objects.get_typed::<Node>("", name).is_none() {
+        let node = json!({"metadata": {"name": name, "labels": labels(name, info)}, "spec": {}});
+        match objects.create(kind, "", node, writer).await {
+            Err(error) if !error.is_already_exists() => return Err(error),
+            _ => {}
+        }
+    }
+    objects
+        .modify(kind, None, "", name, writer, |node| {
+            for (key, value) in labels(name, info) {
+                node["metadata"]["labels"][key] = value.into();
+            }
+            if node["spec"]["podCIDR"].as_str().unwrap_or_default().is_empty() {
+                let cidr = free_cidr(options.cluster_cidr, &taken(objects)).ok_or_else(|| {
+                    let all = options.cluster_cidr;
+                    Error::Internal(format!("no /{NODE_PREFIX} of {all} is left for node {name:?}"))
+                })?;
+                node["spec"]["podCIDR"] = cidr.clone().into();
+                node["spec"]["podCIDRs"] = json!([cidr]);
+            }
+            Ok(())
+        })
+        .await?;
+    objects
+        .modify(kind, Some(Subresource::Status), "", name, writer, |node| {
+            describe(&mut node["status"], info);
+            Ok(())
+        })
+        .await?;
+    Ok(())
+}
+
+/// Upstream's well-known labels, and those the board gives itself.
+fn labels(name: &str, info: &NodeInfo) -> BTreeMap<String, String> {
+    let mut labels = info.labels.clone();
+    for prefix in ["kubernetes.io", "beta.kubernetes.io"] {
+        labels.insert(format!("{prefix}/arch"), info.architecture.clone());
+        labels.insert(format!("{prefix}/os"), "linux".to_owned());
+    }
+    labels.insert("kubernetes.io/hostname".to_owned(), name.to_owned());
+    labels
+}
+
+fn taken(objects: &Objects) -> BTreeSet<Ipv4Addr> {
+    let cidr = |node: &Node| node.spec.as_ref()?.pod_cidr.as_ref()?.split('/').next()?.parse().ok();
+    objects.list_typed::<Node>(None).iter().filter_map(|node| cidr(node)).collect()
+}
+
+/// The first free network for a node; the cluster's whole one when it is not larger.
+fn free_cidr(cluster: Cidr, taken: &BTreeSet<Ipv4Addr>) -> Option<String> {
+    let prefix = cluster.prefix.max(NODE_PREFIX);
+    (0..)
+        .map_while(|index| cluster.nth(index * NODE_ADDRESSES))
+        .find(|network| !taken.contains(network))
+        .map(|network| format!("{network}/{prefix}"))
+}
+
+fn describe(status: &mut Value, info: &NodeInfo) {
+    status["addresses"] =
+        info.addresses.iter().map(|(kind, address)| json!({"type": kind, "address": address})).collect();
+    status["capacity"] = json!(info.capacity);
+    status["allocatable"] = json!(info.allocatable);
+    status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": 10250}});
+    status["nodeInfo"] = json!({
+        "machineID": info.machine_id,
+        "systemUUID": info.system_uuid,
+        "bootID": info.kernel_boot_id,
+        "kernelVersion": info.kernel_version,
+        "osImage": info.os_image,
+        "containerRuntimeVersion": RUNTIME,
+        "kubeletVersion": KUBELET,
+        "kubeProxyVersion": "",
+        "operatingSystem": "linux",
+        "architecture": info.architecture,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_get_the_first_free_network() {
+        let cluster: Cidr = "10.42.0.0/16".parse().unwrap();
+        let taken = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<BTreeSet<_>>();
+        assert_eq!(free_cidr(cluster, &taken(&[])).as_deref(), Some("10.42.0.0/24"));
+        let two = taken(&["10.42.0.0", "10.42.2.0"]);
+        assert_eq!(free_cidr(cluster, &two).as_deref(), Some("10.42.1.0/24"));
+        let small: Cidr = "10.42.0.0/25".parse().unwrap();
+        assert_eq!(free_cidr(small, &taken(&[])).as_deref(), Some("10.42.0.0/25"));
+        assert_eq!(free_cidr(small, &taken(&["10.42.0.0"])), None);
+    }
+}

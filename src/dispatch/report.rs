@@ -1,0 +1,193 @@
+//! What nodes say about themselves, and the events they tell of.
+
+use k8s_openapi::api::core::v1::Node;
+use serde_json::{Value, json};
+
+use crate::{
+    clock, ids,
+    kinds::{Subresource, registry},
+    mqtt::messages::{NodeEvent, NodeState},
+    objects::{Error, Objects, WriteOptions},
+};
+
+/// The component events come from, as kubectl shows it.
+const COMPONENT: &str = "kubelet";
+/// Images named in a node's status.
+const IMAGES_MAX: usize = 50;
+
+/// Stores the state of a node as its conditions.
+pub async fn node_state(
+    objects: &Objects,
+    node: &str,
+    state: &NodeState,
+    writer: &WriteOptions,
+) -> Result<(), Error> {
+    let ready = if state.not_ready.is_empty() {
+        ("True", "KubeletReady", "kubelet is posting ready status")
+    } else {
+        ("False", "KubeletNotReady", state.not_ready.as_str())
+    };
+    let pressure = |under: bool, yes: [&'static str; 2], no: [&'static str; 2]| {
+        if under { ("True", yes[0], yes[1]) } else { ("False", no[0], no[1]) }
+    };
+    let wanted = [
+        (
+            "MemoryPressure",
+            pressure(
+                state.memory_pressure,
+                ["KubeletHasInsufficientMemory", "kubelet has insufficient memory available"],
+                ["KubeletHasSufficientMemory", "kubelet has sufficient memory available"],
+            ),
+        ),
+        (
+            "DiskPressure",
+            pressure(
+                state.disk_pressure,
+                ["KubeletHasDiskPressure", "kubelet has disk pressure"],
+                ["KubeletHasNoDiskPressure", "kubelet has no disk pressure"],
+            ),
+        ),
+        (
+            "PIDPressure",
+            pressure(
+                state.pid_pressure,
+                ["KubeletHasInsufficientPID", "kubelet has insufficient PID available"],
+                ["KubeletHasSufficientPID", "kubelet has sufficient PID available"],
+            ),
+        ),
+        ("Ready", ready),
+    ];
+    let images: Vec<Value> = state
+        .images
+        .iter()
+        .take(IMAGES_MAX)
+        .map(|(names, bytes)| json!({"names": names, "sizeBytes": bytes}))
+        .collect();
+    let now = clock::rfc3339_seconds(objects.clock().now());
+    let kind = registry::of::<Node>();
+    objects
+        .modify(kind, Some(Subresource::Status), "", node, writer, |node| {
+            for (name, (status, reason, message)) in &wanted {
+                set_condition(&mut node["status"], name, status, reason, message, &now);
+            }
+            node["status"]["images"] = images.clone().into();
+            Ok(())
+        })
+        .await
+        .map(|_| ())
+}
+
+/// A node that is gone: nothing is known of it any more.
+pub async fn lost(objects: &Objects, node: &str, writer: &WriteOptions) {
+    let now = clock::rfc3339_seconds(objects.clock().now());
+    let kind = registry::of::<Node>();
+    let done = objects.modify(kind, Some(Subresource::Status), "", node, writer, |node| {
+        for name in ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"] {
+            let message = "Kubelet stopped posting node status.";
+            set_condition(&mut node["status"], name, "Unknown", "NodeStatusUnknown", message, &now);
+        }
+        Ok(())
+    });
+    if let Err(error) = done.await
+        && !error.is_not_found()
+    {
+        tracing::error!(node, %error, "the node could not be marked as lost");
+    }
+}
+
+/// Sets a condition; its times move only when it changes, so that a heartbeat writes nothing.
+fn set_condition(status: &mut Value, name: &str, value: &str, reason: &str, message: &str, now: &str) {
+    if !status["conditions"].is_array() {
+        status["conditions"] = json!([]);
+    }
+    let Some(conditions) = status["conditions"].as_array_mut() else { return };
+    let fresh = json!({
+        "type": name, "status": value, "reason": reason, "message": message,
+        "lastHeartbeatTime": now, "lastTransitionTime": now,
+    });
+    let Some(old) = conditions.iter_mut().find(|c| c["type"] == name) else {
+        conditions.push(fresh);
+        return;
+    };
+    if old["status"] == value && old["reason"] == reason && old["message"] == message {
+        return;
+    }
+    let since = if old["status"] == value { old["lastTransitionTime"].clone() } else { now.into() };
+    *old = fresh;
+    old["lastTransitionTime"] = since;
+}
+
+/// Records what nodes tell of; the same thing again is counted, not repeated.
+pub async fn events(objects: &Objects, node: &str, events: Vec<NodeEvent>, writer: &WriteOptions) {
+    for event in events {
+        if let Err(error) = record(objects, node, &event, writer).await {
+            tracing::debug!(node, %error, reason = event.reason, "an event could not be recorded");
+        }
+    }
+}
+
+async fn record(
+    objects: &Objects,
+    node: &str,
+    event: &NodeEvent,
+    writer: &WriteOptions,
+) -> Result<(), Error> {
+    let kind = registry::of::<k8s_openapi::api::core::v1::Event>();
+    let (namespace, about) =
+        if event.namespace.is_empty() { ("default", "Node") } else { (event.namespace.as_str(), "Pod") };
+    let when = clock::rfc3339_seconds(event.time);
+    let same = [&event.uid, &event.reason, &event.message, &event.field_path].map(String::as_str).join("\0");
+    let hash = ring::digest::digest(&ring::digest::SHA256, same.as_bytes());
+    let name = format!("{}.{}", event.name, ids::hex(&hash.as_ref()[..8]));
+    let again = objects
+        .modify(kind, None, namespace, &name, writer, |stored| {
+            stored["count"] = (stored["count"].as_i64().unwrap_or(1) + 1).into();
+            stored["lastTimestamp"] = when.clone().into();
+            Ok(())
+        })
+        .await;
+    match again {
+        Err(error) if error.is_not_found() => {}
+        other => return other.map(|_| ()),
+    }
+    let mut about = json!({
+        "kind": about, "apiVersion": "v1", "name": event.name, "uid": event.uid,
+        "namespace": event.namespace, "fieldPath": event.field_path,
+    });
+    for field in ["namespace", "fieldPath"] {
+        if about[field] == "" {
+            crate::kinds::remove(&mut about, field);
+        }
+    }
+    let value = json!({
+        "metadata": {"name": name, "namespace": namespace},
+        "involvedObject": about,
+        "type": if event.warning { "Warning" } else { "Normal" },
+        "reason": event.reason,
+        "message": event.message,
+        "source": {"component": COMPONENT, "host": node},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": node,
+        "firstTimestamp": when,
+        "lastTimestamp": when,
+        "count": 1,
+    });
+    objects.create(kind, namespace, value, writer).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_that_stays_keeps_its_times() {
+        let mut status = json!({});
+        set_condition(&mut status, "Ready", "True", "KubeletReady", "ok", "2026-01-01T00:00:00Z");
+        let before = status.clone();
+        set_condition(&mut status, "Ready", "True", "KubeletReady", "ok", "2026-01-02T00:00:00Z");
+        assert_eq!(status, before);
+        set_condition(&mut status, "Ready", "Unknown", "NodeStatusUnknown", "gone", "2026-01-03T00:00:00Z");
+        assert_eq!(status["conditions"][0]["lastTransitionTime"], "2026-01-03T00:00:00Z");
+        assert_eq!(status["conditions"].as_array().map(Vec::len), Some(1));
+    }
+}

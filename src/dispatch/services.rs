@@ -1,0 +1,263 @@
+//! Services as the nodes' dataplane and environments need them, from Services and EndpointSlices.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use k8s_openapi::api::{
+    core::v1::{Namespace, Service, ServiceSpec},
+    discovery::v1::{Endpoint, EndpointSlice},
+};
+
+use crate::{
+    net::{Backend, Protocol, ServicePort},
+    objects::Objects,
+};
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// For every service that has an address: namespace, name, ports with their backends. The node a
+/// backend is on is not known here: `local` is what the node itself finds by its pod network.
+pub fn ports(objects: &Objects) -> Vec<(String, String, Vec<ServicePort>)> {
+    let mut slices: BTreeMap<(String, String), Vec<_>> = BTreeMap::new();
+    for slice in objects.list_typed::<EndpointSlice>(None) {
+        let meta = &slice.metadata;
+        if let Some(service) = meta.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)) {
+            let key = (meta.namespace.clone().unwrap_or_default(), service.clone());
+            slices.entry(key).or_default().push(slice);
+        }
+    }
+    let mut found = Vec::new();
+    for service in objects.list_typed::<Service>(None) {
+        let key = (
+            service.metadata.namespace.clone().unwrap_or_default(),
+            service.metadata.name.clone().unwrap_or_default(),
+        );
+        let of_service: Vec<&EndpointSlice> =
+            slices.get(&key).into_iter().flatten().map(AsRef::as_ref).collect();
+        let ports = service_ports(&service, &of_service);
+        if !ports.is_empty() {
+            found.push((key.0, key.1, ports));
+        }
+    }
+    found
+}
+
+fn service_ports(service: &Service, slices: &[&EndpointSlice]) -> Vec<ServicePort> {
+    let Some(spec) = &service.spec else { return Vec::new() };
+    let addresses = |list: &Option<Vec<String>>| -> Vec<Ipv4Addr> {
+        list.iter().flatten().filter_map(|a| a.parse().ok()).collect()
+    };
+    let cluster_ips = addresses(&spec.cluster_ips);
+    if cluster_ips.is_empty() {
+        return Vec::new();
+    }
+    let mut external_ips = addresses(&spec.external_ips);
+    let balancer = service.status.as_ref().and_then(|s| s.load_balancer.as_ref()?.ingress.as_ref());
+    external_ips
+        .extend(balancer.into_iter().flatten().filter_map(|i| i.ip.as_ref()?.parse::<Ipv4Addr>().ok()));
+    let is = |policy: &Option<String>, value: &str| policy.as_deref() == Some(value);
+    let affinity_seconds = is(&spec.session_affinity, "ClientIP").then(|| {
+        let config =
+            spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
+        config.map_or(10_800, i32::unsigned_abs)
+    });
+    let name = |port: &str| {
+        let meta = &service.metadata;
+        let (namespace, name) =
+            (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+        if port.is_empty() { format!("{namespace}/{name}") } else { format!("{namespace}/{name}:{port}") }
+    };
+    let mut ports = Vec::new();
+    for port in spec.ports.iter().flatten() {
+        let (Some(protocol), Ok(number)) = (protocol(port.protocol.as_deref()), u16::try_from(port.port))
+        else {
+            continue;
+        };
+        let port_name = port.name.as_deref().unwrap_or_default();
+        ports.push(ServicePort {
+            name: name(port_name),
+            protocol,
+            port: number,
+            cluster_ips: cluster_ips.clone(),
+            external_ips: external_ips.clone(),
+            node_port: port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0),
+            affinity_seconds,
+            external_local: is(&spec.external_traffic_policy, "Local"),
+            internal_local: is(&spec.internal_traffic_policy, "Local"),
+            source_ranges: spec.load_balancer_source_ranges.clone().unwrap_or_default(),
+            backends: backends(slices, port_name, spec.publish_not_ready_addresses.unwrap_or(false)),
+        });
+    }
+    ports
+}
+
+fn protocol(name: Option<&str>) -> Option<Protocol> {
+    match name.unwrap_or("TCP") {
+        "TCP" => Some(Protocol::Tcp),
+        "UDP" => Some(Protocol::Udp),
+        "SCTP" => Some(Protocol::Sctp),
+        _ => None,
+    }
+}
+
+/// The endpoints of one port: the ready ones; when there are none, those that still serve while
+/// they terminate (KEP-1669).
+fn backends(slices: &[&EndpointSlice], port_name: &str, all: bool) -> Vec<Backend> {
+    let ready = |e: &Endpoint| all || e.conditions.as_ref().is_none_or(|c| c.ready.unwrap_or(true));
+    let serving = |e: &Endpoint| {
+        e.conditions.as_ref().is_some_and(|c| c.serving.unwrap_or(false) && c.terminating.unwrap_or(false))
+    };
+    let collect = |wanted: &dyn Fn(&Endpoint) -> bool| -> BTreeSet<Backend> {
+        let mut found = BTreeSet::new();
+        for slice in slices {
+            let ports = slice.ports.iter().flatten();
+            for port in ports.filter(|p| p.name.as_deref().unwrap_or_default() == port_name) {
+                let Some(number) = port.port.and_then(|p| u16::try_from(p).ok()) else { continue };
+                for endpoint in slice.endpoints.iter().flatten().filter(|e| wanted(e)) {
+                    let addresses = endpoint.addresses.iter().filter_map(|a| a.parse().ok());
+                    found.extend(addresses.map(|address| Backend { address, port: number, local: false }));
+                }
+            }
+        }
+        found
+    };
+    let mut found = collect(&ready);
+    if found.is_empty() {
+        found = collect(&serving);
+    }
+    found.into_iter().collect()
+}
+
+/// The environment that a namespace's services give its pods, and `default/kubernetes` to all
+/// (`k8s.io/kubernetes/pkg/kubelet/envvars`): name to value, by namespace.
+pub fn environment(objects: &Objects) -> BTreeMap<String, BTreeMap<String, String>> {
+    let services = objects.list_typed::<Service>(None);
+    let mut by_namespace: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    let mut master = BTreeMap::new();
+    for service in &services {
+        let (Some(namespace), Some(name), Some(spec)) =
+            (&service.metadata.namespace, &service.metadata.name, &service.spec)
+        else {
+            continue;
+        };
+        let variables = variables(name, spec);
+        if namespace == "default" && name == "kubernetes" {
+            master.clone_from(&variables);
+        }
+        by_namespace.entry(namespace.clone()).or_default().extend(variables);
+    }
+    for namespace in objects.list_typed::<Namespace>(None) {
+        by_namespace.entry(namespace.metadata.name.clone().unwrap_or_default()).or_default();
+    }
+    for variables in by_namespace.values_mut() {
+        for (name, value) in &master {
+            variables.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    by_namespace
+}
+
+fn variables(name: &str, spec: &ServiceSpec) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else {
+        return found;
+    };
+    let Some(first) = spec.ports.as_ref().and_then(|ports| ports.first()) else { return found };
+    let upper = |text: &str| text.to_uppercase().replace('-', "_");
+    let prefix = upper(name);
+    found.insert(format!("{prefix}_SERVICE_HOST"), ip.to_owned());
+    found.insert(format!("{prefix}_SERVICE_PORT"), first.port.to_string());
+    for (index, port) in spec.ports.iter().flatten().enumerate() {
+        if let Some(port_name) = port.name.as_deref().filter(|n| !n.is_empty()) {
+            found.insert(format!("{prefix}_SERVICE_PORT_{}", upper(port_name)), port.port.to_string());
+        }
+        let protocol = port.protocol.as_deref().unwrap_or("TCP");
+        let url = format!("{}://{ip}:{}", protocol.to_lowercase(), port.port);
+        if index == 0 {
+            found.insert(format!("{prefix}_PORT"), url.clone());
+        }
+        let each = format!("{prefix}_PORT_{}_{}", port.port, protocol.to_uppercase());
+        found.insert(format!("{each}_PROTO"), protocol.to_lowercase());
+        found.insert(format!("{each}_PORT"), port.port.to_string());
+        found.insert(format!("{each}_ADDR"), ip.to_owned());
+        found.insert(each, url);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn slice(ready: bool, terminating: bool, address: &str) -> EndpointSlice {
+        serde_json::from_value(json!({
+            "metadata": {"name": "s", "labels": {SERVICE_NAME: "web"}},
+            "addressType": "IPv4",
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+            "endpoints": [{
+                "addresses": [address],
+                "conditions": {"ready": ready, "serving": true, "terminating": terminating},
+            }],
+        }))
+        .unwrap()
+    }
+
+    fn web(extra: serde_json::Value) -> Service {
+        let mut service = json!({
+            "metadata": {"name": "web", "namespace": "ns"},
+            "spec": {
+                "clusterIP": "10.43.0.7", "clusterIPs": ["10.43.0.7"],
+                "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 8080, "nodePort": 30080}],
+            },
+        });
+        for (field, value) in extra.as_object().unwrap() {
+            service["spec"][field] = value.clone();
+        }
+        serde_json::from_value(service).unwrap()
+    }
+
+    #[test]
+    fn a_service_leads_to_its_ready_endpoints() {
+        let (a, b) = (slice(true, false, "10.42.0.2"), slice(false, true, "10.42.0.3"));
+        let ports = service_ports(&web(json!({})), &[&a, &b]);
+        assert_eq!(ports[0].name, "ns/web:http");
+        assert_eq!((ports[0].port, ports[0].node_port), (80, Some(30080)));
+        let addresses: Vec<_> = ports[0].backends.iter().map(|b| b.address.to_string()).collect();
+        assert_eq!(addresses, ["10.42.0.2"]);
+        // With none ready, one that still serves while it ends is better than nothing.
+        let ports = service_ports(&web(json!({})), &[&b]);
+        assert_eq!(ports[0].backends.len(), 1);
+    }
+
+    #[test]
+    fn headless_services_have_no_dataplane() {
+        let headless = web(json!({"clusterIP": "None", "clusterIPs": ["None"]}));
+        assert!(service_ports(&headless, &[]).is_empty());
+    }
+
+    #[test]
+    fn affinity_has_upstreams_default() {
+        let sticky = web(json!({"sessionAffinity": "ClientIP"}));
+        assert_eq!(service_ports(&sticky, &[])[0].affinity_seconds, Some(10_800));
+    }
+
+    #[test]
+    fn services_become_variables_as_in_docker_links() {
+        let service = web(json!({}));
+        let env = variables("my-web", service.spec.as_ref().unwrap());
+        for (name, value) in [
+            ("MY_WEB_SERVICE_HOST", "10.43.0.7"),
+            ("MY_WEB_SERVICE_PORT", "80"),
+            ("MY_WEB_SERVICE_PORT_HTTP", "80"),
+            ("MY_WEB_PORT", "tcp://10.43.0.7:80"),
+            ("MY_WEB_PORT_80_TCP", "tcp://10.43.0.7:80"),
+            ("MY_WEB_PORT_80_TCP_ADDR", "10.43.0.7"),
+        ] {
+            assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
+        }
+    }
+}

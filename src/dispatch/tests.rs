@@ -1,0 +1,327 @@
+//! The dispatcher against a real store and an in-memory broker; the test plays the node.
+
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{json, value::RawValue};
+use tokio::time::timeout;
+
+use super::*;
+use crate::{
+    clock::SystemClock,
+    kinds::registry,
+    mqtt::{
+        memory::{MemoryBroker, MemoryBus},
+        messages::{ItemKind, NodeInfo, NodeState, PodReport},
+    },
+    objects::DeleteOptions,
+    store::Store,
+    tasks::Tasks,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct World {
+    _dir: tempfile::TempDir,
+    objects: Objects,
+    broker: MemoryBroker,
+    tasks: Tasks,
+}
+
+/// The test's node: holds what a ledger would.
+struct Board {
+    name: String,
+    session: String,
+    bus: Arc<MemoryBus>,
+    events: Events,
+    generation: Generation,
+    held: BTreeMap<ItemKey, Item>,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("state.db")).unwrap();
+        let objects = Objects::new(store, Arc::new(SystemClock));
+        let broker = MemoryBroker::new();
+        let (bus, events) = broker.connect("master", topics::master_filters("c"), None);
+        let options = Options {
+            cluster: "c".to_owned(),
+            cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+            service_cidr: "10.43.0.0/16".parse().unwrap(),
+            cluster_dns: "10.43.0.10".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+        };
+        let tokens: IssueToken = Arc::new(|request| {
+            Box::pin(
+                async move { Ok((format!("token of {}", request.service_account), jiff::Timestamp::MAX)) },
+            )
+        });
+        let bus: Arc<dyn Bus> = bus;
+        let dispatch = Dispatch::new(objects.clone(), options, (bus, events), tokens);
+        let tasks = Tasks::new();
+        tasks.spawn("dispatch", |stop| dispatch.run(stop));
+        Self { _dir: dir, objects, broker, tasks }
+    }
+
+    fn board(&self, name: &str, session: &str) -> Board {
+        let filters = topics::node_filters("c", name);
+        let (bus, events) = self.broker.connect(&format!("{name}-{session}"), filters, None);
+        Board {
+            name: name.to_owned(),
+            session: session.to_owned(),
+            bus,
+            events,
+            generation: Generation(0),
+            held: BTreeMap::new(),
+        }
+    }
+
+    async fn create(&self, kind: &str, value: serde_json::Value) {
+        let kind = registry::by_resource(kind).unwrap();
+        self.objects.create(kind, "default", value, &WriteOptions::system("test")).await.unwrap();
+    }
+
+    async fn pod(&self, name: &str, node: &str) {
+        let pod = json!({"metadata": {"name": name}, "spec": {
+            "nodeName": node,
+            "containers": [{"name": "c", "image": "i",
+                "envFrom": [{"configMapRef": {"name": "settings"}}]}],
+        }});
+        self.create("pods", pod).await;
+    }
+
+    fn get_pod(&self, name: &str) -> Option<Arc<Pod>> {
+        self.objects.get_typed::<Pod>("default", name)
+    }
+}
+
+impl Board {
+    async fn say(&self, message: &Up) {
+        let topic = topics::up("c", &self.name, Leaf::Control);
+        self.bus.publish(&topic, messages::encode(message).unwrap(), Priority::Control).await.unwrap();
+    }
+
+    async fn hello(&self, hashes: bool, machine: &str) {
+        let info = NodeInfo {
+            machine_id: machine.to_owned(),
+            architecture: "arm64".to_owned(),
+            addresses: vec![("InternalIP".to_owned(), "192.0.2.1".to_owned())],
+            ..NodeInfo::default()
+        };
+        let hashes = hashes.then(|| self.held.iter().map(|(k, i)| (k.clone(), i.hash.clone())).collect());
+        let hello = Hello {
+            protocol: PROTOCOL,
+            session: self.session.clone(),
+            info,
+            generation: self.generation,
+            digest: digest(&self.held),
+            hashes,
+            ..Hello::default()
+        };
+        self.say(&Up::Hello(Box::new(hello))).await;
+    }
+
+    async fn next(&mut self) -> Down {
+        loop {
+            let event = timeout(PATIENCE, self.events.recv()).await.expect("a message in time").unwrap();
+            if let Event::Message { topic, payload } = event
+                && topics::parse_down(&topic).is_some()
+            {
+                return messages::decode(&payload).unwrap();
+            }
+        }
+    }
+
+    /// Takes a desired set in; returns what it put.
+    async fn desired(&mut self) -> Vec<ItemKey> {
+        let desired = loop {
+            match self.next().await {
+                Down::Desired(desired) => break desired,
+                Down::StatusAck { .. } => {}
+                other => panic!("not a desired set: {other:?}"),
+            }
+        };
+        assert!(desired.generation >= self.generation);
+        self.generation = desired.generation;
+        for key in &desired.delete {
+            self.held.remove(key);
+        }
+        let put = desired.put.iter().map(|item| item.key.clone()).collect();
+        self.held.extend(desired.put.into_iter().map(|item| (item.key.clone(), item)));
+        assert_eq!(desired.digest, Some(digest(&self.held)));
+        put
+    }
+
+    /// Says hello until the master has answered with the set.
+    async fn join(&mut self) {
+        self.hello(false, "machine").await;
+        assert!(matches!(self.next().await, Down::SayHello { hashes: true }));
+        self.hello(true, "machine").await;
+        self.desired().await;
+    }
+
+    fn holds(&self, kind: ItemKind, name: &str) -> bool {
+        self.held.iter().any(|(key, item)| key.kind == kind && key.name == name && item.body != "null")
+    }
+
+    async fn until(&mut self, wanted: impl Fn(&Self) -> bool) {
+        while !wanted(self) {
+            self.desired().await;
+        }
+    }
+}
+
+async fn until(what: &str, wanted: impl Fn() -> bool) {
+    let found = timeout(PATIENCE, async {
+        while !wanted() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(found.await.is_ok(), "waited in vain for {what}");
+}
+
+#[tokio::test]
+async fn a_node_gets_its_pods_and_what_they_refer_to_and_nothing_else() {
+    let world = World::new();
+    world.pod("mine", "a").await;
+    world.pod("other", "b").await;
+    let mut board = world.board("a", "s1");
+    board.join().await;
+    assert!(board.holds(ItemKind::Pod, "mine") && !board.holds(ItemKind::Pod, "other"));
+    assert!(!board.holds(ItemKind::ConfigMap, "settings"), "it is not there yet");
+    assert!(board.held[&ItemKey::new(ItemKind::Config, "", "a")].body.contains("10.42.0.0/24"));
+
+    world.create("configmaps", json!({"metadata": {"name": "settings"}, "data": {"a": "1"}})).await;
+    board.until(|b| b.holds(ItemKind::ConfigMap, "settings")).await;
+    world.create("configmaps", json!({"metadata": {"name": "strange"}, "data": {"a": "1"}})).await;
+    world.pod("second", "a").await;
+    board.until(|b| b.holds(ItemKind::Pod, "second")).await;
+    assert!(!board.holds(ItemKind::ConfigMap, "strange"));
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_has_everything_gets_an_empty_answer_and_a_lagging_one_is_healed() {
+    let world = World::new();
+    world.pod("p", "a").await;
+    let mut board = world.board("a", "s1");
+    board.join().await;
+    // Registration itself changes what a node is told (its addresses): let that settle.
+    board.hello(false, "machine").await;
+    while !board.desired().await.is_empty() {}
+    let generation = board.generation;
+    board.hello(false, "machine").await;
+    assert!(board.desired().await.is_empty());
+    assert_eq!(board.generation, generation);
+
+    // A change is lost on the way; the next sign of life shows it.
+    world.broker.lose("a-s1", 1);
+    world.pod("lost", "a").await;
+    until("the pod to be dispatched", || world.get_pod("lost").is_some()).await;
+    loop {
+        board.say(&Up::Beat { session: "s1".to_owned(), generation: board.generation }).await;
+        if let Ok(Some(Event::Message { payload, .. })) =
+            timeout(Duration::from_millis(100), board.events.recv()).await
+            && let Ok(Down::SayHello { .. }) = messages::decode(&payload)
+        {
+            break;
+        }
+    }
+    board.hello(true, "machine").await;
+    board.until(|b| b.holds(ItemKind::Pod, "lost")).await;
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn statuses_are_stored_and_a_pod_that_is_gone_is_removed() {
+    let world = World::new();
+    world.pod("p", "a").await;
+    let mut board = world.board("a", "s1");
+    board.join().await;
+    let pod = world.get_pod("p").unwrap();
+    let uid = pod.metadata.uid.clone().unwrap();
+    let report = |uid: &str, phase: &str, gone: bool| {
+        let status = json!({"phase": phase}).to_string();
+        Up::Status(Status {
+            seq: 1,
+            pods: vec![PodReport {
+                namespace: "default".into(),
+                name: "p".into(),
+                uid: uid.into(),
+                status: RawValue::from_string(status).unwrap(),
+                gone,
+            }],
+            node: Some(NodeState::default()),
+        })
+    };
+    let phase = || world.get_pod("p").and_then(|p| p.status.as_ref()?.phase.clone());
+    board.say(&report("somebody else", "Failed", false)).await;
+    board.say(&report(&uid, "Running", false)).await;
+    until("the status", || phase().as_deref() == Some("Running")).await;
+    until("the node to be ready", || {
+        world.objects.get_typed::<Node>("", "a").is_some_and(|n| {
+            let conditions = n.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
+            conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+        })
+    })
+    .await;
+    // Gone without having been deleted (a node's mistake) removes nothing.
+    board.say(&report(&uid, "Succeeded", true)).await;
+    until("the status", || phase().as_deref() == Some("Succeeded")).await;
+    let kind = registry::of::<Pod>();
+    let options = DeleteOptions { grace_seconds: Some(5), ..DeleteOptions::default() };
+    world.objects.delete(kind, "default", "p", &options, &WriteOptions::system("test")).await.unwrap();
+    board.say(&report(&uid, "Succeeded", true)).await;
+    until("the pod to go", || world.get_pod("p").is_none()).await;
+    board.until(|b| !b.holds(ItemKind::Pod, "p")).await;
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_node_is_unknown_and_a_second_board_of_its_name_is_refused() {
+    let world = World::new();
+    let mut board = world.board("a", "s1");
+    board.join().await;
+    let mut clone = world.board("a", "s2");
+    clone.hello(true, "another machine").await;
+    assert!(matches!(clone.next().await, Down::Refused { session, .. } if session == "s2"));
+
+    let ready = || {
+        let node = world.objects.get_typed::<Node>("", "a")?;
+        let conditions = node.status.as_ref()?.conditions.clone()?;
+        conditions.into_iter().find(|c| c.type_ == "Ready").map(|c| c.status)
+    };
+    board.say(&Up::Bye { session: "an old one".to_owned(), clean: false }).await;
+    board.say(&Up::Bye { session: "s1".to_owned(), clean: false }).await;
+    until("the node to be unknown", || ready().as_deref() == Some("Unknown")).await;
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn tokens_are_given_for_pods_of_the_asking_node_only() {
+    let world = World::new();
+    world.pod("p", "a").await;
+    let uid = world.get_pod("p").unwrap().metadata.uid.clone().unwrap();
+    let ask = |id: u64| Up::Ask {
+        id,
+        ask: Ask::Token {
+            namespace: "default".into(),
+            service_account: "default".into(),
+            pod: "p".into(),
+            pod_uid: uid.clone(),
+            audiences: Vec::new(),
+            expiration_seconds: 3600,
+        },
+    };
+    for (node, allowed) in [("a", true), ("b", false)] {
+        let mut board = world.board(node, "s1");
+        board.join().await;
+        board.say(&ask(7)).await;
+        let answer = loop {
+            if let Down::Answer { id: 7, answer } = board.next().await {
+                break answer;
+            }
+        };
+        assert_eq!(matches!(answer, Answer::Token { .. }), allowed, "{node}: {answer:?}");
+    }
+    world.tasks.stop().await;
+}
