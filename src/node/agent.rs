@@ -29,11 +29,14 @@ use super::{
 };
 use crate::{
     clock::SharedClock,
+    config::Cidr,
     ids,
     image::Images,
     mqtt::{
         self, Bus, Event, Events, Priority, Will,
-        messages::{self, Desired, Down, Hello, Item, ItemKey, ItemKind, NodeConfig, PROTOCOL, Status, Up},
+        messages::{
+            self, Desired, Down, Hello, Item, ItemKey, ItemKind, NodeConfig, NodeState, PROTOCOL, Status, Up,
+        },
         topics::{self, Leaf},
     },
     net::{Network, Peer, ServicePort},
@@ -114,6 +117,10 @@ pub struct Agent {
     tables: watch::Sender<Tables>,
     /// What the network was told last.
     network_start: String,
+    /// Why it could not be started.
+    network_error: String,
+    /// The state of the node that the master was told last on this connection.
+    state: Option<NodeState>,
     services: Option<(Vec<ServicePort>, Vec<crate::net::HostPort>)>,
     peers: Option<Vec<Peer>>,
 }
@@ -164,6 +171,8 @@ impl Agent {
             sandboxes: BTreeSet::new(),
             tables: watch::Sender::new(Tables::default()),
             network_start: String::new(),
+            network_error: String::new(),
+            state: None,
             services: None,
             peers: None,
         })
@@ -267,6 +276,7 @@ impl Agent {
             Event::Disconnected { reason } => {
                 tracing::debug!(reason, "cut off from the master");
                 self.welcome = false;
+                self.state = None;
                 self.parts = None;
                 self.shared.outbox.unsend();
                 self.shared.asks.unsend();
@@ -494,6 +504,17 @@ impl Agent {
                 return;
             }
         }
+        let not_ready = self.network_error.clone();
+        let state =
+            NodeState { not_ready, ..info::state(&self.shared.options.data_dir, &*self.shared.images) };
+        if self.state.as_ref() != Some(&state) {
+            self.seq += 1;
+            let status = Status { seq: self.seq, pods: Vec::new(), node: Some(state.clone()) };
+            if !self.say(&Up::Status(status)).await {
+                return;
+            }
+            self.state = Some(state);
+        }
         for (id, ask) in self.shared.asks.take() {
             self.say(&Up::Ask { id, ask }).await;
         }
@@ -514,8 +535,16 @@ impl Agent {
             return;
         }
         match self.shared.network.start(&config.pod_cidr).await {
-            Ok(()) => self.network_start = config.pod_cidr,
-            Err(error) => tracing::error!(%error, "starting the pod network"),
+            Ok(()) => {
+                self.network_start = config.pod_cidr;
+                self.network_error.clear();
+                self.apply_peers().await;
+                self.apply_services().await;
+            }
+            Err(error) => {
+                tracing::error!(%error, "starting the pod network");
+                self.network_error = error.to_string();
+            }
         }
     }
 
@@ -531,7 +560,7 @@ impl Agent {
 
     async fn apply_peers(&mut self) {
         let peers: Vec<Peer> = self.bodies(ItemKind::Peer);
-        if self.peers.as_ref() == Some(&peers) {
+        if self.peers.as_ref() == Some(&peers) || self.network_start.is_empty() {
             return;
         }
         match self.shared.network.set_peers(&peers).await {
@@ -541,8 +570,13 @@ impl Agent {
     }
 
     async fn apply_services(&mut self) {
-        let services: Vec<ServicePort> =
+        let mut services: Vec<ServicePort> =
             self.bodies::<Vec<ServicePort>>(ItemKind::Service).into_iter().flatten().collect();
+        if let Ok(here) = self.network_start.parse::<Cidr>() {
+            for backend in services.iter_mut().flat_map(|service| &mut service.backends) {
+                backend.local = here.contains(backend.address);
+            }
+        }
         let ports: Vec<_> = {
             let held = self.shared.host_ports.lock().expect("no holder of the ports' lock panics");
             held.values().flatten().cloned().collect()

@@ -4,10 +4,17 @@ use std::{collections::BTreeMap, fs, net::Ipv4Addr, path::Path};
 
 use nix::{ifaddrs::getifaddrs, sys::statvfs::statvfs};
 
-use crate::mqtt::messages::NodeInfo;
+use crate::{
+    image::Images,
+    mqtt::messages::{NodeInfo, NodeState},
+};
 
 /// Pods of one node unless the user says otherwise (kubelet's default).
 const PODS_MAX: u32 = 110;
+/// Below this much free memory, and this part of the disk, a node is under pressure (kubelet's
+/// defaults).
+const MEMORY_KIB_MIN: u64 = 100 << 10;
+const DISK_PERCENT_MIN: u64 = 10;
 
 /// Looks at the machine. `data_dir` is where pods keep their data; `address` is used when given.
 pub fn gather(name: &str, data_dir: &Path, address: Option<Ipv4Addr>) -> NodeInfo {
@@ -48,14 +55,44 @@ pub fn gather(name: &str, data_dir: &Path, address: Option<Ipv4Addr>) -> NodeInf
     }
 }
 
+/// How the node is: what it runs short of, and its images, the largest first.
+pub fn state(data_dir: &Path, images: &dyn Images) -> NodeState {
+    let memory = meminfo("MemAvailable:").is_some_and(|kib| kib < MEMORY_KIB_MIN);
+    let disk = statvfs(data_dir)
+        .is_ok_and(|s| s.blocks() > 0 && s.blocks_available() * 100 / s.blocks() < DISK_PERCENT_MIN);
+    let number = |path| fs::read_to_string(path).ok().and_then(|t: String| t.trim().parse::<u64>().ok());
+    // The fourth word of /proc/loadavg is `running/all` (proc(5)).
+    let tasks = fs::read_to_string("/proc/loadavg")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(3)?.split_once('/')?.1.parse::<u64>().ok());
+    let pid = number("/proc/sys/kernel/pid_max").zip(tasks).is_some_and(|(max, used)| used * 10 > max * 9);
+    let mut images: Vec<_> = images
+        .list()
+        .iter()
+        .map(|image| {
+            let names = image.names.iter().chain(&image.digests).cloned().collect();
+            (names, i64::try_from(image.size_bytes).unwrap_or(i64::MAX))
+        })
+        .collect();
+    images.sort_by(|a: &(Vec<String>, i64), b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    NodeState {
+        memory_pressure: memory,
+        disk_pressure: disk,
+        pid_pressure: pid,
+        not_ready: String::new(),
+        images,
+    }
+}
+
+/// A line of /proc/meminfo (KiB).
+fn meminfo(name: &str) -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    text.lines().find_map(|l| l.strip_prefix(name))?.trim().trim_end_matches(" kB").parse().ok()
+}
+
 fn capacity(data_dir: &Path) -> BTreeMap<String, String> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let memory_kib = meminfo
-        .lines()
-        .find_map(|l| l.strip_prefix("MemTotal:"))
-        .and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok())
-        .unwrap_or(0);
+    let memory_kib = meminfo("MemTotal:").unwrap_or(0);
     let mut capacity = BTreeMap::from([
         ("cpu".to_owned(), cpus.to_string()),
         ("memory".to_owned(), format!("{memory_kib}Ki")),
@@ -112,9 +149,9 @@ fn outward_address() -> Option<Ipv4Addr> {
     let found: Vec<(String, Ipv4Addr)> = getifaddrs()
         .ok()?
         .filter_map(|i| Some((i.interface_name.clone(), i.address?.as_sockaddr_in()?.ip())))
-        .filter(|(_, ip)| !ip.is_loopback())
+        .filter(|(name, ip)| !ip.is_loopback() && name != "lo")
         .collect();
-    let ours = |name: &str| name.starts_with("sampan") || name.starts_with("veth");
+    let ours = |name: &str| ["smp", "sampan", "veth"].iter().any(|prefix| name.starts_with(prefix));
     found
         .iter()
         .find(|(name, _)| Some(name) == outward.as_ref())
