@@ -105,3 +105,11 @@ pub fn access_modes(modes: &Value) -> String {
     ];
     all.iter().filter(|(mode, _)| has(mode)).map(|(_, short)| *short).collect::<Vec<_>>().join(",")
 }
+
+/// The columns of kinds that upstream prints without a printer of their own.
+pub const CREATED_COLUMNS: &[Column] = &[NAME, Column { kind: "date", ..text("Created At") }];
+
+/// The cells of [`CREATED_COLUMNS`].
+pub fn created_cells(object: &Value, _: jiff::Timestamp) -> Vec<Value> {
+    vec![name(object), object["metadata"]["creationTimestamp"].clone()]
+}

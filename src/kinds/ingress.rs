@@ -1,17 +1,64 @@
 //! Ingresses and IngressClasses.
 
-use super::{Kind, Strategy, Subresource, registry::row};
+use serde_json::{Value, json};
+
+use super::{
+    Column, ErrorList, FieldError, Kind, Strategy, Subresource,
+    at::At,
+    columns::{self, AGE, NAME, text, text_or},
+    edit::{present, set_default},
+    endpoints::SHOWN_MAX,
+    meta, names,
+    registry::row,
+    service::balancer_addresses,
+};
 
 pub const INGRESS: Kind = Kind {
     short_names: &["ing"],
     subresources: &[Subresource::Status],
-    strategy: Strategy::SPEC_AND_STATUS,
+    columns: COLUMNS,
+    strategy: Strategy {
+        prepare_create: |new| {
+            new["status"] = json!({"loadBalancer": {}});
+            new["metadata"]["generation"] = 1.into();
+        },
+        validate: |ingress| {
+            meta::check(ingress, true, names::dns_subdomain, |ingress, errors| {
+                check_spec(&ingress.get("spec"), errors);
+            })
+        },
+        warnings: |ingress| {
+            let annotation = &ingress["metadata"]["annotations"]["kubernetes.io/ingress.class"];
+            if annotation.is_null() {
+                return Vec::new();
+            }
+            vec!["annotation \"kubernetes.io/ingress.class\" is deprecated, please use 'spec.ingressClassName' instead".to_owned()]
+        },
+        cells,
+        ..Strategy::SPEC_AND_STATUS
+    },
     ..row("networking.k8s.io", "v1", "Ingress", "ingresses", "ingress", "io.k8s.api.networking.v1.Ingress")
 };
 
 pub const INGRESS_CLASS: Kind = Kind {
     namespaced: false,
-    strategy: Strategy::SPEC_ONLY,
+    columns: &[NAME, text("Controller"), text("Parameters"), AGE],
+    strategy: Strategy {
+        default: |class| {
+            if let Some(parameters) = present(class, "spec").and_then(|s| present(s, "parameters")) {
+                set_default(parameters, "scope", "Cluster");
+            }
+        },
+        validate: |class| meta::check(class, false, names::dns_subdomain, check_class),
+        validate_update: |new, old| {
+            meta::check_update(new, old, |new, old, errors| {
+                let [now, then] = [new, old].map(|class| class.get("spec").get("controller"));
+                now.check_immutable(&then, errors);
+            })
+        },
+        cells: class_cells,
+        ..Strategy::SPEC_ONLY
+    },
     ..row(
         "networking.k8s.io",
         "v1",
@@ -21,3 +68,192 @@ pub const INGRESS_CLASS: Kind = Kind {
         "io.k8s.api.networking.v1.IngressClass",
     )
 };
+
+fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
+    let (backend, rules, class) =
+        (spec.get("defaultBackend"), spec.get("rules"), spec.get("ingressClassName"));
+    if rules.is_empty() && !backend.is_set() {
+        errors.push(spec.invalid("either `defaultBackend` or `rules` must be specified"));
+    }
+    if backend.is_set() {
+        check_backend(&backend, errors);
+    }
+    for rule in rules.items() {
+        let host = rule.get("host");
+        if !host.is_empty() {
+            check_host(&host, errors);
+        }
+        let http = rule.get("http");
+        if http.is_set() && http.get("paths").check_required(errors) {
+            http.get("paths").items().for_each(|path| check_path(&path, errors));
+        }
+    }
+    for tls in spec.get("tls").items() {
+        tls.get("hosts").items().for_each(|host| {
+            let rule =
+                if host.str().contains('*') { names::wildcard_subdomain } else { names::dns_subdomain };
+            host.check(rule, errors);
+        });
+    }
+    if class.is_set() {
+        class.check(names::dns_subdomain, errors);
+    }
+}
+
+fn check_host(host: &At<'_>, errors: &mut ErrorList) {
+    if host.str().parse::<std::net::IpAddr>().is_ok() {
+        errors.push(host.invalid("must be a DNS name, not an IP address"));
+    } else if host.str().contains('*') {
+        host.check(names::wildcard_subdomain, errors);
+    } else {
+        host.check(names::dns_subdomain, errors);
+    }
+}
+
+fn check_path(path: &At<'_>, errors: &mut ErrorList) {
+    let (text, kind) = (path.get("path"), path.get("pathType"));
+    if kind.is_empty() {
+        errors.push(kind.required("pathType must be specified"));
+        return;
+    }
+    match kind.str() {
+        "Exact" | "Prefix" => {
+            if !text.str().starts_with('/') {
+                errors.push(FieldError::invalid(&text.path, text.str(), "must be an absolute path"));
+            }
+            for part in ["//", "/./", "/../", "%2f", "%2F"].iter().filter(|p| text.str().contains(**p)) {
+                errors.push(text.invalid(format!("must not contain '{part}'")));
+            }
+            for end in ["/..", "/."].iter().filter(|e| text.str().ends_with(**e)) {
+                errors.push(text.invalid(format!("cannot end with '{end}'")));
+            }
+        }
+        "ImplementationSpecific" => {
+            if !text.is_empty() && !text.str().starts_with('/') {
+                errors.push(text.invalid("must be an absolute path"));
+            }
+        }
+        _ => errors.push(kind.not_supported(&["Exact", "ImplementationSpecific", "Prefix"])),
+    }
+    check_backend(&path.get("backend"), errors);
+}
+
+fn check_backend(backend: &At<'_>, errors: &mut ErrorList) {
+    let (service, resource) = (backend.get("service"), backend.get("resource"));
+    match (service.is_set(), resource.is_set()) {
+        (true, true) => {
+            errors.push(FieldError::invalid(
+                &backend.path,
+                "",
+                "cannot set both resource and service backends",
+            ));
+        }
+        (false, false) => errors.push(backend.required("at least one of resource or service is required")),
+        (false, true) => {
+            for field in ["kind", "name"] {
+                resource.get(field).check_required(errors);
+            }
+        }
+        (true, false) => {
+            let (name, port) = (service.get("name"), service.get("port"));
+            name.check_required_name(names::dns_1035_label, errors);
+            let number = port.get("number").int().unwrap_or(0);
+            match (!port.get("name").is_empty(), number != 0) {
+                (true, true) => errors.push(FieldError::invalid(
+                    &service.path,
+                    "",
+                    "cannot set both port name & port number",
+                )),
+                (true, false) => port.get("name").check(names::port_name, errors),
+                (false, true) => port.get("number").check_port(errors),
+                (false, false) => errors.push(service.required("port name or number is required")),
+            }
+        }
+    }
+}
+
+fn check_class(class: &At<'_>, errors: &mut ErrorList) {
+    let spec = class.get("spec");
+    let controller = spec.get("controller");
+    if controller.check_required(errors) {
+        match controller.str().split_once('/') {
+            Some((domain, path)) if !domain.is_empty() && !path.is_empty() => {
+                let wrong = names::dns_subdomain(domain);
+                errors.extend(wrong.into_iter().map(|m| FieldError::invalid(&controller.path, domain, m)));
+            }
+            _ => errors.push(controller.invalid("must be a domain-prefixed path (such as \"acme.io/foo\")")),
+        }
+    }
+    let parameters = spec.get("parameters");
+    if parameters.is_set() {
+        parameters.get("kind").check_required(errors);
+        parameters.get("name").check_required(errors);
+        parameters.get("scope").check_required_one_of(&["Cluster", "Namespace"], errors);
+    }
+}
+
+const COLUMNS: &[Column] = &[NAME, text("Class"), text("Hosts"), text("Address"), text("Ports"), AGE];
+
+fn cells(ingress: &Value, now: jiff::Timestamp) -> Vec<Value> {
+    let spec = &ingress["spec"];
+    let rules = spec["rules"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let hosts: Vec<&str> =
+        rules.iter().filter_map(|r| r["host"].as_str()).filter(|h| !h.is_empty()).collect();
+    let shown = hosts[..hosts.len().min(SHOWN_MAX)].join(",");
+    let hosts = match hosts.len() {
+        0 => "*".to_owned(),
+        n if n > SHOWN_MAX => format!("{shown} + {} more...", rules.len() - SHOWN_MAX),
+        _ => shown,
+    };
+    let secure = spec["tls"].as_array().is_some_and(|tls| !tls.is_empty());
+    vec![
+        columns::name(ingress),
+        text_or(&spec["ingressClassName"], "<none>"),
+        hosts.into(),
+        balancer_addresses(&ingress["status"]).into(),
+        if secure { "80, 443" } else { "80" }.into(),
+        columns::age(ingress, now).into(),
+    ]
+}
+
+fn class_cells(class: &Value, now: jiff::Timestamp) -> Vec<Value> {
+    let (spec, parameters) = (&class["spec"], &class["spec"]["parameters"]);
+    let part = |field: &str| parameters[field].as_str().unwrap_or_default();
+    let shown = match (parameters.is_null(), part("apiGroup")) {
+        (true, _) => "<none>".to_owned(),
+        (false, "") => format!("{}/{}", part("kind"), part("name")),
+        (false, group) => format!("{}.{group}/{}", part("kind"), part("name")),
+    };
+    vec![columns::name(class), spec["controller"].clone(), shown.into(), columns::age(class, now).into()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_backends_are_checked() {
+        let errors = |path: Value| -> Vec<String> {
+            let ingress = json!({"metadata": {"name": "i", "namespace": "n"}, "spec": {"rules": [{"host": "a.b", "http": {"paths": [path]}}]}});
+            (INGRESS.strategy.validate)(&ingress).iter().map(ToString::to_string).collect()
+        };
+        let backend = json!({"service": {"name": "s", "port": {"number": 80}}});
+        assert_eq!(
+            errors(json!({"path": "/", "pathType": "Prefix", "backend": backend})),
+            Vec::<String>::new()
+        );
+        let at = "spec.rules[0].http.paths[0]";
+        assert_eq!(
+            errors(json!({"path": "/", "backend": backend})),
+            [format!("{at}.pathType: Required value: pathType must be specified")]
+        );
+        assert_eq!(
+            errors(json!({"path": "a//b", "pathType": "Exact", "backend": {"service": {"name": "s"}}})),
+            [
+                format!("{at}.path: Invalid value: \"a//b\": must be an absolute path"),
+                format!("{at}.path: Invalid value: \"a//b\": must not contain '//'"),
+                format!("{at}.backend.service: Required value: port name or number is required"),
+            ]
+        );
+    }
+}

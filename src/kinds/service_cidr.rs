@@ -1,11 +1,39 @@
 //! ServiceCIDRs, and the IPAddresses taken from them.
 
-use super::{Kind, Strategy, Subresource, registry::row};
+use serde_json::{Value, json};
+
+use super::{
+    ErrorList, FieldError, Kind, Strategy, Subresource, addresses,
+    at::At,
+    columns::{self, AGE, NAME, text},
+    meta, names,
+    registry::row,
+};
 
 pub const SERVICE_CIDR: Kind = Kind {
     namespaced: false,
     subresources: &[Subresource::Status],
-    strategy: Strategy::WITH_STATUS,
+    columns: &[NAME, text("CIDRs"), AGE],
+    strategy: Strategy {
+        prepare_create: |new| new["status"] = json!({}),
+        validate: |object| meta::check(object, false, names::dns_subdomain, check),
+        validate_update: |new, old| {
+            meta::check_update(new, old, |new, old, errors| {
+                let [now, then] = [new, old].map(|o| o.get("spec").get("cidrs"));
+                let grows =
+                    now.len() > then.len() && now.items().zip(then.items()).all(|(a, b)| a.str() == b.str());
+                if !grows {
+                    now.check_immutable(&then, errors);
+                }
+            })
+        },
+        cells: |object, now| {
+            let cidrs = object["spec"]["cidrs"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let cidrs = cidrs.collect::<Vec<_>>().join(",");
+            vec![columns::name(object), cidrs.into(), columns::age(object, now).into()]
+        },
+        ..Strategy::WITH_STATUS
+    },
     ..row(
         "networking.k8s.io",
         "v1",
@@ -19,6 +47,26 @@ pub const SERVICE_CIDR: Kind = Kind {
 pub const IP_ADDRESS: Kind = Kind {
     short_names: &["ip"],
     namespaced: false,
+    columns: &[NAME, text("ParentRef"), AGE],
+    strategy: Strategy {
+        validate: |object| meta::check(object, false, addresses::ip, check_address),
+        validate_update: |new, old| {
+            meta::check_update(new, old, |new, old, errors| {
+                let [now, then] = [new, old].map(|o| o.get("spec").get("parentRef"));
+                now.check_immutable(&then, errors);
+            })
+        },
+        cells: |object, now| {
+            let parent = &object["spec"]["parentRef"];
+            let parts = ["resource", "group"].map(|f| parent[f].as_str().unwrap_or_default());
+            let resource = if parts[1].is_empty() { parts[0].to_owned() } else { parts.join(".") };
+            let owner = ["namespace", "name"].map(|f| parent[f].as_str().unwrap_or_default());
+            let shown =
+                owner.iter().filter(|p| !p.is_empty()).fold(resource, |all, part| format!("{all}/{part}"));
+            vec![columns::name(object), shown.into(), columns::age(object, now).into()]
+        },
+        ..Strategy::PLAIN
+    },
     ..row(
         "networking.k8s.io",
         "v1",
@@ -28,3 +76,25 @@ pub const IP_ADDRESS: Kind = Kind {
         "io.k8s.api.networking.v1.IPAddress",
     )
 };
+
+fn check(object: &At<'_>, errors: &mut ErrorList) {
+    let cidrs = object.get("spec").get("cidrs");
+    if cidrs.is_empty() {
+        errors.push(cidrs.required("at least one CIDR required"));
+    } else if !addresses::one_of_each_family(cidrs.items().map(|c| c.str())) {
+        errors.push(cidrs.invalid(
+            "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/96",
+        ));
+    }
+    cidrs.items().for_each(|cidr| cidr.check(addresses::cidr, errors));
+}
+
+fn check_address(object: &At<'_>, errors: &mut ErrorList) {
+    let parent = object.get("spec").get("parentRef");
+    if !parent.is_set() {
+        errors.push(FieldError::required(parent.path, ""));
+        return;
+    }
+    parent.get("resource").check_required(errors);
+    parent.get("name").check_required_name(names::path_segment, errors);
+}
