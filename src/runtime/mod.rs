@@ -7,6 +7,7 @@
 
 mod cgroup;
 mod daemon;
+mod devices;
 mod exec;
 mod exec_helper;
 pub mod fake;

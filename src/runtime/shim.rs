@@ -35,6 +35,7 @@ use oci_spec::runtime::Spec;
 use super::{
     Exit,
     cgroup::Cgroups,
+    devices,
     monitor::Handover,
     mounts, oci, process, seccomp,
     state::{Folder, Record, Started},
@@ -100,6 +101,12 @@ fn create(folder: &Folder, record: &Record) -> Result<Running, String> {
     let cgroups = Cgroups::detect().map_err(say("detect cgroups"))?;
     cgroups.create(&record.cgroup, &c.resources).map_err(say("create cgroup"))?;
     cgroups.kill_together_on_oom(&record.cgroup);
+    let nodes = if c.privileged { host_devices() } else { listed_devices(record)? };
+    if let (Cgroups::V2(_), false, Some(group)) =
+        (&cgroups, c.privileged, cgroups.folder("devices", &record.cgroup))
+    {
+        devices::attach(&group, &nodes).map_err(say("filter devices"))?;
+    }
     let staged = mounts::enter_and_stage(folder, record)?;
     let root = mounts::mount_root(folder, record).map_err(say("mount root file system"))?;
     process::make_folder(&root, oci::cwd(record)).map_err(say("create working directory"))?;
@@ -110,7 +117,7 @@ fn create(folder: &Folder, record: &Record) -> Result<Running, String> {
             Cgroups::V1(mounts) => mounts.clone(),
             Cgroups::V2(_) => Vec::new(),
         },
-        devices: if c.privileged { host_devices() } else { devices(record)? },
+        devices: nodes,
         staged,
     };
     let spec = oci::spec(record, &machine, &root, bits).map_err(|error| error.to_string())?;
@@ -327,7 +334,7 @@ impl Executor for Program {
 }
 
 /// The device nodes that the spec names; a folder stands for all nodes in it.
-fn devices(record: &Record) -> Result<Vec<oci::Device>, String> {
+fn listed_devices(record: &Record) -> Result<Vec<oci::Device>, String> {
     let mut found = Vec::new();
     for (host, container, access) in &record.spec.devices {
         let fail = |error: std::io::Error| {

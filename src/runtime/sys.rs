@@ -10,6 +10,7 @@ use std::{
     path::Path,
 };
 
+use super::devices::Instruction;
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag},
@@ -201,6 +202,69 @@ pub fn load_filter(program: &[libc::sock_filter]) -> io::Result<()> {
         libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_ptr().cast_mut() };
     // SAFETY: the program outlives the call; the kernel only reads it.
     check(unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &raw const program) })?;
+    Ok(())
+}
+
+/// Calls `bpf(2)`.
+fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_long> {
+    // SAFETY: the structure outlives the call, and its size tells the kernel how far to read.
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) })
+}
+
+/// Hands a device filter to the kernel.
+pub fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        instruction_count: u32,
+        instructions: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+        kernel_version: u32,
+        flags: u32,
+    }
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    let fd = bpf(
+        BPF_PROG_LOAD,
+        &Load {
+            kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+            instruction_count: program.len() as u32,
+            instructions: program.as_ptr().addr() as u64,
+            license: c"Apache-2.0".as_ptr().addr() as u64,
+            log_level: 0,
+            log_size: 0,
+            log: 0,
+            kernel_version: 0,
+            flags: 0,
+        },
+    )?;
+    Ok(own(fd as RawFd))
+}
+
+/// Puts a device filter on a group, beside those of the groups above it.
+pub fn attach_device_program(group: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attach {
+        target: u32,
+        program: u32,
+        kind: u32,
+        flags: u32,
+    }
+    const BPF_PROG_ATTACH: libc::c_int = 8;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    bpf(
+        BPF_PROG_ATTACH,
+        &Attach {
+            target: group.as_raw_fd() as u32,
+            program: program.as_raw_fd() as u32,
+            kind: BPF_CGROUP_DEVICE,
+            flags: BPF_F_ALLOW_MULTI,
+        },
+    )?;
     Ok(())
 }
 
