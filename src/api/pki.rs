@@ -18,8 +18,8 @@ use std::{
 
 use base64::Engine as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 
@@ -104,6 +104,15 @@ impl Pki {
         Ok(Credential { certificate, key: key.serialize_pem() })
     }
 
+    /// A client certificate (PEM) for the key of a request (PKCS #10, PEM), which has to be signed
+    /// with that key. Whatever else the request claims is not looked at.
+    pub fn sign_client(&self, request: &str, user: &str, group: &str) -> Result<String, PkiError> {
+        let request = CertificateSigningRequestParams::from_pem(request)?;
+        let mut params = leaf_params(ExtendedKeyUsagePurpose::ClientAuth);
+        params.distinguished_name = distinguished(user, Some(group));
+        Ok(params.signed_by(&request.public_key, &self.issuer)?.pem())
+    }
+
     /// A serving certificate for names and addresses, with the key, DER.
     pub fn issue_serving(
         &self,
@@ -149,6 +158,19 @@ impl Pki {
     pub fn folder(&self) -> &Path {
         &self.folder
     }
+}
+
+/// A fresh key and the request for its certificate, both PEM.
+pub fn client_request() -> Result<(String, String), PkiError> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    Ok((key.serialize_pem(), params.serialize_request(&key)?.pem()?))
+}
+
+/// How an authority is named in short: the SHA-256 of its certificate (DER), in hexadecimal.
+pub fn pin(certificate: &CertificateDer<'_>) -> String {
+    crate::ids::hex(ring::digest::digest(&ring::digest::SHA256, certificate).as_ref())
 }
 
 fn distinguished(common_name: &str, organisation: Option<&str>) -> DistinguishedName {
@@ -200,7 +222,7 @@ fn read_or_make_key(path: &Path) -> Result<KeyPair, PkiError> {
 }
 
 /// Writes a file whole or not at all: beside it, synced, renamed over it.
-fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
+pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
     let write = || -> std::io::Result<()> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
@@ -215,7 +237,8 @@ fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
         let mut file = options.write(true).create_new(true).mode(mode).open(&beside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&beside, path)
+        fs::rename(&beside, path)?;
+        path.parent().map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
     };
     write().map_err(|source| PkiError::Write { path: path.into(), source })
 }
@@ -225,6 +248,23 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn a_request_is_signed_for_the_name_we_say() {
+        use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+        let folder = tempfile::tempdir().unwrap();
+        let pki = Pki::open(folder.path()).unwrap();
+        let (key, _) = client_request().unwrap();
+        let mut claims = CertificateParams::default();
+        claims.distinguished_name = distinguished("kubernetes-admin", Some("system:masters"));
+        let csr = claims.serialize_request(&KeyPair::from_pem(&key).unwrap()).unwrap().pem().unwrap();
+        let signed = pki.sign_client(&csr, "system:node:a", "system:nodes").unwrap();
+        let der = CertificateDer::from_pem_slice(signed.as_bytes()).unwrap();
+        let (_, parsed) = X509Certificate::from_der(&der).unwrap();
+        assert_eq!(parsed.subject().to_string(), "CN=system:node:a, O=system:nodes");
+        assert!(pki.sign_client("no request", "a", "b").is_err());
+    }
 
     #[test]
     fn an_authority_is_kept_and_its_secrets_are_private() {

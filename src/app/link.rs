@@ -9,7 +9,8 @@ use rustls::{
 };
 
 use crate::{
-    api::pki::Credential,
+    api::{pki::Credential, tls::TrustedTime},
+    clock::SystemClock,
     mqtt::{
         Bus, Events, Will,
         session::{Address, Options, session},
@@ -27,6 +28,11 @@ pub struct Client {
     pub will: Option<Will>,
 }
 
+/// The time by which certificates are judged, whatever the board's clock says.
+pub fn time() -> TrustedTime {
+    TrustedTime::new(Arc::new(SystemClock), &[])
+}
+
 /// TLS for a client that trusts one authority and shows one certificate.
 pub fn client_tls(ca_pem: &str, credential: &Credential) -> anyhow::Result<Arc<rustls::ClientConfig>> {
     let mut roots = RootCertStore::empty();
@@ -38,7 +44,7 @@ pub fn client_tls(ca_pem: &str, credential: &Credential) -> anyhow::Result<Arc<r
         .context("the client's certificate")?;
     let key = PrivateKeyDer::from_pem_slice(credential.key.as_bytes()).context("the client's key")?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
+    let config = rustls::ClientConfig::builder_with_details(provider, Arc::new(time()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)?;

@@ -1,6 +1,7 @@
 //! The composition root: builds every part from the configuration, then runs them until told to
 //! stop. Sockets are bound while building, served while running.
 
+mod agent;
 mod link;
 mod notify;
 mod server;
@@ -27,6 +28,15 @@ impl App {
     pub async fn server(config: config::Server) -> anyhow::Result<Self> {
         prepare(&config.common)?;
         server::build(config).await
+    }
+
+    /// A worker of another board's master; joins first when it is in no cluster yet.
+    ///
+    /// # Errors
+    /// As [`App::server`]; and when the master refuses this board.
+    pub async fn agent(config: config::Agent) -> anyhow::Result<Self> {
+        prepare(&config.common)?;
+        agent::build(config).await
     }
 
     /// Runs until `stop` resolves or a part fails, then stops everything in order.

@@ -16,7 +16,7 @@ use crate::{
     clock::{SharedClock, SystemClock},
     config::{self, Part},
     controllers,
-    dispatch::{self, Dispatch, IssueToken},
+    dispatch::{self, Dispatch, IssueToken, join::Desk},
     ids,
     mqtt::{
         broker::{Broker, Identify, Peer},
@@ -84,7 +84,7 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         cluster_dns: dns.map(|address| address.to_string()).unwrap_or_default(),
         cluster_domain: config.cluster_domain.clone(),
     };
-    let dispatch = Dispatch::new(objects.clone(), options, bus, tokens());
+    let dispatch = Dispatch::new(objects.clone(), options, bus, tokens()).with_desk(desk(&pki));
     tasks.spawn("dispatch", |stop| dispatch.run(stop));
     if common.enabled(Part::Controllers) {
         controllers::start(&tasks, &objects, &controllers::Options::default());
@@ -144,7 +144,7 @@ async fn start_broker(
     let serving = Arc::new(tls::ServingCertificate::new(Arc::clone(pki), &config.tls_san, &[])?);
     let witness = pki.folder().join("ca.crt");
     let time = tls::TrustedTime::new(Arc::clone(clock), &[&witness]);
-    let (tls, certificates) = tls::server_config(pki, serving, time)?;
+    let (tls, certificates) = tls::server_config(pki, Arc::clone(&serving), time)?;
     let identify: Identify = Arc::new(move |chain: &[CertificateDer<'_>]| {
         let identity = certificates.identify(chain)?;
         let in_group = |group: &str| identity.groups.iter().any(|g| g == group);
@@ -154,10 +154,23 @@ async fn start_broker(
             _ => None,
         }
     });
-    let broker = Broker::bind(config.mqtt_listen, cluster, tls, identify).await?;
+    let broker = Broker::bind(config.mqtt_listen, cluster, tls, identify)
+        .await?
+        .on_arrival(Arc::new(move |address| serving.cover(address)));
     let here = reachable(broker.local_addr()?);
     tasks.spawn("broker", |stop| broker.run(stop));
     Ok(Address { host: here.ip().to_string(), port: here.port(), tls: true, login: None })
+}
+
+/// Lets boards join with certificates of this cluster's authority.
+fn desk(pki: &Arc<Pki>) -> Desk {
+    let signer = Arc::clone(pki);
+    let sign = move |request: &str, node: &str| {
+        signer
+            .sign_client(request, &format!("{NODE_USER_PREFIX}{node}"), NODE_GROUP)
+            .map_err(|error| error.to_string())
+    };
+    Desk::new(Box::new(sign), pki.ca_pem().to_owned())
 }
 
 /// Service account tokens for pods.

@@ -24,6 +24,14 @@ pub fn server(config: config::Server) -> anyhow::Result<ExitCode> {
     })
 }
 
+pub fn agent(config: config::Agent) -> anyhow::Result<ExitCode> {
+    start_logging(&config.common)?;
+    run(async {
+        let app = App::agent(config).await?;
+        app.run(stop_signal()?).await
+    })
+}
+
 fn run(daemon: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)

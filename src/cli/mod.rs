@@ -6,6 +6,7 @@ mod image;
 mod kube;
 #[expect(unsafe_code, reason = "terminal size")]
 mod sys;
+mod token;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,10 @@ struct Cli {
 enum Verb {
     /// Run a master that is also a worker
     Server(Box<config::Server>),
+    /// Run a worker of another board's master
+    Agent(Box<config::Agent>),
+    /// What lets another board join (on the master)
+    Token(token::Token),
     /// Look at this board: what would keep a node from working, and what to do
     Check(check::Check),
     /// The images of this machine
@@ -50,6 +55,8 @@ fn run() -> anyhow::Result<ExitCode> {
     let cli = parse()?;
     match cli.verb {
         Verb::Server(server) => daemon::server(*server),
+        Verb::Agent(agent) => daemon::agent(*agent),
+        Verb::Token(args) => daemon::block_on(token::run(args)),
         Verb::Check(args) => check::run(&args),
         Verb::Image(args) => daemon::block_on(image::run(args)),
         Verb::Kube(verb) | Verb::Kubectl(verb) => daemon::block_on(kube::run(verb)),

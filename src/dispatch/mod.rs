@@ -8,6 +8,7 @@
 //! Deliberately absent: what nodes do with it (`node`), HTTP (`api`).
 
 mod items;
+pub mod join;
 mod pods;
 mod register;
 mod report;
@@ -97,6 +98,8 @@ pub struct Dispatch {
     bus: Arc<dyn Bus>,
     events: Events,
     tokens: IssueToken,
+    /// Answers boards that join; without it they wait in vain.
+    desk: Option<join::Desk>,
     writer: WriteOptions,
     /// Of this start of the master; nodes that hear a new one say hello.
     boot: String,
@@ -126,6 +129,7 @@ impl Dispatch {
             bus,
             events,
             tokens,
+            desk: None,
             writer: WriteOptions::system("node"),
             boot: ids::hex(&ids::random_bytes::<8>()),
             links: BTreeMap::new(),
@@ -133,6 +137,12 @@ impl Dispatch {
             shared_is_stale: true,
             all_dirty: false,
         }
+    }
+
+    /// Lets boards join.
+    #[must_use]
+    pub fn with_desk(self, desk: join::Desk) -> Self {
+        Self { desk: Some(desk), ..self }
     }
 
     /// Works until told to stop.
@@ -190,6 +200,9 @@ impl Dispatch {
                 tracing::warn!(reason, "the link to the broker is lost");
             }
             Event::Message { topic, payload } => {
+                if let Some(id) = topics::parse_join_up(&topic) {
+                    return self.join(id, payload).await;
+                }
                 let Some((node, leaf @ (Leaf::Control | Leaf::Will))) = topics::parse_up(&topic) else {
                     return;
                 };
@@ -268,6 +281,16 @@ impl Dispatch {
         }
         // Also an empty difference is sent: it is the master's answer to the hello.
         self.send(node, items).await;
+    }
+
+    async fn join(&mut self, id: &str, payload: Bytes) {
+        let Some(desk) = &mut self.desk else { return };
+        let connected = |node: &str| self.links.contains_key(node);
+        let answer = desk.answer(&self.objects, &self.options, &self.writer, connected, payload).await;
+        match messages::encode(&answer) {
+            Ok(payload) => self.publish(&topics::join_down(&self.options.cluster, id), payload).await,
+            Err(error) => tracing::error!(%error, "an answer cannot be sent"),
+        }
     }
 
     async fn bye(&mut self, node: &str, session: &str, clean: bool) {

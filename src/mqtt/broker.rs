@@ -3,13 +3,14 @@
 //! mqtt5 does not tell its authoriser whose certificate a client showed. So the front terminates
 //! TLS, learns the name from the certificate, and passes the bytes on over loopback; the broker
 //! knows the passed connection by its source address, and refuses every other one.
-//! Invariants: who has no certificate of this cluster speaks to nobody; a node publishes and
+//! Invariants: who shows no certificate may ask to join and nothing else, a few at a time and not
+//! for long; who shows a wrong one speaks to nobody; a node publishes and
 //! subscribes under its own topics only; a client's queue, packets and rate are bounded.
 
 use std::{
     collections::HashMap,
     future::Future,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
@@ -23,10 +24,11 @@ use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncWriteExt, copy_bidirectional_with_sizes},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{Error, PAYLOAD_BYTES_MAX, topics};
 use crate::tasks::CancellationToken;
@@ -40,6 +42,9 @@ const BYTES_PER_SECOND_MAX: u64 = 64 << 20;
 const QUEUED_MESSAGES_MAX: usize = 512;
 const QUEUED_BYTES_MAX: usize = 4 << 20;
 const CHANNEL_MESSAGES: usize = 64;
+/// Clients that join at a time, and how long one may take.
+const JOINING_MAX: usize = 32;
+const JOINING_TIMEOUT: Duration = Duration::from_mins(2);
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Buffers of a passed connection, a direction (bytes).
@@ -54,10 +59,15 @@ pub enum Peer {
     Master,
     /// A node: its own topics.
     Node(String),
+    /// A board without a certificate: asks for one.
+    Joining,
 }
 
 /// Reads a peer from the certificate chain it showed; `None` refuses it.
 pub type Identify = Arc<dyn Fn(&[CertificateDer<'_>]) -> Option<Peer> + Send + Sync>;
+
+/// Told at which of our addresses a client arrives, before its handshake.
+pub type OnArrival = Arc<dyn Fn(IpAddr) + Send + Sync>;
 
 type Passed = Arc<Mutex<HashMap<SocketAddr, Peer>>>;
 
@@ -66,6 +76,7 @@ pub struct Broker {
     listener: TcpListener,
     tls: TlsAcceptor,
     identify: Identify,
+    on_arrival: OnArrival,
     inner: MqttBroker,
     inner_address: SocketAddr,
     passed: Passed,
@@ -90,7 +101,14 @@ impl Broker {
             .with_auth_provider(Arc::new(authoriser));
         let inner_address =
             inner.local_addr().ok_or_else(|| Error::Broker("has no address on loopback".to_owned()))?;
-        Ok(Self { listener, tls: TlsAcceptor::from(tls), identify, inner, inner_address, passed })
+        let on_arrival: OnArrival = Arc::new(|_| {});
+        Ok(Self { listener, tls: TlsAcceptor::from(tls), identify, on_arrival, inner, inner_address, passed })
+    }
+
+    /// Calls `hook` for every connection, before its handshake.
+    #[must_use]
+    pub fn on_arrival(self, hook: OnArrival) -> Self {
+        Self { on_arrival: hook, ..self }
     }
 
     /// The address clients connect to.
@@ -102,7 +120,15 @@ impl Broker {
 
     /// Serves until told to stop.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
-        let Self { listener, tls, identify, mut inner, inner_address, passed } = self;
+        let Self { listener, tls, identify, on_arrival, mut inner, inner_address, passed } = self;
+        let front = Arc::new(Front {
+            tls,
+            identify,
+            on_arrival,
+            inner: inner_address,
+            passed,
+            joining: Semaphore::new(JOINING_MAX),
+        });
         let shutdown = inner.shutdown_handle();
         let mut serving = tokio::spawn(async move { inner.run().await });
         let mut connections = JoinSet::new();
@@ -116,9 +142,9 @@ impl Broker {
                 })),
                 accepted = listener.accept(), if connections.len() < CLIENTS_MAX => match accepted {
                     Ok((stream, from)) => {
-                        let (tls, identify, passed) = (tls.clone(), Arc::clone(&identify), Arc::clone(&passed));
+                        let front = Arc::clone(&front);
                         connections.spawn(async move {
-                            if let Err(error) = pass(stream, &tls, &identify, inner_address, &passed).await {
+                            if let Err(error) = front.pass(stream).await {
                                 tracing::debug!(%from, %error, "MQTT connection ended");
                             }
                         });
@@ -167,31 +193,64 @@ fn config() -> BrokerConfig {
     }
 }
 
-/// One client from its handshake to its end.
-async fn pass(
-    stream: TcpStream,
-    tls: &TlsAcceptor,
-    identify: &Identify,
+/// What every connection needs.
+struct Front {
+    tls: TlsAcceptor,
+    identify: Identify,
+    on_arrival: OnArrival,
     inner: SocketAddr,
-    passed: &Passed,
-) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    let mut outer = timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await??;
-    let peer = outer.get_ref().1.peer_certificates().and_then(|chain| identify(chain));
-    let Some(peer) = peer else {
-        return outer.shutdown().await;
-    };
-    let mut plain = TcpStream::connect(inner).await?;
-    plain.set_nodelay(true)?;
-    let address = plain.local_addr()?;
-    let lock = || passed.lock().expect("no holder of the lock panics");
-    lock().insert(address, peer);
-    let copied = copy_bidirectional_with_sizes(&mut outer, &mut plain, PASS_BUFFER, PASS_BUFFER).await;
-    lock().remove(&address);
-    copied.map(|_| ())
+    passed: Passed,
+    joining: Semaphore,
 }
 
-/// Says who may connect, publish and subscribe. A user is `master` or `node:<name>`.
+impl Front {
+    /// One client from its handshake to its end.
+    async fn pass(&self, stream: TcpStream) -> std::io::Result<()> {
+        stream.set_nodelay(true)?;
+        (self.on_arrival)(stream.local_addr()?.ip());
+        let mut outer = timeout(HANDSHAKE_TIMEOUT, self.tls.accept(stream)).await??;
+        let peer = match outer.get_ref().1.peer_certificates() {
+            Some(chain) => (self.identify)(chain),
+            None => Some(Peer::Joining),
+        };
+        match peer {
+            None => outer.shutdown().await,
+            Some(Peer::Joining) => match self.joining.try_acquire() {
+                Ok(_place) => timeout(JOINING_TIMEOUT, self.copy(outer, Peer::Joining)).await?,
+                Err(_) => outer.shutdown().await,
+            },
+            Some(peer) => self.copy(outer, peer).await,
+        }
+    }
+
+    async fn copy(&self, mut outer: TlsStream<TcpStream>, peer: Peer) -> std::io::Result<()> {
+        let mut plain = TcpStream::connect(self.inner).await?;
+        plain.set_nodelay(true)?;
+        let _known = Known::new(&self.passed, plain.local_addr()?, peer);
+        copy_bidirectional_with_sizes(&mut outer, &mut plain, PASS_BUFFER, PASS_BUFFER).await.map(|_| ())
+    }
+}
+
+/// A passed connection's entry, for as long as it lasts, however it ends.
+struct Known<'a> {
+    passed: &'a Passed,
+    address: SocketAddr,
+}
+
+impl<'a> Known<'a> {
+    fn new(passed: &'a Passed, address: SocketAddr, peer: Peer) -> Self {
+        passed.lock().expect("no holder of the lock panics").insert(address, peer);
+        Self { passed, address }
+    }
+}
+
+impl Drop for Known<'_> {
+    fn drop(&mut self) {
+        self.passed.lock().expect("no holder of the lock panics").remove(&self.address);
+    }
+}
+
+/// Says who may connect, publish and subscribe. A user is `master`, `node:<name>` or `joining:<id>`.
 struct Authoriser {
     cluster: String,
     passed: Passed,
@@ -199,6 +258,7 @@ struct Authoriser {
 
 const MASTER: &str = "master";
 const NODE_PREFIX: &str = "node:";
+const JOINING_PREFIX: &str = "joining:";
 
 impl Authoriser {
     fn user(&self, address: SocketAddr) -> Option<String> {
@@ -206,13 +266,25 @@ impl Authoriser {
         passed.get(&address).map(|peer| match peer {
             Peer::Master => MASTER.to_owned(),
             Peer::Node(name) => format!("{NODE_PREFIX}{name}"),
+            Peer::Joining => JOINING_PREFIX.to_owned(),
         })
     }
 
-    fn allows(&self, user: Option<&str>, rule: impl Fn(&str, &str) -> bool, topic: &str) -> bool {
+    /// `node` and `joining` are the rules for a node's name and for the id of a board that joins.
+    fn allows(
+        &self,
+        user: Option<&str>,
+        topic: &str,
+        node: impl Fn(&str) -> bool,
+        joining: impl Fn(&str) -> bool,
+    ) -> bool {
         match user {
             Some(MASTER) => topic.starts_with(&format!("sampan/{}/", self.cluster)),
-            Some(user) => user.strip_prefix(NODE_PREFIX).is_some_and(|node| rule(node, topic)),
+            Some(user) => match (user.strip_prefix(NODE_PREFIX), user.strip_prefix(JOINING_PREFIX)) {
+                (Some(name), _) => node(name),
+                (None, Some(id)) => joining(id),
+                (None, None) => false,
+            },
             None => false,
         }
     }
@@ -226,10 +298,12 @@ impl AuthProvider for Authoriser {
         connect: &'a mqtt5::packet::connect::ConnectPacket,
         client_addr: SocketAddr,
     ) -> Answer<'a, mqtt5::error::Result<AuthResult>> {
-        let refused = AuthResult::fail(mqtt5::types::ReasonCode::NotAuthorized);
+        let refused = || AuthResult::fail(mqtt5::types::ReasonCode::NotAuthorized);
         let result = match self.user(client_addr) {
             // A node's client id is its own, so that nobody takes another one's connection over.
             Some(user) if user == MASTER => AuthResult::success_with_user(user),
+            Some(user) if user == JOINING_PREFIX => topics::join_id(&self.cluster, &connect.client_id)
+                .map_or_else(refused, |id| AuthResult::success_with_user(format!("{JOINING_PREFIX}{id}"))),
             Some(user)
                 if user
                     .strip_prefix(NODE_PREFIX)
@@ -239,16 +313,17 @@ impl AuthProvider for Authoriser {
             }
             Some(user) => {
                 tracing::warn!(user, client_id = connect.client_id, "a client under a wrong id was refused");
-                refused
+                refused()
             }
-            None => refused,
+            None => refused(),
         };
         Box::pin(std::future::ready(Ok(result)))
     }
 
     fn authorize_publish<'a>(&'a self, _: &str, user: Option<&'a str>, topic: &'a str) -> Answer<'a, bool> {
-        let rule = |node: &str, topic: &str| topics::node_may_publish(&self.cluster, node, topic);
-        Box::pin(std::future::ready(self.allows(user, rule, topic)))
+        let node = |name: &str| topics::node_may_publish(&self.cluster, name, topic);
+        let joining = |id: &str| topics::join_up(&self.cluster, id) == topic;
+        Box::pin(std::future::ready(self.allows(user, topic, node, joining)))
     }
 
     fn authorize_subscribe<'a>(
@@ -257,7 +332,8 @@ impl AuthProvider for Authoriser {
         user: Option<&'a str>,
         filter: &'a str,
     ) -> Answer<'a, bool> {
-        let rule = |node: &str, filter: &str| topics::node_may_subscribe(&self.cluster, node, filter);
-        Box::pin(std::future::ready(self.allows(user, rule, filter)))
+        let node = |name: &str| topics::node_may_subscribe(&self.cluster, name, filter);
+        let joining = |id: &str| topics::join_down(&self.cluster, id) == filter;
+        Box::pin(std::future::ready(self.allows(user, filter, node, joining)))
     }
 }

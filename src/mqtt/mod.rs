@@ -7,6 +7,7 @@
 //! Deliberately absent: objects, pods, the meaning of a message (it is `dispatch`'s and `node`'s).
 
 pub mod broker;
+pub mod join;
 pub mod memory;
 pub mod messages;
 pub mod session;
@@ -58,6 +59,8 @@ pub enum Error {
     Offline,
     #[error("a payload of {0} bytes is larger than the {PAYLOAD_BYTES_MAX} that are allowed")]
     TooLarge(usize),
+    #[error("this is no join token; `sampan token create` on the master prints one")]
+    Token,
     #[error("decode message: {0}")]
     Decode(String),
     #[error("broker address {url:?}: {message}")]

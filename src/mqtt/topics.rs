@@ -4,6 +4,8 @@
 //! sampan/<cluster>/master                     the master's boot id, retained
 //! sampan/<cluster>/node/<node>/up/<leaf>      what a node says
 //! sampan/<cluster>/node/<node>/down/<leaf>    what it is told
+//! sampan/<cluster>/join/<id>/up               what a board says that wants to become a node
+//! sampan/<cluster>/join/<id>/down             what it is answered
 //! ```
 //! `<leaf>` is `control` (typed messages), `stream` (frames) or, up only, `will`.
 
@@ -55,6 +57,41 @@ pub fn node_client_id(cluster: &str, node: &str) -> String {
     format!("sampan-{cluster}-node-{node}")
 }
 
+/// The random part of a joining client's id (hexadecimal characters).
+const JOIN_ID_LENGTH: usize = 32;
+
+/// The client id of a board that joins; `id` comes from [`new_join_id`].
+pub fn join_client_id(cluster: &str, id: &str) -> String {
+    format!("sampan-{cluster}-join-{id}")
+}
+
+/// A fresh id for one attempt to join; nobody guesses it.
+pub fn new_join_id() -> String {
+    crate::ids::hex(&crate::ids::random_bytes::<{ JOIN_ID_LENGTH / 2 }>())
+}
+
+/// The id in the client id of a board that joins.
+pub fn join_id<'a>(cluster: &str, client_id: &'a str) -> Option<&'a str> {
+    let id = client_id.strip_prefix("sampan-")?.strip_prefix(cluster)?.strip_prefix("-join-")?;
+    (id.len() == JOIN_ID_LENGTH && id.bytes().all(|b| b.is_ascii_hexdigit())).then_some(id)
+}
+
+/// The topic that a joining board publishes to.
+pub fn join_up(cluster: &str, id: &str) -> String {
+    format!("sampan/{cluster}/join/{id}/up")
+}
+
+/// The topic that a joining board listens to.
+pub fn join_down(cluster: &str, id: &str) -> String {
+    format!("sampan/{cluster}/join/{id}/down")
+}
+
+/// The id in a topic that the master receives from a board that joins.
+pub fn parse_join_up(topic: &str) -> Option<&str> {
+    let (id, leaf) = topic.splitn(3, '/').nth(2)?.strip_prefix("join/")?.split_once('/')?;
+    (leaf == "up").then_some(id)
+}
+
 /// What a node subscribes to.
 pub fn node_filters(cluster: &str, node: &str) -> Vec<String> {
     vec![format!("sampan/{cluster}/node/{node}/down/#"), master(cluster)]
@@ -62,7 +99,7 @@ pub fn node_filters(cluster: &str, node: &str) -> Vec<String> {
 
 /// What the master subscribes to.
 pub fn master_filters(cluster: &str) -> Vec<String> {
-    vec![format!("sampan/{cluster}/node/+/up/#")]
+    vec![format!("sampan/{cluster}/node/+/up/#"), join_up(cluster, "+")]
 }
 
 /// The node and leaf of a topic that the master receives.
@@ -103,6 +140,20 @@ mod tests {
         for strange in ["sampan/c/master", "sampan/c/node/n/up/x", "sampan/c/node/n/up/will/x", "", "a/b/c"] {
             assert_eq!(parse_up(strange), None, "{strange}");
         }
+    }
+
+    #[test]
+    fn joining_topics_are_read_as_they_are_written() {
+        let id = new_join_id();
+        assert_eq!(join_id("c", &join_client_id("c", &id)), Some(id.as_str()));
+        assert_eq!(join_id("d", &join_client_id("c", &id)), None);
+        for strange in ["sampan-c-join-", "sampan-c-join-#", "sampan-c-node-a", "x"] {
+            assert_eq!(join_id("c", strange), None, "{strange}");
+        }
+        assert_eq!(parse_join_up(&join_up("c", &id)), Some(id.as_str()));
+        assert_eq!(parse_join_up(&join_down("c", &id)), None);
+        assert_eq!(parse_join_up(&up("c", "n", Leaf::Control)), None);
+        assert_eq!(parse_up(&join_up("c", &id)), None);
     }
 
     #[test]

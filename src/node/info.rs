@@ -139,7 +139,7 @@ fn label_value(text: &str) -> String {
 }
 
 /// The address of the interface with the default route; without one, of the first that is up.
-fn outward_address() -> Option<Ipv4Addr> {
+pub fn outward_address() -> Option<Ipv4Addr> {
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
     let outward = routes.lines().skip(1).find_map(|line| {
         let mut fields = line.split_whitespace();

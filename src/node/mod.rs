@@ -34,7 +34,7 @@ mod volumes;
 mod worker;
 
 pub use agent::{Agent, Ground, Link, Tables};
-pub use info::gather;
+pub use info::{gather, outward_address};
 pub use ledger::LedgerError;
 pub use shared::Options;
 pub use status::OWN_CONDITIONS;

@@ -4,7 +4,7 @@
 //! Deliberately absent: jsonpath, custom columns, edit, explain, plugins.
 
 mod apply;
-mod client;
+pub(super) mod client;
 mod delete;
 mod describe;
 mod discovery;
