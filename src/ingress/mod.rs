@@ -1,1 +1,215 @@
-//! To be written.
+//! The Ingress server of a node: HTTP and HTTPS in, requests to ready pods out.
+//!
+//! In: two sockets and a table of rules ([`IngressTable`]), exchanged while it serves. Out: requests
+//! to the endpoints of the rules, their answers streamed back.
+//! Invariants: bodies are streamed, never held; connections, heads and waiting are bounded; a new
+//! table touches no request that is under way.
+//! Deliberately absent: Ingress objects (`dispatch` makes tables of them), certificates' issue.
+
+mod body;
+mod certificates;
+mod head;
+mod pool;
+mod proxy;
+mod trust;
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+
+use hyper::service::service_fn;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+
+use self::{
+    certificates::Certificates,
+    pool::Pool,
+    proxy::{Arrival, Proxy},
+};
+use crate::{net::routes::IngressTable, tasks::CancellationToken};
+
+/// Connections of clients at once; more wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 2048;
+/// How long a client may take for the TLS handshake, and for the head of a request.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADERS_TIMEOUT: Duration = Duration::from_mins(1);
+/// Bytes of a request's head.
+const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Requests at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 128;
+/// How often a silent HTTP/2 connection is asked whether it lives, and how long it may take.
+const KEEP_ALIVE_PERIOD: Duration = Duration::from_mins(1);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long running requests may take after the server was told to stop.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("listen on {address}: {source}")]
+    Bind { address: SocketAddr, source: std::io::Error },
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("PEM: {0}")]
+    Pem(#[from] rustls::pki_types::pem::Error),
+    #[error("make the default certificate: {0}")]
+    Make(#[from] rcgen::Error),
+}
+
+/// An Ingress server.
+pub struct Server {
+    http: TcpListener,
+    https: TcpListener,
+    addresses: (SocketAddr, SocketAddr),
+    acceptor: TlsAcceptor,
+    certificates: Arc<Certificates>,
+    proxy: Arc<Proxy>,
+    permits: Arc<Semaphore>,
+}
+
+impl Server {
+    /// Binds both sockets (port 0 picks one). Every request is answered with 404 until the first
+    /// table comes.
+    pub async fn bind(http: SocketAddr, https: SocketAddr) -> Result<Self, Error> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let pool = Arc::new(Pool::new(&provider)?);
+        let certificates = Arc::new(Certificates::new(provider)?);
+        let acceptor = TlsAcceptor::from(certificates::server_config(Arc::clone(&certificates))?);
+        let (http, http_address) = listen(http).await?;
+        let (https, https_address) = listen(https).await?;
+        let proxy = Proxy { table: RwLock::default(), pool, https_port: https_address.port() };
+        Ok(Self {
+            http,
+            https,
+            addresses: (http_address, https_address),
+            acceptor,
+            certificates,
+            proxy: Arc::new(proxy),
+            permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        })
+    }
+
+    /// The addresses for HTTP and HTTPS.
+    pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
+        self.addresses
+    }
+
+    /// Exchanges the rules and certificates for requests and handshakes to come.
+    pub fn set_table(&self, table: Arc<IngressTable>) {
+        self.certificates.set(&table.certificates);
+        *self.proxy.table.write().expect("no holder panics") = table;
+    }
+
+    /// Serves until `stop`, then lets running requests end.
+    pub async fn run(&self, stop: CancellationToken) {
+        tokio::join!(self.accept(&self.http, false, &stop), self.accept(&self.https, true, &stop));
+        let pool = &self.proxy.pool;
+        pool.tasks.close();
+        // Connections to backends, and those that left HTTP, do not end by themselves.
+        let _ = timeout(DRAIN, async {
+            let _all = self.permits.acquire_many(CONNECTIONS_MAX as u32).await;
+        })
+        .await;
+        pool.stop.cancel();
+        pool.tasks.wait().await;
+    }
+
+    async fn accept(&self, listener: &TcpListener, tls: bool, stop: &CancellationToken) {
+        let port = if tls { self.addresses.1.port() } else { self.addresses.0.port() };
+        let accept = async {
+            loop {
+                let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return };
+                let (stream, client) = match listener.accept().await {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // Out of descriptors: wait for connections to end instead of spinning.
+                        tracing::warn!(%error, "accepting a connection");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                };
+                let _ = stream.set_nodelay(true);
+                let arrival = Arrival { client, tls, port };
+                let (proxy, stop) = (Arc::clone(&self.proxy), stop.clone());
+                let acceptor = tls.then(|| self.acceptor.clone());
+                let kill = self.proxy.pool.stop.clone();
+                self.proxy.pool.tasks.spawn(async move {
+                    kill.run_until_cancelled(connection(proxy, stream, acceptor, arrival, stop)).await;
+                    drop(permit);
+                });
+            }
+        };
+        let _: Option<()> = stop.run_until_cancelled(accept).await;
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let failed = |source| Error::Bind { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+async fn connection(
+    proxy: Arc<Proxy>,
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+    arrival: Arrival,
+    stop: CancellationToken,
+) {
+    let Some(acceptor) = acceptor else {
+        return serve(proxy, stream, arrival, stop).await;
+    };
+    match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => serve(proxy, stream, arrival, stop).await,
+        Ok(Err(error)) => tracing::debug!(%error, client = %arrival.client, "TLS handshake"),
+        Err(_) => tracing::debug!(client = %arrival.client, "TLS handshake took too long"),
+    }
+}
+
+async fn serve<S>(proxy: Arc<Proxy>, stream: S, arrival: Arrival, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request| {
+        let proxy = Arc::clone(&proxy);
+        async move { Ok::<_, Infallible>(proxy.handle(request, arrival).await) }
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_TIMEOUT)
+        .max_buf_size(HEADER_BYTES_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX as u32)
+        .keep_alive_interval(KEEP_ALIVE_PERIOD)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::trace!(%error, client = %arrival.client, "connection ended");
+    }
+}

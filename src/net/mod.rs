@@ -14,6 +14,7 @@ mod peers;
 mod pod;
 mod podnet;
 mod route;
+pub mod routes;
 mod rule;
 mod ruleset;
 mod sys;
