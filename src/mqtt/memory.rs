@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
-use super::{Bus, Error, Event, Events, PAYLOAD_BYTES_MAX, Priority, Will};
+use super::{Bus, Error, Event, Events, PAYLOAD_BYTES_MAX, Place, Priority, Will};
 
 struct Client {
     filters: Vec<String>,
@@ -127,6 +127,21 @@ impl Bus for MemoryBus {
             self.broker.deliver(topic, &payload);
             Ok(())
         })
+    }
+
+    fn reserve(&self, _priority: Priority) -> BoxFuture<'_, Result<Place, Error>> {
+        let broker = self.broker.clone();
+        let place: Place = Box::new(move |topic, payload| broker.deliver(&topic, &payload));
+        let connected = self.connected();
+        Box::pin(async move { if connected { Ok(place) } else { Err(Error::Offline) } })
+    }
+
+    fn try_publish(&self, topic: &str, payload: Bytes, _priority: Priority) -> Result<(), Error> {
+        if !self.connected() {
+            return Err(Error::Offline);
+        }
+        self.broker.deliver(topic, &payload);
+        Ok(())
     }
 
     fn connected(&self) -> bool {

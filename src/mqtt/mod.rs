@@ -11,6 +11,7 @@ pub mod join;
 pub mod memory;
 pub mod messages;
 pub mod session;
+pub mod stream;
 pub mod topics;
 
 use bytes::Bytes;
@@ -80,9 +81,17 @@ pub trait Bus: Send + Sync + 'static {
         payload: Bytes,
         priority: Priority,
     ) -> BoxFuture<'a, Result<(), Error>>;
+    /// Waits for a place in the queue, to be filled at once: who numbers his messages gives the
+    /// number and takes the place in one step.
+    fn reserve(&self, priority: Priority) -> BoxFuture<'_, Result<Place, Error>>;
+    /// Queues a message if there is room.
+    fn try_publish(&self, topic: &str, payload: Bytes, priority: Priority) -> Result<(), Error>;
     /// Whether the broker can be reached now.
     fn connected(&self) -> bool;
 }
+
+/// A reserved place in a bus's queue: takes topic and payload.
+pub type Place = Box<dyn FnOnce(String, Bytes) + Send>;
 
 /// Where a bus tells what happens.
 pub type Events = mpsc::Receiver<Event>;

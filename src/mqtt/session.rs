@@ -26,7 +26,7 @@ use rumqttc::{
 };
 use tokio::sync::mpsc;
 
-use super::{Bus, EVENTS_MAX, Error, Event, Events, PAYLOAD_BYTES_MAX, Priority, Will, topics};
+use super::{Bus, EVENTS_MAX, Error, Event, Events, PAYLOAD_BYTES_MAX, Place, Priority, Will, topics};
 use crate::tasks::CancellationToken;
 
 /// Messages of one priority that wait for the connection; more wait in their senders.
@@ -137,6 +137,15 @@ pub fn session(options: Options) -> (Arc<Session>, Events, Connection) {
     (Arc::new(session), received, connection)
 }
 
+impl Session {
+    fn queue(&self, priority: Priority) -> &mpsc::Sender<Outgoing> {
+        match priority {
+            Priority::Control => &self.control,
+            Priority::Bulk => &self.bulk,
+        }
+    }
+}
+
 impl Bus for Session {
     fn publish<'a>(
         &'a self,
@@ -151,13 +160,28 @@ impl Bus for Session {
             if !self.connected() {
                 return Err(Error::Offline);
             }
-            let queue = match priority {
-                Priority::Control => &self.control,
-                Priority::Bulk => &self.bulk,
-            };
             let message = Outgoing { topic: topic.to_owned(), payload };
-            queue.send(message).await.map_err(|_| Error::Offline)
+            self.queue(priority).send(message).await.map_err(|_| Error::Offline)
         })
+    }
+
+    fn reserve(&self, priority: Priority) -> BoxFuture<'_, Result<Place, Error>> {
+        Box::pin(async move {
+            if !self.connected() {
+                return Err(Error::Offline);
+            }
+            let permit = self.queue(priority).clone().reserve_owned().await.map_err(|_| Error::Offline)?;
+            let place: Place = Box::new(move |topic, payload| drop(permit.send(Outgoing { topic, payload })));
+            Ok(place)
+        })
+    }
+
+    fn try_publish(&self, topic: &str, payload: Bytes, priority: Priority) -> Result<(), Error> {
+        if !self.connected() {
+            return Err(Error::Offline);
+        }
+        let message = Outgoing { topic: topic.to_owned(), payload };
+        self.queue(priority).try_send(message).map_err(|_| Error::Offline)
     }
 
     fn connected(&self) -> bool {

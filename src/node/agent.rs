@@ -25,6 +25,7 @@ use super::{
     ledger::{Ledger, LedgerError},
     record::{Record, Wanted, parse_container_id},
     shared::{Options, Outbox, Shared},
+    streams,
     worker::{Mail, Mailbox, Worker},
 };
 use crate::{
@@ -37,6 +38,7 @@ use crate::{
         messages::{
             self, Desired, Down, Hello, Item, ItemKey, ItemKind, NodeConfig, NodeState, PROTOCOL, Status, Up,
         },
+        stream::Mux,
         topics::{self, Leaf},
     },
     net::{Network, Peer, ServicePort},
@@ -46,6 +48,8 @@ use crate::{
 
 /// Pod statuses of one message.
 const REPORTS_MAX: usize = 128;
+/// The one peer of a node's streams.
+const MASTER: &str = "";
 /// Parts of a desired set that may wait for their last one (bytes).
 const PARTS_BYTES_MAX: usize = 64 << 20;
 
@@ -112,6 +116,8 @@ pub struct Agent {
     parts: Option<(Desired, usize)>,
     pods: BTreeMap<String, Entry>,
     workers: JoinSet<String>,
+    mux: Mux,
+    streams: JoinSet<()>,
     stop_workers: CancellationToken,
     sandboxes: BTreeSet<String>,
     tables: watch::Sender<Tables>,
@@ -155,8 +161,11 @@ impl Agent {
             host_ports: Mutex::default(),
             host_ports_changed: Notify::new(),
         };
+        let topic = topics::up(&shared.options.cluster, &shared.options.node, Leaf::Stream);
         Ok(Self {
             shared: Arc::new(shared),
+            mux: Mux::new(Arc::clone(&bus), move |_| topic.clone()),
+            streams: JoinSet::new(),
             bus,
             events,
             session,
@@ -278,12 +287,19 @@ impl Agent {
                 self.welcome = false;
                 self.state = None;
                 self.parts = None;
+                self.mux.lost(MASTER);
                 self.shared.outbox.unsend();
                 self.shared.asks.unsend();
             }
             Event::Message { topic, payload } => match topics::parse_down(&topic) {
                 Some(Leaf::Control) => self.obey(&payload).await?,
-                Some(_) => {}
+                Some(Leaf::Stream) => {
+                    while self.streams.try_join_next().is_some() {}
+                    if let Some((stream, request)) = self.mux.heard(MASTER, &payload) {
+                        self.streams.spawn(streams::serve(Arc::clone(&self.shared), stream, request));
+                    }
+                }
+                Some(Leaf::Will) => {}
                 // The master's boot id: it may have been restarted behind an external broker.
                 None => self.hello(false).await,
             },
@@ -454,7 +470,7 @@ impl Agent {
                 return;
             }
         };
-        let record = self.shared.ledger.records().remove(&uid).unwrap_or_default();
+        let record = self.shared.ledger.record(&uid).unwrap_or_default();
         let exists = self.sandboxes.contains(&uid);
         let (worker, mailbox) =
             Worker::new(Arc::clone(&self.shared), Wanted::new(pod), record, exists, false);

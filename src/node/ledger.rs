@@ -169,6 +169,11 @@ impl Ledger {
             .collect()
     }
 
+    /// What is remembered of one pod.
+    pub fn record(&self, uid: &str) -> Option<Record> {
+        serde_json::from_str(lock(&self.saved).get(uid)?).ok()
+    }
+
     /// Notes a pod's record, on disk when this returns; nothing happens when it is the same.
     pub async fn save(&self, uid: &str, record: &Record) -> Result<(), LedgerError> {
         let text = serde_json::to_string(record)

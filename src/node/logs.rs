@@ -11,12 +11,14 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncSeekExt},
     sync::mpsc,
 };
+
+use crate::mqtt::stream::LogOptions;
 
 /// Between two looks at a followed log.
 const FOLLOW_PERIOD: Duration = Duration::from_millis(200);
@@ -24,20 +26,6 @@ const FOLLOW_PERIOD: Duration = Duration::from_millis(200);
 const CHUNK_BYTES: usize = 16 * 1024;
 /// A line longer than this is passed on in pieces (bytes).
 const LINE_BYTES_MAX: usize = 64 * 1024;
-
-/// What is asked for (`PodLogOptions`).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct LogOptions {
-    pub follow: bool,
-    pub previous: bool,
-    pub timestamps: bool,
-    pub tail_lines: Option<u64>,
-    pub limit_bytes: Option<u64>,
-    pub since: Option<Timestamp>,
-    /// `Stdout` or `Stderr`; both when `None`.
-    pub stream: Option<String>,
-}
 
 /// One entry of a log file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +86,9 @@ pub async fn last_lines(log: &Path, lines: usize, bytes: usize) -> String {
     String::from_utf8_lossy(last.make_contiguous()).into_owned()
 }
 
+/// Asks whether a container has ended.
+pub type Ended = dyn Fn() -> BoxFuture<'static, bool> + Send + Sync;
+
 /// Turns entries into what a client sees, within its limits.
 struct Writer<'a> {
     options: &'a LogOptions,
@@ -156,7 +147,7 @@ pub async fn send(
     log: &Path,
     options: &LogOptions,
     out: &mpsc::Sender<Vec<u8>>,
-    ended: impl AsyncFn() -> bool,
+    ended: &Ended,
 ) -> std::io::Result<()> {
     let mut writer = Writer { options, left: options.limit_bytes, out, buffer: Vec::new(), fresh: true };
     let mut skip = match options.tail_lines {
@@ -167,16 +158,14 @@ pub async fn send(
     let (last, older) = files.split_last().map_or((log, &[][..]), |(l, o)| (l.as_path(), o));
     for file in older {
         let content = read_whole(file).await?;
-        for line in content.split(|b| *b == b'\n') {
-            if !pass(&writer, line, &mut skip) {
-                continue;
-            }
-            if !writer.take(line).await {
+        let mut rest = &content[..];
+        while let Some(line) = cut_line(&mut rest) {
+            if pass(&writer, line, &mut skip) && !writer.take(line).await {
                 return Ok(());
             }
         }
     }
-    let mut file = open(last, options.follow, &ended).await?;
+    let mut file = open(last, options.follow, ended).await?;
     let mut rest: Vec<u8> = Vec::new();
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
@@ -202,12 +191,23 @@ pub async fn send(
         }
         // The log was rotated when another file has its name now.
         if renewed(&file, last).await {
-            file = open(last, true, &ended).await?;
+            file = open(last, true, ended).await?;
             rest.clear();
         } else {
             tokio::time::sleep(FOLLOW_PERIOD).await;
         }
     }
+}
+
+/// Takes the first line off, without its line feed.
+fn cut_line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    if rest.is_empty() {
+        return None;
+    }
+    let at = rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
+    let line = &rest[..at];
+    *rest = rest.get(at + 1..).unwrap_or_default();
+    Some(line)
 }
 
 /// Whether a line is beyond what `tailLines` skips.
@@ -224,7 +224,7 @@ fn pass(writer: &Writer<'_>, line: &[u8], skip: &mut u64) -> bool {
     false
 }
 
-async fn open(path: &Path, wait: bool, ended: &impl AsyncFn() -> bool) -> std::io::Result<tokio::fs::File> {
+async fn open(path: &Path, wait: bool, ended: &Ended) -> std::io::Result<tokio::fs::File> {
     loop {
         match tokio::fs::File::open(path).await {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && wait && !ended().await => {
@@ -281,7 +281,7 @@ mod tests {
 
     async fn read(log: &Path, options: LogOptions) -> String {
         let (sender, mut receiver) = mpsc::channel(64);
-        send(log, &options, &sender, async || true).await.unwrap();
+        send(log, &options, &sender, &|| Box::pin(async { true })).await.unwrap();
         drop(sender);
         let mut all = Vec::new();
         while let Some(chunk) = receiver.recv().await {
@@ -335,7 +335,8 @@ mod tests {
         let (sender, mut receiver) = mpsc::channel(64);
         let path = log.clone();
         let options = LogOptions { follow: true, tail_lines: Some(0), ..LogOptions::default() };
-        let task = tokio::spawn(async move { send(&path, &options, &sender, async || false).await });
+        let task =
+            tokio::spawn(async move { send(&path, &options, &sender, &|| Box::pin(async { false })).await });
         tokio::time::sleep(Duration::from_millis(50)).await;
         std::fs::rename(&log, dir.path().join("0.log.20260102-000000")).unwrap();
         std::fs::write(&log, "2026-01-02T00:00:00Z stdout F next\n").unwrap();

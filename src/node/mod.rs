@@ -22,7 +22,7 @@ mod info;
 mod jobs;
 mod launch;
 mod ledger;
-pub mod logs;
+mod logs;
 mod plan;
 mod probes;
 mod qos;
@@ -30,6 +30,7 @@ mod record;
 mod security;
 mod shared;
 mod status;
+mod streams;
 mod volumes;
 mod worker;
 

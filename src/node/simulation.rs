@@ -16,6 +16,7 @@ use crate::{
         Bus, Event, Events, Priority,
         memory::MemoryBroker,
         messages::{self, Desired, Down, Item, ItemKey, ItemKind, NodeConfig, NodeEvent, PodReport, Up},
+        stream::{Incoming, LogOptions, Mux, Outcome, Place, Request, STDOUT, Stream},
         topics::{self, Leaf},
     },
     net::fake::FakeNetwork,
@@ -408,5 +409,101 @@ async fn a_pod_that_was_removed_while_the_agent_was_down_goes_as_an_orphan() {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the orphan stays");
+    world.stop().await;
+}
+
+impl World {
+    /// Opens a stream to the node, and collects what comes on it until its end.
+    async fn ask(&mut self, request: Request) -> (String, Outcome) {
+        let mux = Mux::new(Arc::clone(&self.bus), |node| topics::down("c", node, Leaf::Stream));
+        let mut stream: Stream = mux.open("n", &request).await.unwrap();
+        let mut text = Vec::new();
+        let all = async {
+            loop {
+                tokio::select! {
+                    event = self.events.recv() => {
+                        let Some(Event::Message { topic, payload }) = event else { continue };
+                        if topics::parse_up(&topic) == Some(("n", Leaf::Stream)) {
+                            mux.heard("n", &payload);
+                        }
+                    }
+                    incoming = stream.next() => match incoming.unwrap() {
+                        Incoming::Data { channel: STDOUT, bytes } => text.extend_from_slice(&bytes),
+                        Incoming::End(outcome) => return outcome,
+                        _ => {}
+                    },
+                }
+            }
+        };
+        let outcome = tokio::time::timeout(Duration::from_secs(10), all).await.expect("the stream hangs");
+        (String::from_utf8(text).unwrap(), outcome)
+    }
+}
+
+fn place(pod: &str, container: &str) -> Place {
+    Place { namespace: "ns".into(), pod: pod.into(), uid: format!("u-{pod}"), container: container.into() }
+}
+
+#[tokio::test]
+async fn logs_and_commands_come_through_streams() {
+    let mut world = World::new().await;
+    world.runtime.answer_exec(|_, spec| (4, spec.args.join(" ").into_bytes()));
+    world.pod("p", SIMPLE);
+    world.until(|_, s| is_ready(s)).await;
+    let log = world.dir.path().join("log/pods/ns_p_u-p/a/0.log");
+    std::fs::write(&log, "2026-01-01T00:00:00Z stdout F hello\n").unwrap();
+    let logs = |place| Request::Logs { place, options: LogOptions::default() };
+    let (text, outcome) = world.ask(logs(place("p", "a"))).await;
+    assert_eq!((text.as_str(), outcome), ("hello\n", Outcome::default()));
+
+    let command = vec!["echo".to_owned(), "hi".to_owned()];
+    let (text, outcome) =
+        world.ask(Request::Exec { place: place("p", "a"), command, stdin: false, tty: false }).await;
+    assert_eq!((text.as_str(), outcome.code), ("echo hi", Some(4)));
+
+    let (_, outcome) = world.ask(logs(place("p", "other"))).await;
+    assert!(outcome.refused);
+    assert_eq!(outcome.error.unwrap(), "container other is not valid for pod p");
+    let stranger = Place { uid: "another".into(), ..place("p", "a") };
+    assert!(world.ask(logs(stranger)).await.1.refused);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_port_of_a_pod_is_forwarded() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut world = World::new().await;
+    // In the host's network, so that no namespace has to be entered.
+    world.pod("p", r#"{"hostNetwork": true, "containers": [{"name": "a", "image": "x"}]}"#);
+    world.until(|_, s| is_ready(s)).await;
+    let server = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let echo = tokio::spawn(async move {
+        let (mut guest, _) = server.accept().await.unwrap();
+        let mut word = [0; 4];
+        guest.read_exact(&mut word).await.unwrap();
+        guest.write_all(&word).await.unwrap();
+    });
+    let mux = Mux::new(Arc::clone(&world.bus), |node| topics::down("c", node, Leaf::Stream));
+    let mut stream = mux.open("n", &Request::PortForward { place: place("p", ""), port }).await.unwrap();
+    stream.sender().send(0, bytes::Bytes::from_static(b"ping")).await.unwrap();
+    let answer = async {
+        loop {
+            tokio::select! {
+                Some(Event::Message { topic, payload }) = world.events.recv() => {
+                    if topics::parse_up(&topic) == Some(("n", Leaf::Stream)) {
+                        mux.heard("n", &payload);
+                    }
+                }
+                incoming = stream.next() => match incoming.unwrap() {
+                    Incoming::Data { bytes, .. } => return bytes,
+                    other => panic!("{other:?}"),
+                },
+            }
+        }
+    };
+    let bytes = tokio::time::timeout(Duration::from_secs(10), answer).await.expect("no answer");
+    assert_eq!(&bytes[..], b"ping");
+    echo.await.unwrap();
     world.stop().await;
 }
