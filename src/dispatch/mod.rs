@@ -13,6 +13,7 @@ mod pods;
 mod register;
 mod report;
 mod services;
+mod streams;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +30,8 @@ use futures_util::{
 };
 use k8s_openapi::api::core::v1::Node;
 use tokio::time::{Instant, sleep_until};
+
+pub use streams::{StreamError, Streams};
 
 use crate::{
     config::Cidr,
@@ -104,6 +107,7 @@ pub struct Dispatch {
     /// Of this start of the master; nodes that hear a new one say hello.
     boot: String,
     links: BTreeMap<String, Link>,
+    streams: Streams,
     /// The part of every node's set that is the same for all.
     shared: BTreeMap<ItemKey, Item>,
     shared_is_stale: bool,
@@ -125,6 +129,7 @@ impl Dispatch {
     ) -> Self {
         Self {
             objects,
+            streams: Streams::new(Arc::clone(&bus), options.cluster.clone()),
             options,
             bus,
             events,
@@ -143,6 +148,11 @@ impl Dispatch {
     #[must_use]
     pub fn with_desk(self, desk: join::Desk) -> Self {
         Self { desk: Some(desk), ..self }
+    }
+
+    /// Opens logs, commands and ports of pods on nodes; for the API.
+    pub fn streams(&self) -> Streams {
+        self.streams.clone()
     }
 
     /// Works until told to stop.
@@ -198,14 +208,16 @@ impl Dispatch {
             }
             Event::Disconnected { reason } => {
                 tracing::warn!(reason, "the link to the broker is lost");
+                self.streams.all_lost();
             }
             Event::Message { topic, payload } => {
                 if let Some(id) = topics::parse_join_up(&topic) {
                     return self.join(id, payload).await;
                 }
-                let Some((node, leaf @ (Leaf::Control | Leaf::Will))) = topics::parse_up(&topic) else {
-                    return;
-                };
+                let Some((node, leaf)) = topics::parse_up(&topic) else { return };
+                if leaf == Leaf::Stream {
+                    return self.streams.heard(node, &payload);
+                }
                 match messages::decode::<Up>(&payload) {
                     Ok(Up::Bye { session, clean }) => self.bye(node, &session, clean).await,
                     Ok(message) if leaf == Leaf::Control => self.listen(node, message).await,
@@ -275,6 +287,10 @@ impl Dispatch {
             held: known,
             dirty: false,
         };
+        if self.links.get(node).is_some_and(|old| old.session != link.session) {
+            self.streams.lost(node);
+        }
+        self.streams.joined(node);
         let fresh = self.links.insert(node.to_owned(), link).is_none();
         if fresh {
             tracing::info!(node, "the node is connected");
@@ -298,6 +314,7 @@ impl Dispatch {
             return;
         }
         self.links.remove(node);
+        self.streams.lost(node);
         tracing::warn!(node, clean, "the node is gone");
         report::lost(&self.objects, node, &self.writer).await;
     }
