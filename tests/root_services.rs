@@ -4,7 +4,12 @@
 #[path = "net_lab/mod.rs"]
 mod lab;
 
-use std::{collections::BTreeSet, io::ErrorKind, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    io::ErrorKind,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use lab::{Node, Ns, Server, ask_over, wait};
 use sampan::net::{Backend, HostPort, Network, Peer, Protocol, ServicePort};
@@ -338,4 +343,43 @@ fn udp_clients_follow_their_service() {
     answers("a2");
     lab.serve(&[POD_B], |_| {});
     answers("b");
+}
+
+/// Prints the figures (`--nocapture`); the bounds are generous, for the machine is shared.
+#[test]
+fn a_thousand_services_cost_milliseconds() {
+    const SERVICES: u16 = 1000;
+    let timed = |what: &str, run: &mut dyn FnMut()| {
+        let begin = Instant::now();
+        run();
+        let took = begin.elapsed();
+        println!("{what}: {:.2} ms", took.as_secs_f64() * 1e3);
+        took
+    };
+    let node = Node::start(Ns::new(), 0);
+    let mut services: Vec<_> = (0..SERVICES)
+        .map(|number| {
+            let [high, low] = number.to_be_bytes();
+            let mut service =
+                service(Protocol::Tcp, &[ip(10, 42, 8 + high, low), ip(10, 42, 16 + high, low)], 0);
+            service.name = format!("default/s{number}:http");
+            service.cluster_ips = vec![ip(10, 43, 8 + high, low)];
+            service.node_port = None;
+            service
+        })
+        .collect();
+    let set = |services: &[ServicePort]| wait(node.net.set_services(services, &[])).unwrap();
+    let all = timed("1,000 services with 2 endpoints each", &mut || set(&services));
+    services[500].backends[0].address = POD_B;
+    let one = timed("one endpoint changed", &mut || set(&services));
+    let same = timed("nothing changed", &mut || set(&services));
+    let pods: Vec<_> = (2..12).map(|_| Ns::new()).collect();
+    let begin = Instant::now();
+    for (pod, last) in pods.iter().zip(2..) {
+        wait(node.net.attach(&format!("pod-{last}"), &pod.path(), ip(10, 42, 0, last))).unwrap();
+    }
+    let attach = begin.elapsed() / pods.len() as u32;
+    println!("a pod attached: {:.2} ms", attach.as_secs_f64() * 1e3);
+    let generous = Duration::from_millis(500);
+    assert!(all < generous && one < generous && same < generous && attach < generous);
 }

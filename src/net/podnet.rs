@@ -267,8 +267,21 @@ impl Kernel {
         Ok(())
     }
 
+    /// Tears everything down as far as it goes; the first failure is returned, all are logged.
     fn stop(&mut self) -> Result<(), Error> {
-        let removed = self.table.remove();
+        let results = [self.table.remove(), self.remove_routes_and_links()];
+        let (done, wait) = mpsc::channel();
+        if self.reaper.send(Reap::Barrier(done)).is_ok() {
+            let _ = wait.recv();
+        }
+        self.node = None;
+        for error in results.iter().filter_map(|result| result.as_ref().err()) {
+            tracing::warn!(%error, "the network is not wholly taken down");
+        }
+        results.into_iter().collect()
+    }
+
+    fn remove_routes_and_links(&mut self) -> Result<(), Error> {
         let mut batch = Batch::new();
         for address in self.own_addresses()? {
             route::delete_address(&mut batch, LOOPBACK_INDEX, address);
@@ -284,13 +297,7 @@ impl Kernel {
                 route::delete_link(&mut batch, link.index);
             }
         }
-        self.route.apply(&batch)?;
-        let (done, wait) = mpsc::channel();
-        if self.reaper.send(Reap::Barrier(done)).is_ok() {
-            let _ = wait.recv();
-        }
-        self.node = None;
-        removed
+        Ok(self.route.apply(&batch)?)
     }
 }
 
