@@ -152,6 +152,12 @@ async fn run() {
     exit_of(&runtime, "idle").await;
     runtime.remove("idle").await.unwrap();
     runtime.remove_sandbox("pod").await.unwrap();
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let root = hierarchy.path().join(format!("sampan-bench-{}", std::process::id()));
+        // crun's parent, which it leaves, and ours.
+        let _ = fs::remove_dir(root.join("crun"));
+        let _ = fs::remove_dir(root);
+    }
 }
 
 /// Private and private dirty memory (KiB) of the one monitor that works in `dir`.
