@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{
     Api, authn, authz, discovery, health,
     negotiate::{self, Discovery, Encoding},
+    openapi,
     reply::{self, Reply},
     request::{Query, RequestInfo},
     status::Refusal,
@@ -69,6 +70,7 @@ async fn documents(api: &Api, headers: &HeaderMap, query: &Query, path: &str) ->
         ["healthz" | "livez" | "readyz", ..] => {
             health::check(api, path, query).await.ok_or(Refusal::NoSuchPath)
         }
+        ["openapi", rest @ ..] => openapi::serve(headers, rest),
         ["version"] => Ok(reply::json(StatusCode::OK, &health::version())),
         ["metrics"] => Ok(health::metrics(api)),
         [root @ ("api" | "apis")] => Ok(roots(api, headers, *root == "api")),

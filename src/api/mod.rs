@@ -12,6 +12,7 @@ mod discovery;
 mod handler;
 mod health;
 mod negotiate;
+mod openapi;
 mod patching;
 pub mod pki;
 mod render;

@@ -3,6 +3,7 @@
 
 mod agent;
 mod link;
+mod names;
 mod notify;
 mod server;
 mod worker;

@@ -87,7 +87,12 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
     let dispatch = Dispatch::new(objects.clone(), options, bus, tokens()).with_desk(desk(&pki));
     tasks.spawn("dispatch", |stop| dispatch.run(stop));
     if common.enabled(Part::Controllers) {
-        controllers::start(&tasks, &objects, &controllers::Options::default());
+        let volumes = common.data_dir.join("volumes");
+        let options = controllers::Options {
+            local_path: common.enabled(Part::LocalStorage).then(|| volumes.display().to_string()),
+            ..controllers::Options::default()
+        };
+        controllers::start(&tasks, &objects, &options);
     }
     if common.enabled(Part::Scheduler) {
         scheduler::start(&tasks, objects.clone());

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use anyhow::Context;
 
-use super::link;
+use super::{link, names};
 use crate::{
     clock::SharedClock,
     config::{Cidr, Common},
@@ -38,7 +38,11 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
         self_exe: "/proc/self/exe".into(),
     })
     .context("set up the container runtime")?;
-    let images = ImageStore::open(image::Options::new(&common.data_dir)).context("open the images")?;
+    let options = image::Options {
+        insecure_registries: common.insecure_registries.clone(),
+        ..image::Options::new(&common.data_dir)
+    };
+    let images = ImageStore::open(options).context("open the images")?;
     let network = PodNet::new(net::Options {
         cluster_cidr: member.cluster_cidr.to_string().parse()?,
         service_cidr: member.service_cidr.to_string().parse()?,
@@ -57,6 +61,10 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
         Ground { runtime: Arc::new(runtime), images: Arc::new(images), network: Arc::new(network), clock };
     let agent =
         Agent::new(options, session, bus, ground, common.node_ip).context("open the node's ledger")?;
+    if let Some(address) = member.dns_address {
+        let tables = agent.tables();
+        tasks.spawn("dns", |stop| names::run(address, tables, stop));
+    }
     tasks.spawn("agent", |stop| agent.run(stop));
     Ok(())
 }

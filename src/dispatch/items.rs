@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, PodSpec};
 use serde_json::{Value, json};
 
-use super::{Options, services};
+use super::{Options, names, services};
 use crate::{
     kinds::{self, registry},
     mqtt::messages::{Item, ItemKey, ItemKind, NodeConfig},
@@ -33,6 +33,7 @@ pub const SOURCES: &[(&str, Reach)] = &[
     ("persistentvolumeclaims", Reach::Holders(ItemKind::PersistentVolumeClaim)),
     ("persistentvolumes", Reach::Holders(ItemKind::PersistentVolume)),
     ("nodes", Reach::All),
+    ("namespaces", Reach::All),
     ("services", Reach::All),
     ("endpointslices.discovery.k8s.io", Reach::All),
 ];
@@ -52,14 +53,17 @@ fn item(kind: ItemKind, namespace: &str, name: &str, body: &impl serde::Serializ
     Item::new(ItemKey::new(kind, namespace, name), body)
 }
 
-/// What all nodes know: services and each other.
-pub fn shared(objects: &Objects) -> Vec<Item> {
-    let mut items: Vec<Item> = services::ports(objects)
+/// What all nodes know: services, names and each other.
+pub fn shared(objects: &Objects, options: &Options) -> Vec<Item> {
+    let mut items: Vec<Item> = services::ports(objects, &options.cluster_dns)
         .into_iter()
         .map(|(namespace, name, ports)| item(ItemKind::Service, &namespace, &name, &ports))
         .collect();
     for (namespace, env) in services::environment(objects) {
         items.push(item(ItemKind::ServiceEnv, &namespace, "env", &env));
+    }
+    for (namespace, names) in names::by_namespace(objects) {
+        items.push(item(ItemKind::Dns, &namespace, "names", &names));
     }
     for node in objects.list_typed::<Node>(None) {
         if let Some(peer) = peer(&node) {

@@ -9,6 +9,7 @@
 
 mod items;
 pub mod join;
+mod names;
 mod pods;
 mod register;
 mod report;
@@ -390,8 +391,10 @@ impl Dispatch {
         if !std::mem::take(&mut self.shared_is_stale) {
             return;
         }
-        let fresh: BTreeMap<_, _> =
-            items::shared(&self.objects).into_iter().map(|item| (item.key.clone(), item)).collect();
+        let fresh: BTreeMap<_, _> = items::shared(&self.objects, &self.options)
+            .into_iter()
+            .map(|item| (item.key.clone(), item))
+            .collect();
         let same = fresh.len() == self.shared.len()
             && fresh.iter().zip(&self.shared).all(|((k, a), (l, b))| k == l && a.hash == b.hash);
         if !same {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
 };
 
 use k8s_openapi::api::{
@@ -17,9 +18,8 @@ use crate::{
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// For every service that has an address: namespace, name, ports with their backends. The node a
-/// backend is on is not known here: `local` is what the node itself finds by its pod network.
-pub fn ports(objects: &Objects) -> Vec<(String, String, Vec<ServicePort>)> {
+/// EndpointSlices by the namespace and name of their service.
+pub fn slices_by_service(objects: &Objects) -> BTreeMap<(String, String), Vec<Arc<EndpointSlice>>> {
     let mut slices: BTreeMap<(String, String), Vec<_>> = BTreeMap::new();
     for slice in objects.list_typed::<EndpointSlice>(None) {
         let meta = &slice.metadata;
@@ -28,8 +28,20 @@ pub fn ports(objects: &Objects) -> Vec<(String, String, Vec<ServicePort>)> {
             slices.entry(key).or_default().push(slice);
         }
     }
+    slices
+}
+
+/// For every service that has an address: namespace, name, ports with their backends. The node a
+/// backend is on is not known here: `local` is what the node itself finds by its pod network.
+/// `answered` is an address that every node answers itself, without backends.
+pub fn ports(objects: &Objects, answered: &str) -> Vec<(String, String, Vec<ServicePort>)> {
+    let slices = slices_by_service(objects);
     let mut found = Vec::new();
     for service in objects.list_typed::<Service>(None) {
+        let address = service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref());
+        if !answered.is_empty() && address == Some(answered) {
+            continue;
+        }
         let key = (
             service.metadata.namespace.clone().unwrap_or_default(),
             service.metadata.name.clone().unwrap_or_default(),

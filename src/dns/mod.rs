@@ -8,15 +8,14 @@
 
 mod forward;
 mod server;
-mod table;
 mod upstream;
 mod zone;
 
 use std::net::SocketAddr;
 
+pub use crate::net::names::{DnsEndpoint, DnsPort, DnsService, DnsTable, DnsTarget};
 pub use forward::{ForwardOptions, StubDomain};
 pub use server::Server;
-pub use table::{DnsEndpoint, DnsPort, DnsService, DnsTable, DnsTarget};
 pub use zone::{Answer, Zone};
 
 /// Why the DNS does not serve.

@@ -8,6 +8,7 @@
 pub mod cidr;
 mod conntrack;
 pub mod fake;
+pub mod names;
 mod netlink;
 mod nftables;
 mod peers;

@@ -1,0 +1,80 @@
+//! `/openapi/v2` and `/openapi/v3`: the documents are written from the schema as they are asked for
+//! and kept by nobody; clients keep them by their entity tags.
+
+use hyper::{
+    StatusCode,
+    header::{ACCEPT, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH},
+};
+
+use super::{
+    reply::{self, Reply},
+    status::Refusal,
+};
+use crate::kinds::{
+    registry::KINDS,
+    schema::openapi::{self, V2_PROTOBUF},
+};
+
+const JSON: &str = "application/json";
+
+/// Answers a path below `/openapi`, given as its parts.
+pub fn serve(headers: &HeaderMap, parts: &[&str]) -> Result<Reply, Refusal> {
+    let failed = |error: std::io::Error| Refusal::from(crate::objects::Error::Internal(error.to_string()));
+    let (group, version) = match parts {
+        ["v2"] => {
+            let protobuf = accepts(headers, V2_PROTOBUF);
+            return answer(headers, if protobuf { V2_PROTOBUF } else { JSON }, &openapi::hash(KINDS), || {
+                if protobuf {
+                    return openapi::v2_protobuf(KINDS).map_err(failed);
+                }
+                let mut text = Vec::new();
+                openapi::v2_json(KINDS, &mut text).map_err(failed)?;
+                Ok(text)
+            });
+        }
+        ["v3"] => {
+            let index = openapi::v3_index(KINDS);
+            return Ok(reply::json(StatusCode::OK, &index));
+        }
+        ["v3", "api", version] => ("", *version),
+        ["v3", "apis", group, version] => (*group, *version),
+        _ => return Err(Refusal::NoSuchPath),
+    };
+    let rows: Vec<_> = KINDS.iter().filter(|k| k.group == group && k.version == version).collect();
+    if rows.is_empty() {
+        return Err(Refusal::NoSuchPath);
+    }
+    answer(headers, JSON, &openapi::hash(rows), || {
+        let mut text = Vec::new();
+        openapi::v3_group(KINDS, group, version, &mut text).map_err(failed)?;
+        Ok(text)
+    })
+}
+
+fn accepts(headers: &HeaderMap, content_type: &str) -> bool {
+    headers
+        .get_all(ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|one| one.split(';').next().unwrap_or_default().trim() == content_type)
+}
+
+fn answer(
+    headers: &HeaderMap,
+    content_type: &str,
+    hash: &str,
+    write: impl FnOnce() -> Result<Vec<u8>, Refusal>,
+) -> Result<Reply, Refusal> {
+    let tag = format!("\"{hash}\"");
+    let known = headers.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let mut answer = if known.is_some_and(|value| value.split(',').any(|one| one.trim() == tag)) {
+        reply::reply(StatusCode::NOT_MODIFIED, content_type, reply::full(""))
+    } else {
+        reply::pieces(headers, content_type, vec![write()?.into()])
+    };
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        answer.headers_mut().insert(ETAG, tag);
+    }
+    Ok(answer)
+}
