@@ -71,6 +71,17 @@ pub struct Common {
     /// Registries spoken to without TLS or without checking it (`host:port`)
     #[arg(long, env = "SAMPAN_INSECURE_REGISTRIES", value_delimiter = ',', value_name = "HOSTS")]
     pub insecure_registries: Vec<String>,
+    /// Ports of this node that Ingresses are served on
+    #[arg(long, env = "SAMPAN_INGRESS_HTTP_PORT", default_value_t = 80, value_name = "PORT")]
+    pub ingress_http_port: u16,
+    #[arg(
+        long,
+        env = "SAMPAN_INGRESS_HTTPS_PORT",
+        default_value_t = 443,
+        value_name = "PORT",
+        help = "The same for HTTPS"
+    )]
+    pub ingress_https_port: u16,
     /// Parts to leave out
     #[arg(long, env = "SAMPAN_DISABLE", value_delimiter = ',', value_name = "PARTS")]
     pub disable: Vec<Part>,

@@ -2,6 +2,7 @@
 //! stop. Sockets are bound while building, served while running.
 
 mod agent;
+mod ingress;
 mod link;
 mod names;
 mod notify;

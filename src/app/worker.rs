@@ -65,6 +65,7 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
         let tables = agent.tables();
         tasks.spawn("dns", |stop| names::run(address, tables, stop));
     }
+    super::ingress::start(tasks, common, agent.tables());
     tasks.spawn("agent", |stop| agent.run(stop));
     Ok(())
 }

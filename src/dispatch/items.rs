@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, PodSpec};
 use serde_json::{Value, json};
 
-use super::{Options, names, services};
+use super::{Options, ingress, names, services};
 use crate::{
     kinds::{self, registry},
     mqtt::messages::{Item, ItemKey, ItemKind, NodeConfig},
@@ -36,6 +36,10 @@ pub const SOURCES: &[(&str, Reach)] = &[
     ("namespaces", Reach::All),
     ("services", Reach::All),
     ("endpointslices.discovery.k8s.io", Reach::All),
+    ("ingresses.networking.k8s.io", Reach::All),
+    ("ingressclasses.networking.k8s.io", Reach::All),
+    // Certificates of Ingresses; what is sent differs only when one of these did.
+    ("secrets", Reach::All),
 ];
 
 /// The node that an object belongs to.
@@ -53,7 +57,7 @@ fn item(kind: ItemKind, namespace: &str, name: &str, body: &impl serde::Serializ
     Item::new(ItemKey::new(kind, namespace, name), body)
 }
 
-/// What all nodes know: services, names and each other.
+/// What all nodes know: services, names, Ingresses and each other.
 pub fn shared(objects: &Objects, options: &Options) -> Vec<Item> {
     let mut items: Vec<Item> = services::ports(objects, &options.cluster_dns)
         .into_iter()
@@ -64,6 +68,9 @@ pub fn shared(objects: &Objects, options: &Options) -> Vec<Item> {
     }
     for (namespace, names) in names::by_namespace(objects) {
         items.push(item(ItemKind::Dns, &namespace, "names", &names));
+    }
+    for (namespace, table) in ingress::tables(objects) {
+        items.push(item(ItemKind::Ingress, &namespace, "rules", &table));
     }
     for node in objects.list_typed::<Node>(None) {
         if let Some(peer) = peer(&node) {

@@ -7,6 +7,7 @@
 //! writes nothing.
 //! Deliberately absent: what nodes do with it (`node`), HTTP (`api`).
 
+mod ingress;
 mod items;
 pub mod join;
 mod names;

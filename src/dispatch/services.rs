@@ -116,7 +116,7 @@ fn protocol(name: Option<&str>) -> Option<Protocol> {
 
 /// The endpoints of one port: the ready ones; when there are none, those that still serve while
 /// they terminate (KEP-1669).
-fn backends(slices: &[&EndpointSlice], port_name: &str, all: bool) -> Vec<Backend> {
+pub fn backends(slices: &[&EndpointSlice], port_name: &str, all: bool) -> Vec<Backend> {
     let ready = |e: &Endpoint| all || e.conditions.as_ref().is_none_or(|c| c.ready.unwrap_or(true));
     let serving = |e: &Endpoint| {
         e.conditions.as_ref().is_some_and(|c| c.serving.unwrap_or(false) && c.terminating.unwrap_or(false))

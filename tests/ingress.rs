@@ -1,0 +1,233 @@
+//! The Ingress server over real sockets of the loopback, with a backend made here.
+
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName},
+};
+use sampan::{
+    ingress::Server,
+    net::routes::{IngressCertificate, IngressRule, IngressTable},
+    tasks::CancellationToken,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// Answers every request with its own head; echoes after an upgrade.
+async fn backend() -> SocketAddrV4 {
+    let listener = TcpListener::bind(LOCAL).await.unwrap();
+    let SocketAddr::V4(address) = listener.local_addr().unwrap() else { unreachable!() };
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                while let Some(head) = read_head(&mut stream).await {
+                    if head.contains("upgrade: echo") {
+                        let switch = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+                        stream.write_all(switch.as_bytes()).await.unwrap();
+                        let (mut from, mut to) = stream.split();
+                        let _ = tokio::io::copy(&mut from, &mut to).await;
+                        return;
+                    }
+                    let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")?.parse().ok());
+                    let mut body = vec![0; length.unwrap_or(0)];
+                    stream.read_exact(&mut body).await.unwrap();
+                    let reply = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{head}", head.len());
+                    stream.write_all(reply.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+/// A head to its empty line, in lower case; `None` at the end of the connection.
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    Some(String::from_utf8(head).unwrap().to_lowercase())
+}
+
+/// Sends a request that closes the connection; the whole answer.
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an answer in time").unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+fn get(host: &str, path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: 192.0.2.66\r\nConnection: close\r\n\r\n")
+}
+
+struct World {
+    server: Arc<Server>,
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<()>,
+    certificate: CertificateDer<'static>,
+}
+
+async fn world() -> World {
+    let live = backend().await;
+    // A port that nobody listens on: bound, and let go.
+    let dead = TcpListener::bind(LOCAL).await.unwrap().local_addr().unwrap();
+    let SocketAddr::V4(dead) = dead else { unreachable!() };
+    let rule = |host: &str, path: &str, endpoints: &[SocketAddrV4]| IngressRule {
+        host: host.into(),
+        path: path.into(),
+        endpoints: endpoints.to_vec(),
+        ..IngressRule::default()
+    };
+    let mut secure = rule("secure.test", "/", &[live]);
+    secure.options.redirect_to_tls = true;
+    let mut small = rule("web.test", "/small", &[live]);
+    small.options.body_bytes_max = Some(4);
+    let mut closed = rule("web.test", "/closed", &[live]);
+    closed.options.source_ranges = vec!["192.0.2.0/24".into()];
+    let made = rcgen::generate_simple_self_signed(["secure.test".to_owned()]).unwrap();
+    let table = IngressTable {
+        rules: vec![
+            rule("web.test", "/", &[dead, live]),
+            rule("web.test", "/none", &[]),
+            small,
+            closed,
+            secure,
+        ],
+        certificates: vec![IngressCertificate {
+            secret: "test/secure".into(),
+            hosts: vec!["secure.test".into()],
+            certificate: made.cert.pem(),
+            key: made.signing_key.serialize_pem(),
+        }],
+    };
+    let server = Arc::new(Server::bind(LOCAL, LOCAL).await.unwrap());
+    server.set_table(Arc::new(table));
+    let stop = CancellationToken::new();
+    let (run, token) = (Arc::clone(&server), stop.clone());
+    let running = tokio::spawn(async move { run.run(token).await });
+    World { server, stop, running, certificate: made.cert.der().clone() }
+}
+
+impl World {
+    async fn plain(&self) -> TcpStream {
+        TcpStream::connect(self.server.addresses().0).await.unwrap()
+    }
+
+    async fn get(&self, host: &str, path: &str) -> String {
+        ask(self.plain().await, &get(host, path)).await
+    }
+
+    fn connector(&self, alpn: &str) -> TlsConnector {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+        TlsConnector::from(Arc::new(config))
+    }
+}
+
+#[tokio::test]
+async fn requests_reach_their_backends() {
+    let world = world().await;
+    // Twice: whichever endpoint is first, the dead one is passed over.
+    for _ in 0..2 {
+        let answer = world.get("web.test", "/a?b=c").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        for line in [
+            "get /a?b=c http/1.1",
+            "host: web.test",
+            "x-forwarded-for: 127.0.0.1",
+            "x-forwarded-proto: http\r",
+        ] {
+            assert!(answer.contains(line), "{line} is not in {answer}");
+        }
+    }
+    for (host, path, status) in [
+        ("other.test", "/", "404"),
+        ("web.test", "/none", "503"),
+        ("web.test", "/closed", "403"),
+        ("web.test", "/x/../closed", "400"),
+    ] {
+        let answer = world.get(host, path).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{host}{path}: {answer}");
+    }
+    for (head, body, status) in [
+        ("Content-Length: 4", "abcd", "200"),
+        ("Content-Length: 5", "abcde", "413"),
+        ("Transfer-Encoding: chunked", "5\r\nabcde\r\n0\r\n\r\n", "413"),
+    ] {
+        let request =
+            format!("POST /small HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n{head}\r\n\r\n{body}");
+        let answer = ask(world.plain().await, &request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{head}: {answer}");
+    }
+    let answer = world.get("secure.test", "/x?y").await;
+    let location = format!("location: https://secure.test:{}/x?y", world.server.addresses().1.port());
+    assert!(answer.starts_with("HTTP/1.1 308") && answer.contains(&location), "{answer}");
+}
+
+#[tokio::test]
+async fn tls_is_by_name_and_http2_works() {
+    let world = world().await;
+    let name = ServerName::try_from("secure.test").unwrap();
+    let open = async |alpn| {
+        let stream = TcpStream::connect(world.server.addresses().1).await.unwrap();
+        world.connector(alpn).connect(name.clone(), stream).await
+    };
+    let answer = ask(open("http/1.1").await.unwrap(), &get("secure.test", "/")).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("x-forwarded-proto: https"), "{answer}");
+
+    let io = hyper_util::rt::TokioIo::new(open("h2").await.unwrap());
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    tokio::spawn(async move {
+        let _ = connection.await;
+        Ok::<_, Infallible>(())
+    });
+    let request =
+        hyper::Request::get("https://secure.test/two").body(http_body_util::Empty::<bytes::Bytes>::new());
+    let response = timeout(PATIENCE, sender.send_request(request.unwrap())).await.unwrap().unwrap();
+    assert_eq!(response.status(), 200);
+    let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&body).contains("host: secure.test"));
+
+    // A table without the certificate: new connections see the default one.
+    world.server.set_table(Arc::default());
+    assert!(open("http/1.1").await.is_err());
+}
+
+#[tokio::test]
+async fn upgraded_connections_pass_and_end_with_the_server() {
+    let world = world().await;
+    let mut stream = world.plain().await;
+    let request = "GET /ws HTTP/1.1\r\nHost: web.test\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let head = timeout(PATIENCE, read_head(&mut stream)).await.unwrap().unwrap();
+    assert!(head.starts_with("http/1.1 101") && head.contains("upgrade: echo"), "{head}");
+    stream.write_all(b"ping").await.unwrap();
+    let mut echoed = [0; 4];
+    timeout(PATIENCE, stream.read_exact(&mut echoed)).await.unwrap().unwrap();
+    assert_eq!(&echoed, b"ping");
+    world.stop.cancel();
+    timeout(PATIENCE, world.running).await.expect("the server stops in time").unwrap();
+}
