@@ -13,8 +13,69 @@ use sampan::{
     clock::SystemClock,
     objects::{Objects, Settings, token::Signer},
     store::Store,
+    streams::{
+        Answer, Connection, Exit, LogOptions, NodeStreams, Reader, Session, StreamError, Target, Wanted,
+    },
     tasks::CancellationToken,
 };
+
+/// A node whose containers echo; the first word of a command is its exit code.
+struct Echo;
+
+impl Echo {
+    fn session(exit: i32) -> Session {
+        let (near, far) = tokio::io::duplex(1024);
+        let (out, input) = tokio::io::split(near);
+        let (mut echoed, mut back) = tokio::io::split(far);
+        let (code, ended) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            if exit == 0 {
+                let _ = tokio::io::copy(&mut echoed, &mut back).await;
+            }
+            let _ = tokio::io::AsyncWriteExt::shutdown(&mut back).await;
+            let _ = code.send(Exit::Code(exit));
+        });
+        let (resize, _) = tokio::sync::mpsc::channel(1);
+        Session {
+            stdin: Some(Box::new(input)),
+            stdout: Some(Box::new(out)),
+            stderr: None,
+            resize,
+            exit: ended,
+        }
+    }
+}
+
+impl NodeStreams for Echo {
+    fn logs<'a>(&'a self, target: &'a Target, options: &'a LogOptions) -> Answer<'a, Reader> {
+        let text =
+            format!("{} of {} on {}: {:?}\n", target.container, target.pod, target.node, options.tail_lines);
+        Box::pin(async move { Ok(Box::new(std::io::Cursor::new(text.into_bytes())) as Reader) })
+    }
+
+    fn exec<'a>(&'a self, _: &'a Target, command: &'a [String], _: Wanted) -> Answer<'a, Session> {
+        let exit = command[0].parse().unwrap_or(0);
+        Box::pin(async move { Ok(Self::session(exit)) })
+    }
+
+    fn attach<'a>(&'a self, target: &'a Target, _: Wanted) -> Answer<'a, Session> {
+        Box::pin(async move { Err(StreamError::NodeAway(target.node.clone())) })
+    }
+
+    fn connect<'a>(&'a self, _: &'a Target, _: u16) -> Answer<'a, Connection> {
+        let (near, far) = tokio::io::duplex(1024);
+        tokio::spawn(async move {
+            let (mut read, mut write) = tokio::io::split(far);
+            tokio::io::copy(&mut read, &mut write).await
+        });
+        let (read, write) = tokio::io::split(near);
+        Box::pin(async move { Ok(Connection { read: Box::new(read), write: Box::new(write) }) })
+    }
+
+    fn stats<'a>(&'a self, node: &'a str) -> Answer<'a, serde_json::Value> {
+        Box::pin(async move { Err(StreamError::NodeAway(node.to_owned())) })
+    }
+}
 
 struct Cluster {
     folder: tempfile::TempDir,
@@ -46,6 +107,7 @@ impl Cluster {
             cluster_domain: "cluster.local".to_owned(),
         };
         let server = Server::bind(config, objects, Arc::clone(&pki)).await.unwrap();
+        let server = server.with_streams(Arc::new(Echo));
         let address = server.local_addr();
         pki.write_kubeconfig(&folder.path().join("admin.conf"), &format!("https://{address}")).unwrap();
         let stop = CancellationToken::new();
@@ -179,4 +241,59 @@ async fn kubectl_changes_what_there_is() {
     cluster.ok("create sa robot", "").await;
     assert_eq!(cluster.ok("create token robot", "").await.trim().split('.').count(), 3);
     assert!(cluster.ok("delete deploy web --cascade=background", "").await.contains("deleted"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_may_does() {
+    if !have_kubectl() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    assert!(cluster.ok("create --validate=false -f -", CONFIG_MAP).await.contains("created"));
+    assert!(
+        cluster
+            .ok("apply --validate=false --server-side --force-conflicts -f -", CONFIG_MAP)
+            .await
+            .contains("applied")
+    );
+    let other = CONFIG_MAP.replace("k: v", "k: other");
+    let conflict =
+        cluster.refused("apply --validate=false --server-side --field-manager=other -f -", &other).await;
+    assert!(conflict.contains("conflict"), "{conflict}");
+    assert!(cluster.ok("auth can-i create pods", "").await.contains("yes"));
+    assert!(cluster.ok("auth whoami", "").await.contains("kubernetes-admin"));
+    let robot = "--as=system:serviceaccount:default:robot";
+    assert!(cluster.refused(&format!("get cm a {robot}"), "").await.contains("cannot get resource"));
+    cluster.ok("create role reader --verb=get,list --resource=configmaps", "").await;
+    cluster.ok("create rolebinding reader --role=reader --serviceaccount=default:robot", "").await;
+    assert!(cluster.ok(&format!("get cm a -o name {robot}"), "").await.contains("configmap/a"));
+    assert!(cluster.refused(&format!("delete cm a {robot}"), "").await.contains("cannot delete resource"));
+    cluster.ok("create role grantor --verb=create --resource=roles", "").await;
+    cluster.ok("create rolebinding grantor --role=grantor --serviceaccount=default:robot", "").await;
+    let granted = cluster.refused(&format!("create role all --verb=* --resource=secrets {robot}"), "").await;
+    assert!(granted.contains("is attempting to grant RBAC permissions not currently held"), "{granted}");
+}
+
+const POD: &str = "apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec: {nodeName: n, serviceAccountName: sa, containers: [{name: c, image: demo}]}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_streams() {
+    if !have_kubectl() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    cluster.ok("create sa sa", "").await;
+    cluster.ok("create --validate=false -f -", POD).await;
+    let running = r#"--subresource=status --type=merge -p={"status":{"phase":"Running"}}"#;
+    cluster.ok(&format!("patch pod p {running}"), "").await;
+    assert_eq!(cluster.ok("logs p --tail=3", "").await, "c of p on n: Some(3)\n");
+    assert_eq!(cluster.ok("exec -i p -- 0", "hello").await, "hello");
+    let failed = cluster.kubectl("exec p -- 3", "").await;
+    assert_eq!(failed.status.code(), Some(3), "{}", String::from_utf8_lossy(&failed.stderr));
+    assert!(cluster.refused("attach p", "").await.contains("not connected"));
+    assert!(cluster.refused("logs p -c nope", "").await.contains("container nope is not valid for pod p"));
 }

@@ -19,7 +19,10 @@ use super::{
     tls::CertificateIdentity,
     verbs,
 };
-use crate::kinds::registry::{self, KINDS};
+use crate::{
+    kinds::registry::{self, KINDS},
+    objects::token,
+};
 
 /// The certificate of a connection.
 pub enum Presented {
@@ -53,7 +56,7 @@ async fn route(
     info: RequestInfo,
 ) -> Result<Reply, Refusal> {
     let user = authn::authenticate(api, presented, request.headers())?;
-    authz::authorize(&user, &info)?;
+    authz::authorize(&api.objects, &user, &info)?;
     if info.resource.is_some() {
         return verbs::handle(api, user, request, query, info).await;
     }
@@ -79,6 +82,17 @@ async fn documents(api: &Api, headers: &HeaderMap, query: &Query, path: &str) ->
             .map(|value| reply::json(StatusCode::OK, &value))
             .ok_or(Refusal::NoSuchPath),
         ["apis", group, version] => resources(headers, group, version),
+        [".well-known", "openid-configuration"] => {
+            let document = json!({"issuer": token::ISSUER, "jwks_uri": format!("https://{}/openid/v1/jwks", api.address),
+                "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["ES256"]});
+            Ok(reply::json(StatusCode::OK, &document))
+        }
+        ["openid", "v1", "jwks"] => {
+            let settings = api.objects.settings().ok_or(Refusal::NoSuchPath)?;
+            let keys = settings.tokens.key_set().to_string();
+            Ok(reply::reply(StatusCode::OK, "application/jwk-set+json", reply::full(keys)))
+        }
         _ => Err(Refusal::NoSuchPath),
     }
 }

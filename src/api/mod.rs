@@ -9,6 +9,7 @@ mod authn;
 mod authz;
 mod body;
 mod discovery;
+mod escalation;
 mod handler;
 mod health;
 mod negotiate;
@@ -18,22 +19,30 @@ pub mod pki;
 mod render;
 mod reply;
 mod request;
+mod reviews;
 mod select;
 mod server;
 mod status;
+mod streaming;
 mod subresources;
 pub mod tls;
 mod verbs;
 mod watching;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 pub use server::Server;
+use tokio_util::task::TaskTracker;
 
 use crate::{
     config::Cidr,
     kinds::{Kind, registry},
     objects::Objects,
+    streams::NodeStreams,
     tasks::CancellationToken,
 };
 
@@ -68,6 +77,10 @@ struct Api {
     pub metrics: health::Metrics,
     /// Ends watches and streams when the server stops.
     pub stop: CancellationToken,
+    /// The way to nodes, once there is one.
+    pub streams: OnceLock<Arc<dyn NodeStreams>>,
+    /// Upgraded connections.
+    pub sessions: TaskTracker,
     /// `host:port` that clients are told to use.
     pub address: SocketAddr,
 }

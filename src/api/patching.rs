@@ -12,11 +12,16 @@ use super::{
     verbs::Call,
 };
 use crate::{
-    kinds::{FieldError, Subresource, schema::Type},
-    objects::{self, scale},
+    kinds::{
+        FieldError, Subresource,
+        schema::{Problem, Type},
+    },
+    objects::{self, WriteOptions, scale},
     patch::{self, PatchError},
 };
 
+/// How often an apply is tried again when others write the same object.
+const APPLY_TRIES_MAX: u32 = 5;
 const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml";
 
 /// A patch of a body.
@@ -39,6 +44,9 @@ impl Patch {
 impl Call {
     pub async fn patch(&mut self, bytes: &Bytes) -> Result<Reply, Refusal> {
         let options = self.write_options()?;
+        if negotiate::content_type(&self.headers) == "application/apply-patch+yaml" {
+            return self.apply(bytes, options).await;
+        }
         let validation = FieldValidation::parse(&self.query, "PatchOptions.meta.k8s.io")?;
         let parse = |bytes: &[u8]| body::parse(bytes, Encoding::Json);
         let (patch, duplicates) = match negotiate::content_type(&self.headers) {
@@ -60,8 +68,7 @@ impl Call {
                 )));
             }
         };
-        let duplicates: Vec<_> =
-            duplicates.into_iter().map(crate::kinds::schema::Problem::Duplicate).collect();
+        let duplicates: Vec<_> = duplicates.into_iter().map(Problem::Duplicate).collect();
         validation.judge(&duplicates, &mut self.warnings)?;
         let schema = if self.subresource == Some(Subresource::Scale) {
             super::subresources::scale_schema()?
@@ -96,6 +103,94 @@ impl Call {
         self.object(StatusCode::OK, &patched)
     }
 
+    /// Server-side apply: creates the object when it is not there.
+    async fn apply(&mut self, bytes: &Bytes, mut options: WriteOptions) -> Result<Reply, Refusal> {
+        const OPTIONS: &str = "PatchOptions.meta.k8s.io";
+        if self.query.filled("fieldManager").is_none() {
+            let error = FieldError::required("fieldManager", "is required for apply patch");
+            return Err(objects::Error::Invalid {
+                kind: OPTIONS.to_owned(),
+                name: String::new(),
+                errors: vec![error],
+            }
+            .into());
+        }
+        let validation = FieldValidation::parse(&self.query, OPTIONS)?;
+        let force = self.query.flag("force");
+        if self.subresource == Some(Subresource::Scale) {
+            return Err(Refusal::UnsupportedMediaType("a Scale cannot be applied".to_owned()));
+        }
+        let schema = self.schema()?;
+        let parsed = body::parse(bytes, Encoding::Yaml)?;
+        let mut problems: Vec<_> = parsed.duplicates.into_iter().map(Problem::Duplicate).collect();
+        let patch = parsed.value;
+        problems.extend(body::fit(patch.clone(), schema, validation)?.1);
+        validation.judge(&problems, &mut self.warnings)?;
+        options.tracked = false;
+        let subresource = self.subresource.map(Subresource::name).unwrap_or_default();
+        let manager = options.manager.clone();
+        let objects = self.api.objects.clone();
+        let name = self.path.name.clone();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let current = match objects.get(self.stored, self.namespace(), &name) {
+                Ok(current) => Some(current),
+                Err(error) if error.is_not_found() && self.subresource.is_none() => None,
+                Err(error) => return Err(error.into()),
+            };
+            let live = current.as_ref().map(|o| self.requested_form(o.value()));
+            let writer = patch::Writer { manager: &manager, subresource, now: objects.clock().now() };
+            let applied = patch::apply(live.as_ref(), &patch, schema, force, writer)
+                .map_err(|e| self.apply_refused(e))?;
+            let (mut value, _) = body::fit(applied, schema, FieldValidation::Ignore)?;
+            if let Some(live) = &live {
+                patch::keep_times(&mut value, live);
+            }
+            self.refuse_escalation(&value, live.as_ref())?;
+            let value = self.to_stored(value);
+            let outcome = match &current {
+                Some(_) => {
+                    let subresource = self.subresource;
+                    objects.update(self.stored, subresource, self.namespace(), &name, value, &options).await
+                }
+                None => objects.create(self.stored, self.namespace(), value, &options).await,
+            };
+            match outcome {
+                Err(objects::Error::Conflict { .. } | objects::Error::AlreadyExists { .. })
+                    if tries < APPLY_TRIES_MAX => {}
+                Err(error) => return Err(error.into()),
+                Ok(object) => {
+                    let code = if current.is_some() { StatusCode::OK } else { StatusCode::CREATED };
+                    return self.object(code, &object);
+                }
+            }
+        }
+    }
+
+    fn apply_refused(&self, error: patch::ApplyError) -> Refusal {
+        match error {
+            patch::ApplyError::Conflicts(conflicts) => {
+                let patch::Conflicts { message, causes } = conflicts;
+                objects::Error::ApplyConflict { message, causes }.into()
+            }
+            patch::ApplyError::Patch(error) => self.patch_refused(error),
+        }
+    }
+
+    fn patch_refused(&self, error: PatchError) -> Refusal {
+        match error {
+            PatchError::BadRequest(message) => Refusal::bad_request(message),
+            PatchError::TooLarge(_) => Refusal::TooLarge(body::BODY_BYTES_MAX),
+            PatchError::Unprocessable(message) => objects::Error::Invalid {
+                kind: self.full_kind(),
+                name: self.path.name.clone(),
+                errors: vec![FieldError::invalid("patch", Value::Null, message)],
+            }
+            .into(),
+        }
+    }
+
     /// The stored object as the patch makes it.
     fn patched(
         &self,
@@ -105,17 +200,7 @@ impl Call {
         validation: FieldValidation,
         warnings: &mut Vec<String>,
     ) -> Result<Value, Refusal> {
-        let name = &self.path.name;
-        let refuse = |error: PatchError| match error {
-            PatchError::BadRequest(message) => Refusal::bad_request(message),
-            PatchError::TooLarge(_) => Refusal::TooLarge(body::BODY_BYTES_MAX),
-            PatchError::Unprocessable(message) => objects::Error::Invalid {
-                kind: self.full_kind(),
-                name: name.clone(),
-                errors: vec![FieldError::invalid("patch", Value::Null, message)],
-            }
-            .into(),
-        };
+        let refuse = |error: PatchError| self.patch_refused(error);
         if self.subresource == Some(Subresource::Scale) {
             let live = scale::of(stored);
             let value = patch.apply(&live, schema).map_err(refuse)?;
@@ -147,6 +232,7 @@ impl Call {
             }
         }
         warnings.extend((self.kind.strategy.warnings)(&value));
+        self.refuse_escalation(&value, Some(&live))?;
         Ok(self.to_stored(value))
     }
 }

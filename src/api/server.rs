@@ -1,6 +1,10 @@
 //! Connections: accept, TLS, HTTP/1.1 and 2, limits, an end.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use hyper::service::service_fn;
 use hyper_util::{
@@ -13,6 +17,7 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
 
 use super::{
     Api, ApiError, Config, handler,
@@ -20,7 +25,7 @@ use super::{
     pki::Pki,
     tls::{ClientCertificates, ServingCertificate, TrustedTime, server_config},
 };
-use crate::{clock::Clock as _, objects::Objects, tasks::CancellationToken};
+use crate::{clock::Clock as _, objects::Objects, streams::NodeStreams, tasks::CancellationToken};
 
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 4096;
@@ -67,9 +72,18 @@ impl Server {
             objects,
             time,
             stop: CancellationToken::new(),
+            streams: OnceLock::new(),
+            sessions: TaskTracker::new(),
             address,
         });
         Ok(Self { listener, acceptor: TlsAcceptor::from(tls), serving, certificates, api })
+    }
+
+    /// Gives the server its way to nodes, for logs, exec, attach and port-forward.
+    #[must_use]
+    pub fn with_streams(self, streams: Arc<dyn NodeStreams>) -> Self {
+        let _ = self.api.streams.set(streams);
+        self
     }
 
     /// The address that was bound.
@@ -112,7 +126,11 @@ impl Server {
             });
         }
         self.api.stop.cancel();
-        let drained = async { while connections.join_next().await.is_some() {} };
+        self.api.sessions.close();
+        let drained = async {
+            while connections.join_next().await.is_some() {}
+            self.api.sessions.wait().await;
+        };
         if tokio::time::timeout(DRAIN, drained).await.is_err() {
             tracing::debug!("some requests did not end in time");
         }

@@ -15,7 +15,7 @@ use super::{
     request::{Query, RequestInfo, ResourcePath},
     select::{Filter, Page, PageState, WatchOptions, encode_token},
     status::{self, Refusal},
-    stored_kind,
+    stored_kind, streaming,
     watching::Watching,
 };
 use crate::{
@@ -68,7 +68,7 @@ pub async fn handle(
         "" => None,
         name => Some(*kind.subresources.iter().find(|s| s.name() == name).ok_or(Refusal::NoSuchPath)?),
     };
-    let (head, body) = request.into_parts();
+    let headers = request.headers().clone();
     let mut call = Call {
         api: Arc::clone(api),
         stored: stored_kind(kind),
@@ -77,7 +77,7 @@ pub async fn handle(
         kind,
         subresource,
         query,
-        headers: head.headers,
+        headers,
         user,
         warnings: Vec::new(),
     };
@@ -85,6 +85,13 @@ pub async fn handle(
     if subresource.is_none() && !kind.verbs.contains(&verb) {
         return Err(Refusal::NoSuchMethod);
     }
+    if matches!(verb, "get" | "create")
+        && let Some(Subresource::Other(name)) = subresource
+        && streaming::is_stream(name)
+    {
+        return streaming::serve(&call, name, request).await;
+    }
+    let body = request.into_body();
     let mut answer = match (verb, subresource) {
         ("get", None) => call.get(),
         ("get", Some(subresource)) => call.get_subresource(subresource),
@@ -320,7 +327,7 @@ impl Call {
             ));
         }
         let manager = if manager.is_empty() { self.agent() } else { manager.to_owned() };
-        Ok(WriteOptions { user: self.user.clone(), manager, dry_run })
+        Ok(WriteOptions { user: self.user.clone(), manager, tracked: true, dry_run })
     }
 
     /// The field manager of a client that names none: its user agent up to the first slash.
@@ -385,6 +392,7 @@ impl Call {
             return self.answer(value, &options).await;
         }
         self.warnings.extend((self.kind.strategy.warnings)(&value));
+        self.refuse_escalation(&value, None)?;
         let value = self.to_stored(value);
         let created = self.api.objects.create(self.stored, self.namespace(), value, &options).await?;
         self.object(StatusCode::CREATED, &created)
@@ -404,9 +412,11 @@ impl Call {
             )));
         }
         self.warnings.extend((self.kind.strategy.warnings)(&value));
-        let value = self.to_stored(value);
         let objects = &self.api.objects;
         let name = &self.path.name;
+        let old = objects.get(self.stored, self.namespace(), name)?;
+        self.refuse_escalation(&value, Some(&old.value()))?;
+        let value = self.to_stored(value);
         let updated =
             objects.update(self.stored, self.subresource, self.namespace(), name, value, &options).await?;
         self.object(StatusCode::OK, &updated)
@@ -481,7 +491,7 @@ impl Call {
                 let pod = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
                 self.bind_to(&pod, &value, options).await
             }
-            _ => Err(Refusal::NoSuchMethod),
+            _ => self.review(value),
         }
     }
 

@@ -23,7 +23,10 @@ use crate::{
         session::Address,
         topics,
     },
-    objects::Objects,
+    objects::{
+        Objects, Settings,
+        token::{Bound, Signer, TokenSpec},
+    },
     scheduler,
     store::Store,
     tasks::Tasks,
@@ -42,8 +45,12 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
     let state = common.data_dir.join("server");
     let clock: SharedClock = Arc::new(SystemClock);
     let store = Store::open(&state.join("state.db"))?;
-    let objects = Objects::new(store.clone(), Arc::clone(&clock));
     let pki = Arc::new(Pki::open(&state.join("pki"))?);
+    let settings = Settings {
+        service_cidr: config.service_cidr,
+        tokens: Arc::new(Signer::new(pki.service_account_key())?),
+    };
+    let objects = Objects::of_cluster(store.clone(), Arc::clone(&clock), settings);
     let cluster = cluster_id(&state.join("cluster-id"))?;
     let dns = common.enabled(Part::Dns).then(|| config.service_cidr.nth(DNS_INDEX)).flatten();
 
@@ -60,6 +67,8 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
     )
     .await?;
     let here = reachable(api.local_addr());
+    let inside = common.node_ip.map_or(here.ip(), IpAddr::from);
+    objects.bootstrap(SocketAddr::new(inside, here.port())).await?;
     pki.write_kubeconfig(&common.data_dir.join("kubeconfig"), &format!("https://{here}"))?;
 
     let tasks = Arc::new(Tasks::new());
@@ -84,12 +93,13 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         cluster_dns: dns.map(|address| address.to_string()).unwrap_or_default(),
         cluster_domain: config.cluster_domain.clone(),
     };
-    let dispatch = Dispatch::new(objects.clone(), options, bus, tokens()).with_desk(desk(&pki));
+    let dispatch = Dispatch::new(objects.clone(), options, bus, tokens(&objects)).with_desk(desk(&pki));
     tasks.spawn("dispatch", |stop| dispatch.run(stop));
     if common.enabled(Part::Controllers) {
         let volumes = common.data_dir.join("volumes");
         let options = controllers::Options {
             local_path: common.enabled(Part::LocalStorage).then(|| volumes.display().to_string()),
+            root_ca: pki.ca_pem().to_owned(),
             ..controllers::Options::default()
         };
         controllers::start(&tasks, &objects, &options);
@@ -179,10 +189,19 @@ fn desk(pki: &Arc<Pki>) -> Desk {
 }
 
 /// Service account tokens for pods.
-fn tokens() -> IssueToken {
-    Arc::new(|request| {
+fn tokens(objects: &Objects) -> IssueToken {
+    let objects = objects.clone();
+    Arc::new(move |request| {
+        let objects = objects.clone();
         Box::pin(async move {
-            Err(format!("tokens for {}/{} are not issued yet", request.namespace, request.service_account))
+            let spec = TokenSpec {
+                audiences: request.audiences,
+                expiration_seconds: Some(request.expiration_seconds),
+                bound: Some(Bound { kind: "Pod".to_owned(), name: request.pod, uid: request.pod_uid }),
+            };
+            let now = objects.clock().now();
+            let issued = objects.issue_token(&request.namespace, &request.service_account, &spec, now);
+            issued.map(|t| (t.token, t.expires)).map_err(|e| e.to_string())
         })
     })
 }

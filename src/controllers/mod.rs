@@ -4,15 +4,18 @@
 //! (pure) → tests. One [`runner`] watches, plans, acts and tries again. Everything is written
 //! through [`Objects`]; nothing else is seen.
 
+pub mod cluster_role;
 pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
 mod event_collector;
+pub mod garbage;
 mod history;
 pub mod job;
 pub mod load_balancer;
+pub mod namespace;
 pub mod node;
 pub mod owner;
 pub mod plan;
@@ -22,6 +25,7 @@ pub mod quota;
 pub mod replica_set;
 pub mod replication_controller;
 pub mod runner;
+pub mod serviceaccount;
 #[cfg(test)]
 mod sim;
 pub mod stateful_set;
@@ -48,11 +52,13 @@ pub struct Options {
     pub node_grace: SignedDuration,
     /// Where the class `local-path` has its folders on the nodes; `None`: there is no such class.
     pub local_path: Option<String>,
+    /// The certificate of the cluster's authority (PEM), published in every namespace.
+    pub root_ca: String,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { node_grace: NODE_GRACE, local_path: Some(LOCAL_PATH.to_owned()) }
+        Self { node_grace: NODE_GRACE, local_path: Some(LOCAL_PATH.to_owned()), root_ca: String::new() }
     }
 }
 
@@ -92,5 +98,10 @@ fn all(options: &Options) -> Vec<Arc<dyn Controller>> {
         Arc::new(load_balancer::LoadBalancerController),
         Arc::new(load_balancer::IngressController),
         Arc::new(event_collector::EventCollector),
+        Arc::new(cluster_role::ClusterRoleAggregation),
+        Arc::new(garbage::GarbageCollector),
+        Arc::new(namespace::NamespaceController),
+        Arc::new(serviceaccount::ServiceAccountsController),
+        Arc::new(serviceaccount::RootCaPublisher { certificate: options.root_ca.clone() }),
     ]
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 
-use super::{Error, Objects, WriteOptions};
+use super::{Error, Objects, WriteOptions, roles};
 use crate::kinds::registry;
 
 /// Upstream's namespaces.
@@ -37,7 +37,19 @@ impl Objects {
                 "description": format!("Used for system {what}")});
             self.ensure("scheduling.k8s.io/v1", "PriorityClass", "", class, &options).await?;
         }
+        self.ensure_roles(&options).await?;
         self.own_service(api, &options).await
+    }
+
+    async fn ensure_roles(&self, options: &WriteOptions) -> Result<(), Error> {
+        const VERSION: &str = "rbac.authorization.k8s.io/v1";
+        for role in roles::cluster_roles() {
+            self.ensure(VERSION, "ClusterRole", "", role, options).await?;
+        }
+        for binding in roles::cluster_role_bindings() {
+            self.ensure(VERSION, "ClusterRoleBinding", "", binding, options).await?;
+        }
+        Ok(())
     }
 
     async fn ensure(

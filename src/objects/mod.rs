@@ -17,6 +17,7 @@ mod events;
 mod eviction;
 mod follow;
 pub mod quota;
+mod roles;
 pub mod scale;
 pub mod token;
 mod verbs;
@@ -50,6 +51,8 @@ pub struct WriteOptions {
     pub user: User,
     /// `fieldManager`, recorded in managedFields.
     pub manager: String,
+    /// Whether the write is noted in `metadata.managedFields` under the manager's name.
+    pub tracked: bool,
     /// `dryRun=All`: everything happens but the write.
     pub dry_run: bool,
 }
@@ -58,7 +61,7 @@ impl WriteOptions {
     /// A part of the system as the writer: `deployment-controller`.
     pub fn system(manager: &str) -> Self {
         let user = User { name: format!("system:{manager}"), ..User::default() };
-        Self { user, manager: manager.to_owned(), dry_run: false }
+        Self { user, manager: manager.to_owned(), ..Self::default() }
     }
 }
 

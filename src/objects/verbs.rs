@@ -7,7 +7,8 @@ use serde_json::Value;
 use super::{Error, Objects, WriteOptions, admission, allocate};
 use crate::{
     clock, ids,
-    kinds::{Durability, ErrorList, Kind, Subresource, remove},
+    kinds::{Durability, ErrorList, Kind, Subresource, remove, schema},
+    patch,
     store::{Change, CommitError, Expect, Key, Object, Write},
 };
 
@@ -81,6 +82,7 @@ impl Objects {
         allocate::create(self, kind, &mut value)?;
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         refuse_invalid(kind, &name, (kind.strategy.validate)(&value))?;
+        let value = self.tracked(kind, None, value, None, request.options);
         let key = Key::new(&kind.resource(), namespace, &name);
         if self.store().get(&key).is_some() {
             return Err(Error::AlreadyExists { resource: kind.resource(), name });
@@ -156,6 +158,7 @@ impl Objects {
         }
         (kind.strategy.default)(&mut value);
         value["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
+        let value = self.tracked(kind, subresource, value, Some(&old), options);
         if value == old {
             return Ok(current);
         }
@@ -195,6 +198,25 @@ impl Objects {
                 done => return done,
             }
         }
+    }
+
+    /// `value` with the writer noted in its managed fields, where the writer wants that.
+    fn tracked(
+        &self,
+        kind: &Kind,
+        subresource: Option<Subresource>,
+        value: Value,
+        old: Option<&Value>,
+        options: &WriteOptions,
+    ) -> Value {
+        let Some(schema) = schema::lookup(kind.schema).filter(|_| options.tracked) else { return value };
+        let subresource = subresource.map(Subresource::name).unwrap_or_default();
+        let writer = patch::Writer { manager: &options.manager, subresource, now: self.clock().now() };
+        let mut tracked = patch::track_update(old, &value, schema, writer);
+        if let Some(old) = old {
+            patch::keep_times(&mut tracked, old);
+        }
+        tracked
     }
 
     pub(super) async fn commit(&self, write: Write, options: &WriteOptions) -> Result<Arc<Object>, Error> {

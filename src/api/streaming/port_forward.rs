@@ -1,0 +1,242 @@
+//! `pods/portforward`: SPDY/3.1 inside a WebSocket (`SPDY/3.1+portforward.k8s.io`).
+//!
+//! For each connection the client opens two streams with the same request id: one for errors, one
+//! for data (`k8s.io/apimachinery/pkg/util/portforward`).
+
+use std::collections::HashMap;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use hyper::{Request, body::Incoming};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::mpsc,
+    task::JoinSet,
+};
+use tokio_tungstenite::tungstenite::Message;
+
+use super::{
+    nodes, pod,
+    spdy::{Decoder, Encoder, Frame, REFUSED_STREAM},
+    target,
+    websocket::{Offer, Socket},
+};
+use crate::{
+    api::{reply::Reply, status::Refusal, verbs::Call},
+    streams::{NodeStreams, Target},
+    tasks::CancellationToken,
+};
+
+const PROTOCOLS: &[&str] = &["SPDY/3.1+portforward.k8s.io"];
+/// Streams at once of one client.
+const STREAMS_MAX: usize = 512;
+/// Chunks that wait for a slow pod before the client is slowed down.
+const QUEUE_MAX: usize = 16;
+/// Frames that wait for a slow client.
+const OUTGOING_MAX: usize = 64;
+const CHUNK_BYTES: usize = 16 * 1024;
+
+pub async fn serve(call: &Call, request: Request<Incoming>) -> Result<Reply, Refusal> {
+    let pod = pod(call)?;
+    let first = pod["spec"]["containers"][0]["name"].as_str().unwrap_or_default();
+    let mut target = target(call, &pod, first)?.ok_or_else(|| {
+        Refusal::bad_request(format!("pod {} does not have a host assigned", call.path.name))
+    })?;
+    target.container = String::new();
+    if pod["status"]["phase"] != "Running" {
+        let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+        let message = format!("unable to forward port because pod is not running. Current status={phase}");
+        return Err(Refusal::bad_request(message));
+    }
+    let offer = Offer::of(request, PROTOCOLS)?;
+    let nodes = nodes(call)?;
+    let (answer, socket) = offer.accept();
+    let stop = call.api.stop.clone();
+    call.api.sessions.spawn(async move {
+        match socket.await {
+            Ok(socket) => forward(socket, nodes, target, stop).await,
+            Err(error) => tracing::debug!(%error, "a port-forward's upgrade"),
+        }
+    });
+    Ok(answer)
+}
+
+/// A stream of the client.
+struct Stream {
+    /// To the connection behind a data stream; `None` once the client has ended it, and for errors.
+    to_pod: Option<mpsc::Sender<Vec<u8>>>,
+}
+
+/// What identifies a connection: the request id, or the port where a client sends none.
+fn pair_key(headers: &[(String, String)]) -> String {
+    let get = |name: &str| headers.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
+    get("requestid").or_else(|| get("port")).unwrap_or_default()
+}
+
+async fn forward(
+    mut socket: Socket,
+    nodes: std::sync::Arc<dyn NodeStreams>,
+    target: Target,
+    stop: CancellationToken,
+) {
+    let (mut decoder, mut encoder) = (Decoder::default(), Encoder::default());
+    let (outgoing, mut frames) = mpsc::channel::<Vec<u8>>(OUTGOING_MAX);
+    let mut streams: HashMap<u32, Stream> = HashMap::new();
+    let mut errors: HashMap<String, u32> = HashMap::new();
+    let mut connections = JoinSet::new();
+    loop {
+        let message = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(frame) = frames.recv() => {
+                if socket.send(Message::Binary(frame.into())).await.is_err() {
+                    break;
+                }
+                continue;
+            }
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            message = socket.next() => message,
+        };
+        let bytes = match message {
+            Some(Ok(Message::Binary(bytes))) => bytes,
+            Some(Ok(Message::Close(_)) | Err(_)) | None => break,
+            Some(Ok(_)) => continue,
+        };
+        decoder.push(&bytes);
+        let mut answers: Vec<Vec<u8>> = Vec::new();
+        loop {
+            let frame = match decoder.next() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::debug!(%error, "port-forward");
+                    return;
+                }
+            };
+            match frame {
+                Frame::Open { stream, .. } if streams.len() >= STREAMS_MAX => {
+                    answers.push(Encoder::reset(stream, REFUSED_STREAM));
+                }
+                Frame::Open { stream, headers, .. } => {
+                    let get = |name: &str| headers.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str());
+                    let Ok(accepted) = encoder.reply(stream) else { return };
+                    let port = get("port").and_then(|p| p.parse::<u16>().ok()).filter(|p| *p > 0);
+                    match (get("streamtype"), port) {
+                        (Some("error"), Some(_)) => {
+                            errors.insert(pair_key(&headers), stream);
+                            streams.insert(stream, Stream { to_pod: None });
+                            answers.push(accepted);
+                        }
+                        (Some("data"), Some(port)) => {
+                            let (to_pod, from_client) = mpsc::channel(QUEUE_MAX);
+                            streams.insert(stream, Stream { to_pod: Some(to_pod) });
+                            answers.push(accepted);
+                            let link = Link {
+                                stream,
+                                error: errors.remove(&pair_key(&headers)),
+                                outgoing: outgoing.clone(),
+                            };
+                            let (nodes, target) = (nodes.clone(), target.clone());
+                            connections.spawn(async move {
+                                link.run(nodes.as_ref(), &target, port, from_client).await;
+                            });
+                        }
+                        _ => answers.push(Encoder::reset(stream, REFUSED_STREAM)),
+                    }
+                }
+                Frame::Data { stream, bytes, fin } => {
+                    if let Some(open) = streams.get_mut(&stream) {
+                        if let Some(to_pod) = open.to_pod.clone().filter(|_| !bytes.is_empty()) {
+                            // Waiting here would also stop what goes to the client.
+                            let mut sending = std::pin::pin!(to_pod.send(bytes));
+                            loop {
+                                tokio::select! {
+                                    _ = &mut sending => break,
+                                    Some(frame) = frames.recv() => {
+                                        if socket.send(Message::Binary(frame.into())).await.is_err() {
+                                            return;
+                                        }
+                                    }
+                                }
+                            }
+                        }
+                        if fin {
+                            open.to_pod = None;
+                        }
+                    }
+                }
+                Frame::Reset { stream, .. } => {
+                    streams.remove(&stream);
+                }
+                Frame::Ping(id) => answers.push(Encoder::ping(id)),
+                Frame::GoAway => return,
+                Frame::Other => {}
+            }
+        }
+        for answer in answers {
+            if socket.send(Message::Binary(answer.into())).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// One forwarded connection.
+struct Link {
+    stream: u32,
+    error: Option<u32>,
+    outgoing: mpsc::Sender<Vec<u8>>,
+}
+
+impl Link {
+    async fn run(
+        self,
+        nodes: &dyn NodeStreams,
+        target: &Target,
+        port: u16,
+        mut from_client: mpsc::Receiver<Vec<u8>>,
+    ) {
+        let connection = match nodes.connect(target, port).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                let text = format!(
+                    "error forwarding port {port} to pod {}, uid {}: {error}",
+                    target.pod, target.uid
+                );
+                return self.end(text.as_bytes()).await;
+            }
+        };
+        let (mut read, mut write) = (connection.read, connection.write);
+        let to_pod = async {
+            while let Some(bytes) = from_client.recv().await {
+                if write.write_all(&bytes).await.is_err() || write.flush().await.is_err() {
+                    break;
+                }
+            }
+            let _ = write.shutdown().await;
+        };
+        let to_client = async {
+            let mut buffer = vec![0; CHUNK_BYTES];
+            loop {
+                let count = read.read(&mut buffer).await.unwrap_or(0);
+                if count == 0
+                    || self.outgoing.send(Encoder::data(self.stream, &buffer[..count], false)).await.is_err()
+                {
+                    break;
+                }
+            }
+        };
+        // When the pod has nothing more to say, the connection is over, as upstream has it.
+        tokio::select! {
+            () = to_client => {}
+            () = async { to_pod.await; std::future::pending().await } => {}
+        }
+        self.end(b"").await;
+    }
+
+    /// Ends both streams, the error stream with a text if there is one.
+    async fn end(&self, text: &[u8]) {
+        if let Some(error) = self.error {
+            let _ = self.outgoing.send(Encoder::data(error, text, true)).await;
+        }
+        let _ = self.outgoing.send(Encoder::data(self.stream, b"", true)).await;
+    }
+}
