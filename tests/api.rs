@@ -277,7 +277,7 @@ async fn only_who_may_does() {
 const POD: &str = "apiVersion: v1
 kind: Pod
 metadata: {name: p}
-spec: {nodeName: n, serviceAccountName: sa, containers: [{name: c, image: demo}]}
+spec: {nodeName: worker, serviceAccountName: sa, containers: [{name: c, image: demo}]}
 ";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -290,7 +290,7 @@ async fn kubectl_streams() {
     cluster.ok("create --validate=false -f -", POD).await;
     let running = r#"--subresource=status --type=merge -p={"status":{"phase":"Running"}}"#;
     cluster.ok(&format!("patch pod p {running}"), "").await;
-    assert_eq!(cluster.ok("logs p --tail=3", "").await, "c of p on n: Some(3)\n");
+    assert_eq!(cluster.ok("logs p --tail=3", "").await, "c of p on worker: Some(3)\n");
     assert_eq!(cluster.ok("exec -i p -- 0", "hello").await, "hello");
     let failed = cluster.kubectl("exec p -- 3", "").await;
     assert_eq!(failed.status.code(), Some(3), "{}", String::from_utf8_lossy(&failed.stderr));
