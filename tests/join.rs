@@ -6,7 +6,7 @@ use std::process::Command;
 
 use common::{Namespace, Node, SAMPAN, Switch, must, output, unique, wait_for};
 
-const POD: &str = r#"
+const POD: &str = r"
 apiVersion: v1
 kind: Pod
 metadata: {name: web}
@@ -15,7 +15,7 @@ spec:
   containers:
   - name: web
     image: sampan.dev/demo
-"#;
+";
 
 fn token(master: &Node, args: &[&str]) -> Vec<String> {
     let mut command = master.space.command(SAMPAN);

@@ -7,6 +7,7 @@ mod link;
 mod names;
 mod notify;
 mod server;
+mod streams;
 mod worker;
 
 use std::sync::Arc;

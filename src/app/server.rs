@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use rustls::pki_types::CertificateDer;
 
-use super::{App, link, worker};
+use super::{App, link, streams, worker};
 use crate::{
     api::{self, pki::Pki, tls},
     clock::{SharedClock, SystemClock},
@@ -76,8 +76,6 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         Some(url) => url.parse()?,
         None => start_broker(&tasks, &config, &cluster, &clock, &pki).await?,
     };
-    tasks.spawn("api", |stop| api.run(stop));
-
     let master = link::Client {
         id: format!("sampan-{cluster}-master"),
         filters: topics::master_filters(&cluster),
@@ -94,6 +92,8 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         cluster_domain: config.cluster_domain.clone(),
     };
     let dispatch = Dispatch::new(objects.clone(), options, bus, tokens(&objects)).with_desk(desk(&pki));
+    let api = api.with_streams(streams::node_streams(dispatch.streams()));
+    tasks.spawn("api", |stop| api.run(stop));
     tasks.spawn("dispatch", |stop| dispatch.run(stop));
     if common.enabled(Part::Controllers) {
         let volumes = common.data_dir.join("volumes");

@@ -1,0 +1,222 @@
+//! Joins the API's streaming subresources to the dispatcher's streams over MQTT.
+//!
+//! A node refuses what it cannot do in its first frame; so the first frame is waited for, as long
+//! as a node needs to refuse, before the client is answered.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use crate::{
+    dispatch::{StreamError as Unopened, Streams},
+    mqtt::stream::{self, Incoming, Outcome, Place, Request, STDERR, STDIN, STDOUT, Stream, StreamSender},
+    streams::{
+        Answer, Connection, Exit, LogOptions, NodeStreams, Reader, Session, StreamError, Target,
+        TerminalSize, Wanted,
+    },
+};
+
+/// How long a node may take to refuse; what it has not refused by then is under way.
+const FIRST_FRAME: Duration = Duration::from_millis(500);
+/// Bytes between a stream and the client's connection.
+const PIPE_BYTES: usize = 64 << 10;
+/// Bytes of one read of what a client sends.
+const READ_BYTES: usize = 16 << 10;
+const RESIZES_MAX: usize = 4;
+
+/// The ways to all nodes.
+pub struct NodeLinks(pub Streams);
+
+struct Opened {
+    stream: Stream,
+    first: Option<Incoming>,
+}
+
+impl NodeLinks {
+    async fn open(&self, target: &Target, request: Request) -> Result<Opened, StreamError> {
+        let mut stream = self.0.open(&target.node, &request).await.map_err(|error| match error {
+            Unopened::Away(node) => StreamError::NodeAway(node),
+            link @ Unopened::Link { .. } => StreamError::Refused(link.to_string()),
+        })?;
+        match timeout(FIRST_FRAME, stream.next()).await {
+            Ok(None) => Err(StreamError::NodeAway(target.node.clone())),
+            Ok(Some(Incoming::End(Outcome { error: Some(error), refused: true, .. }))) => {
+                Err(StreamError::NotFound(error))
+            }
+            Ok(first) => Ok(Opened { stream, first }),
+            Err(_) => Ok(Opened { stream, first: None }),
+        }
+    }
+}
+
+fn place(target: &Target) -> Place {
+    Place {
+        namespace: target.namespace.clone(),
+        pod: target.pod.clone(),
+        uid: target.uid.clone(),
+        container: target.container.clone(),
+    }
+}
+
+/// The near ends of a stream's outputs, by channel.
+struct Outputs(Vec<(u8, DuplexStream)>);
+
+impl Outputs {
+    async fn write(&mut self, channel: u8, bytes: &[u8]) -> bool {
+        match self.0.iter_mut().find(|(c, _)| *c == channel) {
+            Some((_, pipe)) => pipe.write_all(bytes).await.is_ok(),
+            None => true,
+        }
+    }
+
+    fn close(&mut self, channel: u8) {
+        self.0.retain(|(c, _)| *c != channel);
+    }
+}
+
+/// Copies what comes from the node into the pipes; ends with the stream, or when nobody reads.
+async fn pump(opened: Opened, mut outputs: Outputs, exit: Option<oneshot::Sender<Exit>>) {
+    let Opened { mut stream, mut first } = opened;
+    let mut outcome = Outcome::failed("the stream was cut off");
+    loop {
+        let incoming = match first.take() {
+            Some(incoming) => Some(incoming),
+            None => stream.next().await,
+        };
+        match incoming {
+            Some(Incoming::Data { channel, bytes }) => {
+                if !outputs.write(channel, &bytes).await {
+                    break;
+                }
+            }
+            Some(Incoming::Close { channel }) => outputs.close(channel),
+            Some(Incoming::Resize { .. }) => {}
+            Some(Incoming::End(end)) => {
+                outcome = end;
+                break;
+            }
+            None => break,
+        }
+    }
+    drop(outputs);
+    if let Some(exit) = exit {
+        let end = match outcome {
+            Outcome { code: Some(code), .. } => Exit::Code(code),
+            Outcome { error: Some(error), .. } => Exit::Failed(error),
+            Outcome { .. } => Exit::Code(0),
+        };
+        // Who has gone does not want to know.
+        let _ = exit.send(end);
+    }
+}
+
+/// Copies what the client sends to a channel of the node.
+async fn feed(mut pipe: DuplexStream, sender: StreamSender, channel: u8) {
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match pipe.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(n) => {
+                if sender.send(channel, Bytes::copy_from_slice(&buffer[..n])).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+    // The stream may be over already.
+    let _ = sender.close(channel).await;
+}
+
+async fn resizes(mut sizes: mpsc::Receiver<TerminalSize>, sender: StreamSender) {
+    while let Some(TerminalSize { width, height }) = sizes.recv().await {
+        if sender.resize(width, height).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn output(outputs: &mut Vec<(u8, DuplexStream)>, channel: u8, wanted: bool) -> Option<Reader> {
+    wanted.then(|| {
+        let (near, far) = duplex(PIPE_BYTES);
+        outputs.push((channel, near));
+        Box::new(far) as Reader
+    })
+}
+
+fn session(opened: Opened, wanted: Wanted) -> Session {
+    let mut outputs = Vec::new();
+    let stdout = output(&mut outputs, STDOUT, wanted.stdout);
+    let stderr = output(&mut outputs, STDERR, wanted.stderr && !wanted.tty);
+    let sender = opened.stream.sender();
+    let stdin = wanted.stdin.then(|| {
+        let (near, far) = duplex(PIPE_BYTES);
+        tokio::spawn(feed(near, sender.clone(), STDIN));
+        Box::new(far) as crate::streams::Writer
+    });
+    let (resize, sizes) = mpsc::channel(RESIZES_MAX);
+    tokio::spawn(resizes(sizes, sender));
+    let (exited, exit) = oneshot::channel();
+    tokio::spawn(pump(opened, Outputs(outputs), Some(exited)));
+    Session { stdin, stdout, stderr, resize, exit }
+}
+
+impl NodeStreams for NodeLinks {
+    fn logs<'a>(&'a self, target: &'a Target, options: &'a LogOptions) -> Answer<'a, Reader> {
+        Box::pin(async move {
+            let options = stream::LogOptions {
+                follow: options.follow,
+                previous: options.previous,
+                timestamps: options.timestamps,
+                tail_lines: options.tail_lines,
+                limit_bytes: options.limit_bytes,
+                since: options.since,
+                stream: options.stream.clone(),
+            };
+            let opened = self.open(target, Request::Logs { place: place(target), options }).await?;
+            let (near, far) = duplex(PIPE_BYTES);
+            tokio::spawn(pump(opened, Outputs(vec![(STDOUT, near)]), None));
+            Ok(Box::new(far) as Reader)
+        })
+    }
+
+    fn exec<'a>(&'a self, target: &'a Target, command: &'a [String], wanted: Wanted) -> Answer<'a, Session> {
+        Box::pin(async move {
+            let command = command.to_vec();
+            let request =
+                Request::Exec { place: place(target), command, stdin: wanted.stdin, tty: wanted.tty };
+            Ok(session(self.open(target, request).await?, wanted))
+        })
+    }
+
+    fn attach<'a>(&'a self, target: &'a Target, wanted: Wanted) -> Answer<'a, Session> {
+        Box::pin(async move {
+            let request = Request::Attach { place: place(target), stdin: wanted.stdin };
+            Ok(session(self.open(target, request).await?, wanted))
+        })
+    }
+
+    fn connect<'a>(&'a self, target: &'a Target, port: u16) -> Answer<'a, Connection> {
+        Box::pin(async move {
+            let opened = self.open(target, Request::PortForward { place: place(target), port }).await?;
+            let (written, far_write) = duplex(PIPE_BYTES);
+            tokio::spawn(feed(written, opened.stream.sender(), STDIN));
+            let (near, far_read) = duplex(PIPE_BYTES);
+            tokio::spawn(pump(opened, Outputs(vec![(STDIN, near)]), None));
+            Ok(Connection { read: Box::new(far_read), write: Box::new(far_write) })
+        })
+    }
+
+    fn stats<'a>(&'a self, node: &'a str) -> Answer<'a, serde_json::Value> {
+        Box::pin(async move { Err(StreamError::Refused(format!("node {node:?} does not report usage yet"))) })
+    }
+}
+
+/// For the API server.
+pub fn node_streams(streams: Streams) -> Arc<dyn NodeStreams> {
+    Arc::new(NodeLinks(streams))
+}
