@@ -23,6 +23,7 @@ use crate::{
         session::Address,
         topics,
     },
+    node,
     objects::{
         Objects, Settings,
         token::{Bound, Signer, TokenSpec},
@@ -67,8 +68,14 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
     )
     .await?;
     let here = reachable(api.local_addr());
-    let inside = common.node_ip.map_or(here.ip(), IpAddr::from);
-    objects.bootstrap(SocketAddr::new(inside, here.port())).await?;
+    // A board without any network of its own is reached at the first address of its pods' network,
+    // which it has itself.
+    let inside = common
+        .node_ip
+        .or_else(node::outward_address)
+        .filter(|address| !address.is_loopback())
+        .unwrap_or(config.cluster_cidr.address);
+    objects.bootstrap(SocketAddr::from((inside, here.port()))).await?;
     pki.write_kubeconfig(&common.data_dir.join("kubeconfig"), &format!("https://{here}"))?;
 
     let tasks = Arc::new(Tasks::new());
