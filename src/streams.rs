@@ -103,6 +103,11 @@ pub enum StreamError {
 
 /// Streams to nodes.
 pub trait NodeStreams: Send + Sync + 'static {
+    /// Whether the node can be reached now: asked before a client's connection is upgraded.
+    fn is_connected(&self, _node: &str) -> bool {
+        true
+    }
+
     /// The lines of a container's log.
     fn logs<'a>(&'a self, target: &'a Target, options: &'a LogOptions) -> Answer<'a, Reader>;
 

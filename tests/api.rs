@@ -47,6 +47,10 @@ impl Echo {
 }
 
 impl NodeStreams for Echo {
+    fn is_connected(&self, node: &str) -> bool {
+        node == "worker"
+    }
+
     fn logs<'a>(&'a self, target: &'a Target, options: &'a LogOptions) -> Answer<'a, Reader> {
         let text =
             format!("{} of {} on {}: {:?}\n", target.container, target.pod, target.node, options.tail_lines);
@@ -294,6 +298,27 @@ async fn kubectl_streams() {
     assert_eq!(cluster.ok("exec -i p -- 0", "hello").await, "hello");
     let failed = cluster.kubectl("exec p -- 3", "").await;
     assert_eq!(failed.status.code(), Some(3), "{}", String::from_utf8_lossy(&failed.stderr));
-    assert!(cluster.refused("attach p", "").await.contains("not connected"));
+    let away = POD.replace("name: p}", "name: away}").replace("worker", "lost");
+    cluster.ok("create --validate=false -f -", &away).await;
+    cluster.ok(&format!("patch pod away {running}"), "").await;
+    let away = cluster.refused("attach away", "").await;
+    assert!(away.contains("not connected"), "{away}");
     assert!(cluster.refused("logs p -c nope", "").await.contains("container nope is not valid for pod p"));
+    let mut child = tokio::process::Command::new("kubectl")
+        .arg("--kubeconfig")
+        .arg(cluster.config())
+        .args(["port-forward", "pod/p", ":8080"])
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines =
+        tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
+    let line = lines.next_line().await.unwrap().unwrap();
+    let port = line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    let mut far = tokio::net::TcpStream::connect(format!("127.0.0.1:{port}")).await.unwrap();
+    let mut answer = [0; 5];
+    tokio::io::AsyncWriteExt::write_all(&mut far, b"hello").await.unwrap();
+    tokio::io::AsyncReadExt::read_exact(&mut far, &mut answer).await.unwrap();
+    assert_eq!(&answer, b"hello");
 }

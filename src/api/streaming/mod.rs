@@ -45,6 +45,13 @@ fn nodes(call: &Call) -> Result<Arc<dyn NodeStreams>, Refusal> {
         .ok_or_else(|| objects::Error::Unavailable("this server has no way to its nodes".to_owned()).into())
 }
 
+/// The way to a node that is there. Told before an upgrade is looked at: clients that fail to
+/// upgrade try another protocol, and show that one's refusal.
+fn way_to(call: &Call, node: &str) -> Result<Arc<dyn NodeStreams>, Refusal> {
+    let nodes = nodes(call)?;
+    if nodes.is_connected(node) { Ok(nodes) } else { Err(refused(StreamError::NodeAway(node.to_owned()))) }
+}
+
 fn refused(error: StreamError) -> Refusal {
     let text = error.to_string();
     match error {

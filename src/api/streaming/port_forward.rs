@@ -15,9 +15,9 @@ use tokio::{
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{
-    nodes, pod,
+    pod,
     spdy::{Decoder, Encoder, Frame, REFUSED_STREAM},
-    target,
+    target, way_to,
     websocket::{Offer, Socket},
 };
 use crate::{
@@ -47,8 +47,8 @@ pub async fn serve(call: &Call, request: Request<Incoming>) -> Result<Reply, Ref
         let message = format!("unable to forward port because pod is not running. Current status={phase}");
         return Err(Refusal::bad_request(message));
     }
+    let nodes = way_to(call, &target.node)?;
     let offer = Offer::of(request, PROTOCOLS)?;
-    let nodes = nodes(call)?;
     let (answer, socket) = offer.accept();
     let stop = call.api.stop.clone();
     call.api.sessions.spawn(async move {

@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::{
 };
 
 use super::{
-    nodes, pod, refused, target,
+    pod, refused, target, way_to,
     websocket::{Offer, Socket},
 };
 use crate::{
@@ -59,8 +59,8 @@ pub async fn serve(call: &Call, exec: bool, request: Request<Incoming>) -> Resul
             format!("cannot exec or attach to a container in a completed pod; current phase is {phase}");
         return Err(Refusal::bad_request(message));
     }
+    let nodes = way_to(call, &target.node)?;
     let offer = Offer::of(request, PROTOCOLS)?;
-    let nodes = nodes(call)?;
     let session =
         if exec { nodes.exec(&target, &command, wanted).await } else { nodes.attach(&target, wanted).await };
     let session = session.map_err(refused)?;
