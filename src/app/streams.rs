@@ -166,6 +166,10 @@ fn session(opened: Opened, wanted: Wanted) -> Session {
 }
 
 impl NodeStreams for NodeLinks {
+    fn is_connected(&self, node: &str) -> bool {
+        self.0.is_connected(node)
+    }
+
     fn logs<'a>(&'a self, target: &'a Target, options: &'a LogOptions) -> Answer<'a, Reader> {
         Box::pin(async move {
             let options = stream::LogOptions {

@@ -52,6 +52,11 @@ impl Streams {
         opened.map_err(|source| StreamError::Link { node: node.to_owned(), source })
     }
 
+    /// Whether a node is connected now.
+    pub fn is_connected(&self, node: &str) -> bool {
+        self.nodes().contains(node)
+    }
+
     pub(super) fn joined(&self, node: &str) {
         self.nodes().insert(node.to_owned());
     }
