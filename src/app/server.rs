@@ -76,6 +76,9 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         .filter(|address| !address.is_loopback())
         .unwrap_or(config.cluster_cidr.address);
     objects.bootstrap(SocketAddr::from((inside, here.port()))).await?;
+    if let Some(address) = dns {
+        objects.bootstrap_dns(address).await?;
+    }
     pki.write_kubeconfig(&common.data_dir.join("kubeconfig"), &format!("https://{here}"))?;
 
     let tasks = Arc::new(Tasks::new());

@@ -1,6 +1,6 @@
 //! What every cluster has from the start: namespaces, priority classes, the API's own Service.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
 
@@ -39,6 +39,21 @@ impl Objects {
         }
         self.ensure_roles(&options).await?;
         self.own_service(api, &options).await
+    }
+
+    /// `kube-system/kube-dns`: holds the address that every node answers names on, so that no other
+    /// Service is given it, and shows it where people look for it.
+    pub async fn bootstrap_dns(&self, address: Ipv4Addr) -> Result<(), Error> {
+        let address = address.to_string();
+        let labels = json!({"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true",
+            "kubernetes.io/name": "CoreDNS"});
+        let service = json!({"metadata": {"name": "kube-dns", "labels": labels}, "spec": {
+        "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address],
+        "ports": [
+            {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+            {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
+        ]}});
+        self.ensure("v1", "Service", "kube-system", service, &WriteOptions::system("apiserver")).await
     }
 
     async fn ensure_roles(&self, options: &WriteOptions) -> Result<(), Error> {
