@@ -1,0 +1,78 @@
+#!/bin/busybox sh
+# What is checked inside the machine; says `BOOT …` on the console, which tests/boot.sh reads there.
+# The kernel's command line says which boot this is: boot.phase=first, or boot.phase=second with
+# boot.acked=N, the number of writes that were acknowledged before the plug was pulled.
+# shellcheck disable=SC2002
+exec >/dev/console 2>&1
+export PATH=/usr/local/bin:/usr/bin:/usr/sbin:/sbin:/bin
+word() { sed -n "s/.*boot\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
+say() { echo "BOOT $(cut -d' ' -f1 /proc/uptime) $*"; }
+fail() { say "FAILED $*"; sampan get pods,nodes,events -A; sleep 1; poweroff -f; exit 1; }
+
+# until_true SECONDS WHAT COMMAND…: repeats the command until it succeeds.
+until_true() {
+    local seconds=$1 what=$2 end
+    shift 2
+    end=$(($(date +%s) + seconds))
+    until "$@" >/tmp/last 2>&1; do
+        [ "$(date +%s)" -lt "$end" ] || { cat /tmp/last; fail "$what"; }
+        sleep 0.2
+    done
+    say "$what"
+}
+node_ready() { sampan get nodes --no-headers | grep -q ' Ready '; }
+rolled_out() { sampan get deployment demo -o json | grep -q '"readyReplicas": 2'; }
+page() { sampan demo wget -q -T 2 -O - "$@" | grep -q '^pod: demo-'; }
+service_answers() {
+    page "http://$(sampan get service demo -o json | sed -n 's/.*"clusterIP": "\(.*\)".*/\1/p')/"
+}
+# The cluster's names from inside a pod: exec, DNS and the Service at once.
+pod_resolves() {
+    local pod
+    pod=$(sampan get pods -o name | sed -n '1s/pod\///p')
+    sampan exec "$pod" -- wget -q -T 2 -O - http://demo.default.svc.cluster.local/ | grep -q '^pod: demo-'
+}
+answers() {
+    until_true 60 "the Service answers" service_answers
+    until_true 60 "the NodePort answers" page http://127.0.0.1:30080/
+    until_true 60 "the Ingress answers" page http://127.0.0.1/
+    until_true 60 "the Service answers a pod by its name" pod_resolves
+}
+# write FROM TO: config maps, one write after the other; a line for each that is acknowledged.
+write() {
+    local i=$1
+    while [ "$i" -le "$2" ]; do
+        printf -- '---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: acked-%s}\ndata: {number: "%s"}\n' "$i" "$i"
+        i=$((i + 1))
+    done | sampan apply -f -
+}
+all_acked() {
+    local i=1 names
+    names=$(sampan get configmaps -o name) || return 1
+    while [ "$i" -le "$1" ]; do
+        case "$names" in *"configmap/acked-$i"*) ;; *) echo "acked-$i is gone"; return 1 ;; esac
+        i=$((i + 1))
+    done
+}
+
+[ ! -f /boot-test/systemd.sh ] || . /boot-test/systemd.sh
+case $(word phase) in
+first)
+    until_true 120 "the node is ready" node_ready
+    sampan check -v || fail "sampan check"
+    sampan apply -f /boot-test/demo.yaml || fail "apply"
+    until_true 120 "the Deployment is rolled out" rolled_out
+    answers
+    say "writing"
+    write 1 5000
+    ;;
+second)
+    until_true 120 "the node is ready" node_ready
+    all_acked "$(word acked)" || fail "an acknowledged write is gone"
+    say "all $(word acked) acknowledged writes are there"
+    until_true 120 "the Deployment is rolled out" rolled_out
+    answers
+    write 5001 5003
+    say "PASSED"
+    ;;
+esac
