@@ -56,7 +56,10 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
     let session = link.session;
     let client = link::Client { id: link.client_id, filters: link.filters, will: Some(link.will) };
     let bus = link::connect(tasks, "node's link", &member.broker, member.tls, client);
-    let options = node::Options::new(&member.cluster, &member.node, state, common.log_dir.clone());
+    let options = node::Options {
+        local_volumes: common.data_dir.join("volumes"),
+        ..node::Options::new(&member.cluster, &member.node, state, common.log_dir.clone())
+    };
     let ground =
         Ground { runtime: Arc::new(runtime), images: Arc::new(images), network: Arc::new(network), clock };
     let agent =

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec};
 use serde_json::{Value, json};
 
 use super::{Options, ingress, names, services};
 use crate::{
-    kinds::{self, registry},
+    kinds::{self, registry, volumes},
     mqtt::messages::{Item, ItemKey, ItemKind, NodeConfig},
     net::Peer,
     objects::Objects,
@@ -19,6 +19,8 @@ use crate::{
 pub enum Reach {
     /// The node the object names.
     Node,
+    /// The node that has the folder of this deleted volume.
+    Folder,
     /// The nodes that hold it as an item of this kind.
     Holders(ItemKind),
     /// Every node.
@@ -32,6 +34,7 @@ pub const SOURCES: &[(&str, Reach)] = &[
     ("secrets", Reach::Holders(ItemKind::Secret)),
     ("persistentvolumeclaims", Reach::Holders(ItemKind::PersistentVolumeClaim)),
     ("persistentvolumes", Reach::Holders(ItemKind::PersistentVolume)),
+    ("persistentvolumes", Reach::Folder),
     ("nodes", Reach::All),
     ("namespaces", Reach::All),
     ("services", Reach::All),
@@ -45,6 +48,12 @@ pub const SOURCES: &[(&str, Reach)] = &[
 /// The node that an object belongs to.
 pub fn node_of(object: &Object) -> Option<String> {
     object.typed::<Pod>().spec.as_ref().and_then(|spec| spec.node_name.clone())
+}
+
+/// The node that has to remove the folder of a deleted volume.
+pub fn folder_of(object: &Object) -> Option<String> {
+    let volume = object.typed::<PersistentVolume>();
+    volumes::local_path_node(&volume).filter(|_| volumes::local_path_doomed(&volume)).map(str::to_owned)
 }
 
 /// Whether an item of the shared part tells a node about itself.
@@ -108,13 +117,18 @@ pub fn of_node(objects: &Objects, options: &Options, name: &str) -> Vec<Item> {
         };
         let namespace = &*object.key.namespace;
         items.push(item(ItemKind::Pod, namespace, &object.key.name, &pod_body(&object.value())));
-        references(namespace, spec, &mut referred);
+        references(namespace, &object.key.name, spec, &mut referred);
     }
     for claim in referred.clone().into_iter().filter(|key| key.kind == ItemKind::PersistentVolumeClaim) {
         let volume = objects
             .get_typed::<PersistentVolumeClaim>(&claim.namespace, &claim.name)
             .and_then(|claim| claim.spec.as_ref()?.volume_name.clone());
         referred.extend(volume.map(|volume| ItemKey::new(ItemKind::PersistentVolume, "", &volume)));
+    }
+    for volume in objects.list(registry::of::<PersistentVolume>(), None).items {
+        if volume.meta.deleting && folder_of(&volume).as_deref() == Some(name) {
+            referred.insert(ItemKey::new(ItemKind::PersistentVolume, "", &volume.key.name));
+        }
     }
     items.extend(referred.into_iter().map(|key| referred_item(objects, key)));
     items
@@ -162,7 +176,7 @@ fn pod_body(pod: &Value) -> Value {
 }
 
 /// The ConfigMaps, Secrets and claims that a pod names.
-fn references(namespace: &str, spec: &PodSpec, found: &mut BTreeSet<ItemKey>) {
+fn references(namespace: &str, pod: &str, spec: &PodSpec, found: &mut BTreeSet<ItemKey>) {
     let mut add = |kind, name: &str| {
         if !name.is_empty() {
             found.insert(ItemKey::new(kind, namespace, name));
@@ -177,6 +191,9 @@ fn references(namespace: &str, spec: &PodSpec, found: &mut BTreeSet<ItemKey>) {
         }
         if let Some(source) = &volume.persistent_volume_claim {
             add(ItemKind::PersistentVolumeClaim, &source.claim_name);
+        }
+        if volume.ephemeral.is_some() {
+            add(ItemKind::PersistentVolumeClaim, &format!("{pod}-{}", volume.name));
         }
         for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
             if let Some(source) = &source.config_map {
@@ -234,6 +251,7 @@ mod tests {
                 {"name": "a", "configMap": {"name": "cm-vol"}},
                 {"name": "b", "secret": {"secretName": "s-vol"}},
                 {"name": "c", "persistentVolumeClaim": {"claimName": "claim"}},
+                {"name": "e", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}},
                 {"name": "d", "projected": {"sources": [
                     {"configMap": {"name": "cm-proj"}}, {"secret": {"name": "s-proj"}},
                 ]}},
@@ -241,11 +259,11 @@ mod tests {
         }))
         .unwrap();
         let mut found = BTreeSet::new();
-        references("ns", &spec, &mut found);
+        references("ns", "p", &spec, &mut found);
         let names: Vec<_> = found.iter().map(|k| k.name.as_str()).collect();
         let want = [
             "cm-env", "cm-from", "cm-init", "cm-proj", "cm-vol", "pull", "s-env", "s-from", "s-proj",
-            "s-vol", "claim",
+            "s-vol", "claim", "p-e",
         ];
         assert_eq!(names, want);
         assert!(found.iter().all(|k| k.namespace == "ns"));

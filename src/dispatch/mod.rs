@@ -339,7 +339,16 @@ impl Dispatch {
     }
 
     async fn answer(&self, node: &str, id: u64, ask: Ask) {
-        let Ask::Token { namespace, service_account, pod, pod_uid, audiences, expiration_seconds } = ask;
+        let (namespace, service_account, pod, pod_uid, audiences, expiration_seconds) = match ask {
+            Ask::Token { namespace, service_account, pod, pod_uid, audiences, expiration_seconds } => {
+                (namespace, service_account, pod, pod_uid, audiences, expiration_seconds)
+            }
+            Ask::FolderRemoved { volume, uid } => {
+                let done = report::folder_removed(&self.objects, node, &volume, &uid, &self.writer).await;
+                let answer = done.map_or_else(|e| Answer::Refused(e.to_string()), |()| Answer::Done);
+                return self.say(node, &Down::Answer { id, answer }).await;
+            }
+        };
         let allowed = pods::runs_on(&self.objects, node, &namespace, &pod, &pod_uid, &service_account);
         let answer = if allowed {
             let request = TokenRequest {
@@ -375,6 +384,12 @@ impl Dispatch {
                     if let Some(link) = self.links.get_mut(&node) {
                         link.dirty = true;
                     }
+                }
+            }
+            items::Reach::Folder => {
+                if let Some(link) = items::folder_of(&event.object).and_then(|node| self.links.get_mut(&node))
+                {
+                    link.dirty = true;
                 }
             }
             items::Reach::Holders(kind) => {

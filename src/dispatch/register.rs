@@ -45,6 +45,9 @@ pub async fn register(
             for (key, value) in labels(name, info) {
                 node["metadata"]["labels"][key] = value.into();
             }
+            for (key, value) in &info.annotations {
+                node["metadata"]["annotations"][key] = value.as_str().into();
+            }
             if node["spec"]["podCIDR"].as_str().unwrap_or_default().is_empty() {
                 let cidr = free_cidr(options.cluster_cidr, &taken(objects)).ok_or_else(|| {
                     let all = options.cluster_cidr;

@@ -1,11 +1,11 @@
 //! What nodes say about themselves, and the events they tell of.
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume};
 use serde_json::{Value, json};
 
 use crate::{
     clock, ids,
-    kinds::{Subresource, registry},
+    kinds::{Subresource, registry, volumes},
     mqtt::messages::{NodeEvent, NodeState},
     objects::{Error, Objects, WriteOptions},
 };
@@ -115,6 +115,38 @@ fn set_condition(status: &mut Value, name: &str, value: &str, reason: &str, mess
     let since = if old["status"] == value { old["lastTransitionTime"].clone() } else { now.into() };
     *old = fresh;
     old["lastTransitionTime"] = since;
+}
+
+/// The folder of a deleted volume is gone from its node: nothing of ours holds the volume any more.
+/// A volume that is gone already, or is not this node's, is no error.
+pub async fn folder_removed(
+    objects: &Objects,
+    node: &str,
+    name: &str,
+    uid: &str,
+    writer: &WriteOptions,
+) -> Result<(), Error> {
+    let kind = registry::of::<PersistentVolume>();
+    let ours = |volume: &PersistentVolume| {
+        volume.metadata.uid.as_deref() == Some(uid)
+            && volumes::local_path_node(volume) == Some(node)
+            && volumes::local_path_doomed(volume)
+    };
+    if !objects.get_typed::<PersistentVolume>("", name).is_some_and(|volume| ours(&volume)) {
+        return Ok(());
+    }
+    let released = objects
+        .modify(kind, None, "", name, writer, |volume| {
+            if let Some(finalizers) = volume["metadata"]["finalizers"].as_array_mut() {
+                finalizers.retain(|f| f != volumes::LOCAL_PATH_CLEANUP);
+            }
+            Ok(())
+        })
+        .await;
+    match released {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Records what nodes tell of; the same thing again is counted, not repeated.

@@ -12,6 +12,7 @@ mod digest;
 mod http;
 mod import;
 mod index;
+mod keyring;
 mod manifest;
 mod platform;
 mod pull;
@@ -37,8 +38,8 @@ use oci_spec::image::ImageConfiguration;
 use tokio::sync::watch;
 
 pub use self::{
-    collect::Usage, demo::DEMO_IMAGE, platform::Platform, reference::Reference, registry::Mirror,
-    unpack::Depth,
+    collect::Usage, demo::DEMO_IMAGE, keyring::Keyring, platform::Platform, reference::Reference,
+    registry::Mirror, unpack::Depth,
 };
 
 /// An image that can be run.

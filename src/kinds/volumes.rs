@@ -11,7 +11,43 @@ pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 pub const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 /// Set on a claim that is bound.
 pub const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
+/// Names who made a volume.
+pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+/// The built-in provisioner's name in a StorageClass: folders on nodes.
+pub const LOCAL_PATH: &str = "sampan.io/local-path";
+/// The finalizer of a `local-path` volume whose folder is still on its node.
+pub const LOCAL_PATH_CLEANUP: &str = "sampan.io/local-path-cleanup";
+/// A node's annotation: the folder in which it has its `local-path` volumes.
+pub const LOCAL_PATH_ROOT: &str = "sampan.io/local-path-root";
+/// A node's annotation: bytes of the file system that has them.
+pub const LOCAL_PATH_CAPACITY: &str = "sampan.io/local-path-capacity";
 const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+
+/// Whether the built-in provisioner made a volume.
+pub fn is_local_path(volume: &PersistentVolume) -> bool {
+    volume.metadata.annotations.iter().flatten().any(|(k, v)| k == PROVISIONED_BY && v == LOCAL_PATH)
+}
+
+/// The node that has the folder of a `local-path` volume.
+pub fn local_path_node(volume: &PersistentVolume) -> Option<&str> {
+    let spec = volume.spec.as_ref().filter(|_| is_local_path(volume))?;
+    let required = spec.node_affinity.as_ref()?.required.as_ref()?;
+    let fields = required.node_selector_terms.iter().flat_map(|t| t.match_fields.iter().flatten());
+    fields.filter(|f| f.key == "metadata.name").find_map(|f| f.values.as_ref()?.first()).map(String::as_str)
+}
+
+/// Whether a `local-path` volume's folder has to be removed by its node: it is deleted, its claim
+/// is gone, and it is not to be retained.
+pub fn local_path_doomed(volume: &PersistentVolume) -> bool {
+    let held = volume.metadata.finalizers.iter().flatten().any(|f| f == LOCAL_PATH_CLEANUP);
+    let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
+    let phase = volume.status.as_ref().and_then(|s| s.phase.as_deref());
+    is_local_path(volume)
+        && volume.metadata.deletion_timestamp.is_some()
+        && held
+        && policy == Some("Delete")
+        && phase != Some("Bound")
+}
 
 /// The class a claim asks for; empty: none.
 pub fn claim_class(claim: &PersistentVolumeClaim) -> &str {
@@ -49,19 +85,36 @@ fn mode(mode: Option<&String>) -> &str {
     mode.map_or("Filesystem", String::as_str)
 }
 
+/// Why a volume cannot be given to a claim that names it, in upstream's words
+/// (`pkg/controller/volume/persistentvolume/pv_controller.go`, `checkVolumeSatisfyClaim`).
+pub fn mismatch(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Option<&'static str> {
+    let (Some(has), Some(wants)) = (volume.spec.as_ref(), claim.spec.as_ref()) else { return None };
+    let attributes = |name: &Option<String>| name.clone().unwrap_or_default();
+    let offered = has.access_modes.as_deref().unwrap_or_default();
+    if volume_size(volume) < claim_size(claim) {
+        Some("requested PV is too small")
+    } else if volume_class(volume) != claim_class(claim) {
+        Some("storageClassName does not match")
+    } else if attributes(&has.volume_attributes_class_name) != attributes(&wants.volume_attributes_class_name)
+    {
+        Some("volumeAttributesClassName does not match")
+    } else if mode(has.volume_mode.as_ref()) != mode(wants.volume_mode.as_ref()) {
+        Some("incompatible volumeMode")
+    } else if !wants.access_modes.iter().flatten().all(|wanted| offered.contains(wanted)) {
+        Some("incompatible accessMode")
+    } else {
+        None
+    }
+}
+
 /// Whether the modes, the size, the class and the selector suit; not whether the volume is free.
 pub fn suits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
-    let (Some(has), Some(wants)) = (volume.spec.as_ref(), claim.spec.as_ref()) else { return false };
-    let offered = has.access_modes.as_deref().unwrap_or_default();
-    let selector = match &wants.selector {
+    let selector = match claim.spec.as_ref().and_then(|s| s.selector.as_ref()) {
         Some(selector) => Selector::from_label_selector(Some(selector)).unwrap_or(Selector::NOTHING),
         None => Selector::EVERYTHING,
     };
     volume.metadata.deletion_timestamp.is_none()
-        && mode(has.volume_mode.as_ref()) == mode(wants.volume_mode.as_ref())
-        && wants.access_modes.iter().flatten().all(|wanted| offered.contains(wanted))
-        && volume_size(volume) >= claim_size(claim)
-        && volume_class(volume) == claim_class(claim)
+        && mismatch(volume, claim).is_none()
         && selector.matches_map(volume.metadata.labels.as_ref())
 }
 

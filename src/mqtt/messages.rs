@@ -146,6 +146,8 @@ pub struct NodeInfo {
     pub allocatable: BTreeMap<String, String>,
     /// Labels the node gives itself.
     pub labels: BTreeMap<String, String>,
+    /// Annotations the node gives itself.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// The first message of a node on every connection.
@@ -248,6 +250,8 @@ pub enum Ask {
         audiences: Vec<String>,
         expiration_seconds: i64,
     },
+    /// The folder of a deleted `local-path` volume of this node is gone: the volume may go.
+    FolderRemoved { volume: String, uid: String },
 }
 
 /// The answer to [`Ask`].
@@ -259,6 +263,7 @@ pub enum Answer {
         token: String,
         expires: jiff::Timestamp,
     },
+    Done,
     Refused(String),
 }
 

@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     address::Addresses,
     asks::Asks,
-    info, jobs,
+    folders, info, jobs,
     ledger::{Ledger, LedgerError},
     record::{Record, Wanted, parse_container_id},
     shared::{Options, Outbox, Shared},
@@ -146,7 +146,7 @@ impl Agent {
     ) -> Result<Self, LedgerError> {
         let Ground { runtime, images, network, clock } = ground;
         let ledger = Ledger::open(&options.data_dir.join("ledger.db"))?;
-        let info = info::gather(&options.node, &options.data_dir, address);
+        let info = info::gather(&options, address);
         let shared = Shared {
             options,
             runtime,
@@ -160,6 +160,9 @@ impl Agent {
             info: Mutex::new(info),
             host_ports: Mutex::default(),
             host_ports_changed: Notify::new(),
+            volumes_in_use: Mutex::default(),
+            mounting: Arc::default(),
+            folders_changed: Notify::new(),
         };
         let topic = topics::up(&shared.options.cluster, &shared.options.node, Leaf::Stream);
         Ok(Self {
@@ -200,6 +203,8 @@ impl Agent {
         let shared = Arc::clone(&self.shared);
         let mut changes = shared.runtime.watch();
         self.boot().await;
+        let folders = folders::run(Arc::clone(&shared), self.stop_workers.clone());
+        let mut folders = JoinSet::from_iter([folders]);
         let mut beat = tokio::time::interval_at(Instant::now() + shared.options.beat, shared.options.beat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -224,6 +229,7 @@ impl Agent {
         }
         self.stop_workers.cancel();
         while self.workers.join_next().await.is_some() {}
+        while folders.join_next().await.is_some() {}
         self.say(&Up::Bye { session: self.session.clone(), clean: true }).await;
         Ok(())
     }
@@ -338,8 +344,8 @@ impl Agent {
 
     async fn beat(&mut self) {
         let address = self.address;
-        let (node, dir) = (self.shared.options.node.clone(), self.shared.options.data_dir.clone());
-        let fresh = tokio::task::spawn_blocking(move || info::gather(&node, &dir, address)).await;
+        let options = self.shared.options.clone();
+        let fresh = tokio::task::spawn_blocking(move || info::gather(&options, address)).await;
         let changed = fresh.is_ok_and(|fresh| {
             let mut info = self.shared.info.lock().expect("no holder of the info's lock panics");
             let changed = *info != fresh;
@@ -455,6 +461,7 @@ impl Agent {
         ];
         let spaces: BTreeSet<&str> =
             changed.iter().filter(|k| sources.contains(&k.kind)).map(|k| k.namespace.as_str()).collect();
+        self.shared.folders_changed.notify_one();
         for pod in self.pods.values() {
             if spaces.contains("") || spaces.contains(pod.namespace.as_str()) {
                 pod.mailbox.send(Mail::Items).await;

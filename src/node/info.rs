@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, fs, net::Ipv4Addr, path::Path};
 
 use nix::{ifaddrs::getifaddrs, sys::statvfs::statvfs};
 
+use super::shared::Options;
 use crate::{
     image::Images,
+    kinds::volumes,
     mqtt::messages::{NodeInfo, NodeState},
 };
 
@@ -16,8 +18,9 @@ const PODS_MAX: u32 = 110;
 const MEMORY_KIB_MIN: u64 = 100 << 10;
 const DISK_PERCENT_MIN: u64 = 10;
 
-/// Looks at the machine. `data_dir` is where pods keep their data; `address` is used when given.
-pub fn gather(name: &str, data_dir: &Path, address: Option<Ipv4Addr>) -> NodeInfo {
+/// Looks at the machine; `address` is used when given.
+pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
+    let (name, data_dir) = (&options.node, options.data_dir.as_path());
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let uname = nix::sys::utsname::uname().ok();
     let kernel = uname.as_ref().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
@@ -52,7 +55,26 @@ pub fn gather(name: &str, data_dir: &Path, address: Option<Ipv4Addr>) -> NodeInf
         allocatable: capacity.clone(),
         capacity,
         labels,
+        annotations: local_volumes(&options.local_volumes),
     }
+}
+
+/// Where this node has its `local-path` volumes, and how large their file system is.
+fn local_volumes(root: &Path) -> BTreeMap<String, String> {
+    let mut annotations = BTreeMap::from([(volumes::LOCAL_PATH_ROOT.to_owned(), root.display().to_string())]);
+    // The folder is made with the first volume; until then its nearest ancestor tells.
+    let place = root.ancestors().find(|place| place.exists()).unwrap_or(root);
+    if let Some(bytes) = capacity_bytes(place) {
+        annotations.insert(volumes::LOCAL_PATH_CAPACITY.to_owned(), bytes.to_string());
+    }
+    annotations
+}
+
+fn capacity_bytes(place: &Path) -> Option<u64> {
+    let stat = statvfs(place).ok()?;
+    // The C types differ in width between processors.
+    #[allow(clippy::useless_conversion)]
+    Some(u64::from(stat.blocks()).saturating_mul(u64::from(stat.fragment_size())))
 }
 
 /// How the node is: what it runs short of, and its images, the largest first.
@@ -98,10 +120,7 @@ fn capacity(data_dir: &Path) -> BTreeMap<String, String> {
         ("memory".to_owned(), format!("{memory_kib}Ki")),
         ("pods".to_owned(), PODS_MAX.to_string()),
     ]);
-    if let Ok(stat) = statvfs(data_dir) {
-        // The C types differ in width between processors.
-        #[allow(clippy::useless_conversion)]
-        let bytes = u64::from(stat.blocks()).saturating_mul(u64::from(stat.fragment_size()));
+    if let Some(bytes) = capacity_bytes(data_dir) {
         capacity.insert("ephemeral-storage".to_owned(), format!("{}Ki", bytes >> 10));
     }
     let sizes = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
@@ -173,7 +192,7 @@ mod tests {
 
     #[test]
     fn the_machine_is_described() {
-        let info = gather("n", Path::new("/"), None);
+        let info = gather(&Options::new("c", "n", "/".into(), "/".into()), None);
         for key in ["cpu", "memory", "pods", "ephemeral-storage"] {
             assert!(info.capacity.contains_key(key), "{key}");
         }

@@ -145,6 +145,7 @@ async fn tokens(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
         };
         match shared.asks.ask(ask).await {
             Ok(Answer::Token { token: text, expires }) => token.current = Some((text, expires)),
+            Ok(Answer::Done) => {}
             Ok(Answer::Refused(error)) | Err(error) => {
                 tracing::warn!(pod = wanted.full_name(), error, "asking for a service account token");
             }

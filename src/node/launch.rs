@@ -10,8 +10,7 @@ use std::{
     time::Instant,
 };
 
-use base64::{Engine, engine::general_purpose::STANDARD};
-use k8s_openapi::api::core::v1::{Container, Secret};
+use k8s_openapi::api::core::v1::Container;
 
 use super::{
     env::{self, Lookup},
@@ -22,7 +21,7 @@ use super::{
     volumes::{self, Mounted},
 };
 use crate::{
-    image::{self, Credentials, Image},
+    image::{self, Credentials, Image, Keyring},
     mqtt::messages::ItemKind,
     runtime::{ContainerSpec, Mount, Propagation},
 };
@@ -64,7 +63,9 @@ pub async fn prepare(
 ) -> Result<Prepared, Refusal> {
     let (_, container) =
         wanted.container(name).ok_or_else(|| config_error(format!("container {name} is gone")))?;
-    let image = fetch(shared, wanted, container).await?;
+    let reference = container.image.as_deref().unwrap_or_default();
+    let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
+    let image = fetch(shared, wanted, Some(&container.name), reference, policy).await?;
     build(shared, wanted, container, attempt, ip, mounted, &image)
         .await
         .map(|spec| Prepared {
@@ -75,13 +76,16 @@ pub async fn prepare(
         .map_err(config_error)
 }
 
-/// The image of a container, pulled when the policy says so.
-async fn fetch(shared: &Shared, wanted: &Wanted, container: &Container) -> Result<Arc<Image>, Refusal> {
-    let reference = container.image.as_deref().unwrap_or_default();
-    let say =
-        |warning, reason, message| shared.event(wanted, Some(&container.name), warning, reason, message);
+/// An image for a container or a volume of the pod, pulled when the policy says so.
+pub async fn fetch(
+    shared: &Shared,
+    wanted: &Wanted,
+    container: Option<&str>,
+    reference: &str,
+    policy: &str,
+) -> Result<Arc<Image>, Refusal> {
+    let say = |warning, reason, message| shared.event(wanted, container, warning, reason, message);
     let present = shared.images.find(reference);
-    let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
     if let Some(image) = present.clone().filter(|_| policy != "Always") {
         say(
             false,
@@ -99,7 +103,7 @@ async fn fetch(shared: &Shared, wanted: &Wanted, container: &Container) -> Resul
     }
     say(false, "Pulling", format!("Pulling image {reference:?}"));
     let begun = Instant::now();
-    match shared.images.pull(reference, &credentials(shared, wanted), None).await {
+    match shared.images.pull(reference, &credentials(shared, wanted, reference), None).await {
         Ok(image) => {
             let took = go_seconds(begun.elapsed());
             say(
@@ -143,48 +147,18 @@ fn go_seconds(duration: std::time::Duration) -> String {
     if millis < 1000 { format!("{millis}ms") } else { format!("{}.{:03}s", millis / 1000, millis % 1000) }
 }
 
-/// The credentials of the pod's pull secrets.
-fn credentials(shared: &Shared, wanted: &Wanted) -> Vec<Credentials> {
+/// The credentials that the pod's pull secrets have for an image.
+fn credentials(shared: &Shared, wanted: &Wanted, reference: &str) -> Vec<Credentials> {
+    let Ok(reference) = reference.parse() else { return Vec::new() };
     let secrets = wanted.spec.image_pull_secrets.iter().flatten();
-    let found = secrets.filter_map(|reference| shared.ledger.secret(&wanted.namespace, &reference.name));
-    let image_hosts: Vec<String> =
-        wanted.containers().filter_map(|(_, c)| c.image.clone()).map(|i| registry_of(&i)).collect();
-    found.flat_map(|secret| docker_config(&secret, &image_hosts)).collect()
-}
-
-fn registry_of(reference: &str) -> String {
-    match reference.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host.to_owned(),
-        _ => "docker.io".to_owned(),
+    let mut ring = Keyring::default();
+    for secret in secrets.filter_map(|named| shared.ledger.secret(&wanted.namespace, &named.name)) {
+        let data = secret.data.unwrap_or_default();
+        if let Some(text) = data.get(".dockerconfigjson").or(data.get(".dockercfg")) {
+            ring.extend(Keyring::parse(&text.0));
+        }
     }
-}
-
-/// The entries of a `kubernetes.io/dockerconfigjson` or `dockercfg` secret for these registries.
-fn docker_config(secret: &Secret, hosts: &[String]) -> Vec<Credentials> {
-    let data = secret.data.clone().unwrap_or_default();
-    let parse = |key: &str| -> Option<serde_json::Value> { serde_json::from_slice(&data.get(key)?.0).ok() };
-    let Some(mut auths) =
-        parse(".dockerconfigjson").map(|mut v| v["auths"].take()).or_else(|| parse(".dockercfg"))
-    else {
-        return Vec::new();
-    };
-    let entries = auths.as_object_mut().into_iter().flat_map(std::mem::take);
-    entries
-        .filter(|(server, _)| {
-            let server = server.trim_start_matches("https://").trim_start_matches("http://");
-            let host = server.split('/').next().unwrap_or_default();
-            hosts.iter().any(|h| h == host || h == "docker.io" && host.ends_with("docker.io"))
-        })
-        .filter_map(|(_, entry)| {
-            let text = |key: &str| entry[key].as_str().map(str::to_owned);
-            if let (Some(username), Some(password)) = (text("username"), text("password")) {
-                return Some(Credentials { username, password });
-            }
-            let pair = String::from_utf8(STANDARD.decode(text("auth")?).ok()?).ok()?;
-            let (username, password) = pair.split_once(':')?;
-            Some(Credentials { username: username.to_owned(), password: password.to_owned() })
-        })
-        .collect()
+    ring.find(&reference)
 }
 
 async fn build(

@@ -17,6 +17,7 @@ mod asks;
 mod downward;
 mod env;
 mod files;
+mod folders;
 mod hooks;
 mod info;
 mod jobs;

@@ -1,7 +1,7 @@
 //! What all parts of one node have in common: options, the traits it stands on, what goes out.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::Ipv4Addr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
@@ -31,6 +31,8 @@ pub struct Options {
     pub node: String,
     /// The node's own state: the ledger, pods' volumes.
     pub data_dir: PathBuf,
+    /// Where the folders of `local-path` volumes are.
+    pub local_volumes: PathBuf,
     /// `/var/log/pods`.
     pub pod_logs: PathBuf,
     /// `/var/log/containers`: links into it.
@@ -55,6 +57,7 @@ impl Options {
             cluster: cluster.to_owned(),
             node: node.to_owned(),
             seccomp_profiles: data_dir.join("seccomp"),
+            local_volumes: data_dir.join("volumes"),
             data_dir,
             pod_logs: log_dir.join("pods"),
             container_logs: log_dir.join("containers"),
@@ -157,11 +160,27 @@ pub struct Shared {
     /// Ports of the node that lead to pods, by pod uid; told through `host_ports_changed`.
     pub host_ports: Mutex<BTreeMap<String, Vec<crate::net::HostPort>>>,
     pub host_ports_changed: Notify,
+    /// The PersistentVolumes that pods have, by pod uid, each with its claim's namespace and name.
+    pub volumes_in_use: Mutex<VolumesInUse>,
+    /// Where mounts of network file systems are under way.
+    pub mounting: Arc<Mutex<BTreeSet<PathBuf>>>,
+    /// Volumes or pods have changed: folders may have to go.
+    pub folders_changed: Notify,
 }
+
+type VolumesInUse = BTreeMap<String, BTreeMap<String, (String, String)>>;
 
 impl Shared {
     pub fn addresses(&self) -> MutexGuard<'_, Addresses> {
         self.addresses.lock().expect("no holder of the addresses' lock panics")
+    }
+
+    pub fn volumes_in_use(&self) -> MutexGuard<'_, VolumesInUse> {
+        self.volumes_in_use.lock().expect("no holder of the volumes' lock panics")
+    }
+
+    pub fn mounting(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.mounting.lock().expect("no holder of the mounts' lock panics")
     }
 
     pub fn info(&self) -> NodeInfo {

@@ -4,12 +4,18 @@
 //! binding are written before either counts: the volume's reference first, then the claim's
 //! volume name with the `bind-completed` mark, so that no volume is ever given twice.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    core::v1::{Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus},
-    storage::v1::StorageClass,
+use k8s_openapi::{
+    api::{
+        core::v1::{
+            Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimCondition,
+            PersistentVolumeClaimStatus, Pod,
+        },
+        storage::v1::StorageClass,
+    },
+    apimachinery::pkg::api::resource::Quantity,
 };
 use serde_json::json;
 
@@ -20,6 +26,7 @@ use super::{
         runner::{Controller, Round, Source},
     },
     claim_reference, local_path,
+    protection::claims_of,
 };
 use crate::{
     kinds::volumes::{self, BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE},
@@ -28,6 +35,7 @@ use crate::{
 };
 
 const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
+const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
 const STORAGE_PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
 
 pub struct ClaimController {
@@ -67,11 +75,38 @@ impl Controller for ClaimController {
         let observed = Observed {
             volumes: objects.list_typed(None),
             class: objects.get_typed("", class_name),
+            default_class: default_class(objects),
             node: selected.and_then(|name| objects.get_typed("", name)),
+            waiting_pods: if selected.is_none() && !is_bound(&claim) {
+                waiting_pods(objects, key)
+            } else {
+                Vec::new()
+            },
             local_path: self.local_path.clone(),
         };
         reconcile(&claim, &observed, round.now)
     }
+}
+
+/// The class that claims without one get; the newest of several.
+fn default_class(objects: &Objects) -> Option<String> {
+    let classes = objects.list_typed::<StorageClass>(None);
+    let is_default = |class: &&Arc<StorageClass>| owner::annotation(&class.metadata, DEFAULT) == Some("true");
+    let newest = classes.iter().filter(is_default).max_by_key(|class| {
+        (class.metadata.creation_timestamp.as_ref().map(|t| t.0), std::cmp::Reverse(&class.metadata.name))
+    });
+    newest.and_then(|class| class.metadata.name.clone())
+}
+
+/// Pods without a node that use the claim.
+fn waiting_pods(objects: &Objects, claim: &Key) -> Vec<String> {
+    let waits = |pod: &&Arc<Pod>| {
+        let unbound =
+            pod.spec.as_ref().is_some_and(|s| s.node_name.as_deref().unwrap_or_default().is_empty());
+        unbound && claims_of(pod).iter().any(|name| **name == *claim.name)
+    };
+    let pods = objects.list_typed::<Pod>(Some(&claim.namespace));
+    pods.iter().filter(waits).map(|pod| owner::name(&pod.metadata).to_owned()).collect()
 }
 
 /// The claims that wait for a volume.
@@ -88,44 +123,79 @@ fn is_bound(claim: &PersistentVolumeClaim) -> bool {
 pub struct Observed {
     pub volumes: Vec<Arc<PersistentVolume>>,
     pub class: Option<Arc<StorageClass>>,
+    /// The cluster's default class.
+    pub default_class: Option<String>,
     /// The node that the scheduler has chosen for the claim.
     pub node: Option<Arc<Node>>,
+    /// Pods that use the claim and have no node yet.
+    pub waiting_pods: Vec<String>,
     pub local_path: Option<String>,
 }
 
+/// Upstream's `syncClaim` (`pkg/controller/volume/persistentvolume/pv_controller.go`).
 pub fn reconcile(claim: &PersistentVolumeClaim, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan::about(claim);
     let named = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
-    let volume = observed.volumes.iter().find(|v| owner::name(&v.metadata) == named);
-    match (named.is_empty(), volume) {
-        (false, None) if is_bound(claim) => {
-            lose(claim, &mut plan, "Bound claim has lost its PersistentVolume. Data on the volume is lost!");
-        }
-        (false, None) => phase(claim, "Pending", &mut plan),
-        (false, Some(volume)) => match volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref()) {
-            None => bind(claim, volume, &mut plan),
-            Some(_) if volumes::refers_to(volume, claim) => bind(claim, volume, &mut plan),
-            Some(_) if is_bound(claim) => lose(
-                claim,
-                &mut plan,
-                "Bound claim has lost reference to PersistentVolume. Data on the volume is lost!",
-            ),
-            Some(_) => {
-                plan.event(Note::warning(
-                    "FailedBinding",
-                    format!("volume {named:?} already bound to a different claim."),
-                ));
-                phase(claim, "Pending", &mut plan);
-            }
-        },
-        (true, _) if claim.metadata.deletion_timestamp.is_some() => {}
-        (true, _) => search(claim, observed, now, &mut plan),
+    let volume = observed.volumes.iter().find(|v| owner::name(&v.metadata) == named).map(Arc::as_ref);
+    if is_bound(claim) {
+        bound(claim, named, volume, &mut plan);
+    } else if !named.is_empty() {
+        requested(claim, named, volume, &mut plan);
+    } else if claim.metadata.deletion_timestamp.is_none() {
+        search(claim, observed, now, &mut plan);
     }
     // Events are said once a state, not once a look.
     if plan.actions.is_empty() && claim.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Pending") {
         plan.events.clear();
     }
     plan
+}
+
+/// A claim that was bound keeps its volume or is lost for good.
+fn bound(claim: &PersistentVolumeClaim, named: &str, volume: Option<&PersistentVolume>, plan: &mut Plan) {
+    let reference = volume.and_then(|v| v.spec.as_ref()?.claim_ref.as_ref());
+    match (volume, reference) {
+        _ if named.is_empty() => lose(
+            claim,
+            plan,
+            "ClaimLost",
+            "Bound claim has lost reference to PersistentVolume. Data on the volume is lost!",
+        ),
+        (None, _) => lose(
+            claim,
+            plan,
+            "ClaimLost",
+            "Bound claim has lost its PersistentVolume. Data on the volume is lost!",
+        ),
+        (Some(volume), None) => bind(claim, volume, plan),
+        (Some(volume), Some(reference)) if reference.uid == claim.metadata.uid => bind(claim, volume, plan),
+        (Some(_), Some(_)) => lose(
+            claim,
+            plan,
+            "ClaimMisbound",
+            "Two claims are bound to the same volume, this one is bound incorrectly",
+        ),
+    }
+}
+
+/// An unbound claim whose user has named the volume.
+fn requested(claim: &PersistentVolumeClaim, named: &str, volume: Option<&PersistentVolume>, plan: &mut Plan) {
+    let Some(volume) = volume else { return phase(claim, "Pending", plan) };
+    let reference = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
+    if reference.is_none() {
+        if let Some(why) = volumes::mismatch(volume, claim) {
+            let message = format!("Cannot bind to requested volume {named:?}: {why}");
+            plan.event(Note::warning("VolumeMismatch", message));
+            return phase(claim, "Pending", plan);
+        }
+        bind(claim, volume, plan);
+    } else if volumes::refers_to(volume, claim) {
+        bind(claim, volume, plan);
+    } else {
+        let message = format!("volume {named:?} already bound to a different claim.");
+        plan.event(Note::warning("FailedBinding", message));
+        phase(claim, "Pending", plan);
+    }
 }
 
 /// An unbound claim that names no volume looks for one, or has one made.
@@ -138,6 +208,14 @@ fn search(claim: &PersistentVolumeClaim, observed: &Observed, now: Timestamp, pl
         .filter(|volume| !delayed || volumes::refers_to(volume, claim));
     if let Some(volume) = found {
         return bind(claim, volume, plan);
+    }
+    let unset = claim.spec.as_ref().is_some_and(|s| s.storage_class_name.is_none());
+    if let Some(default) = observed.default_class.as_deref().filter(|_| unset)
+        && volumes::claim_class(claim).is_empty()
+    {
+        // The default class came after the claim (upstream's retroactive assignment).
+        plan.merge_at(claim, json!({ "spec": { "storageClassName": default } }));
+        return;
     }
     phase(claim, "Pending", plan);
     let class_name = volumes::claim_class(claim);
@@ -156,29 +234,36 @@ fn search(claim: &PersistentVolumeClaim, observed: &Observed, now: Timestamp, pl
         return;
     };
     if delayed && selected.is_none() {
-        plan.event(Note::normal(
-            "WaitForFirstConsumer",
-            "waiting for first consumer to be created before binding",
-        ));
+        plan.event(match observed.waiting_pods.as_slice() {
+            [] => Note::normal(
+                "WaitForFirstConsumer",
+                "waiting for first consumer to be created before binding",
+            ),
+            [pod] => Note::normal("WaitForPodScheduled", format!("waiting for pod {pod} to be scheduled")),
+            pods => Note::normal(
+                "WaitForPodScheduled",
+                format!("waiting for pods {} to be scheduled", pods.join(",")),
+            ),
+        });
         return;
     }
     if class.provisioner == NO_PROVISIONER {
-        plan.event(Note::normal(
-            "FailedBinding",
-            "no persistent volumes available for this claim and no storage class is set",
-        ));
+        let message = format!("no volume plugin matched name: {NO_PROVISIONER}");
+        plan.event(Note::warning("ProvisioningFailed", message));
         return;
     }
-    if let Some(root) =
-        observed.local_path.as_deref().filter(|_| class.provisioner == local_path::PROVISIONER)
-    {
-        match (selected, &observed.node) {
-            (Some(_), Some(node)) => local_path::provision(claim, class, node, root, plan),
-            (Some(_), None) => {
+    if class.provisioner == volumes::LOCAL_PATH {
+        match (observed.local_path.as_deref(), selected, &observed.node) {
+            (None, ..) => plan.event(Note::warning(
+                "ProvisioningFailed",
+                "failed to provision volume: the built-in local-path storage is disabled in this cluster",
+            )),
+            (Some(root), Some(_), Some(node)) => local_path::provision(claim, class, node, root, plan),
+            (Some(_), Some(_), None) => {
                 // The node is gone: let the scheduler choose another one.
                 plan.merge(claim, json!({ "metadata": { "annotations": { SELECTED_NODE: null } } }));
             }
-            (None, _) => plan.event(Note::warning(
+            (Some(_), None, _) => plan.event(Note::warning(
                 "ProvisioningFailed",
                 "failed to provision volume: the class must bind with WaitForFirstConsumer, no node was chosen",
             )),
@@ -222,22 +307,49 @@ fn bind(claim: &PersistentVolumeClaim, volume: &PersistentVolume, plan: &mut Pla
     }
     let old = claim.status.clone().unwrap_or_default();
     let spec = volume.spec.clone().unwrap_or_default();
-    // A claim that asks for more than its volume has is expanded; folders have no size of their own.
-    let (wanted, has) = (volumes::claim_size(claim), volumes::volume_size(volume));
-    let mut capacity = spec.capacity.clone();
-    if wanted > has && local_path::is_own(volume) {
-        let size = k8s_openapi::apimachinery::pkg::api::resource::Quantity(wanted.to_string());
-        capacity = Some([("storage".to_owned(), size)].into());
-        plan.merge(volume, json!({ "spec": { "capacity": capacity } }));
-        plan.event(Note::normal("VolumeResizeSuccessful", "Resize volume succeeded"));
-    }
+    let (capacity, conditions) = expand(claim, volume, plan);
     let new = PersistentVolumeClaimStatus {
         phase: Some("Bound".into()),
         access_modes: spec.access_modes,
         capacity,
+        conditions,
+        current_volume_attributes_class_name: spec.volume_attributes_class_name,
         ..old
     };
     plan.status(claim, claim.status.as_ref(), &new);
+}
+
+type Sizes = Option<BTreeMap<String, Quantity>>;
+
+/// A bound claim that asks for more than its volume has. A `local-path` volume grows at once; what
+/// others have is for their driver to grow. Returns the claim's capacity and conditions.
+fn expand(
+    claim: &PersistentVolumeClaim,
+    volume: &PersistentVolume,
+    plan: &mut Plan,
+) -> (Sizes, Option<Vec<PersistentVolumeClaimCondition>>) {
+    let spec = volume.spec.clone().unwrap_or_default();
+    let conditions = claim.status.as_ref().and_then(|s| s.conditions.clone());
+    let asked = volumes::claim_size(claim);
+    let before = claim.status.as_ref().and_then(|s| s.capacity.as_ref());
+    // A claim may ask for less than its volume has from the start.
+    let grown = is_bound(claim) && asked > volumes::volume_size(volume) && before.is_some();
+    if !grown {
+        return (spec.capacity, conditions);
+    }
+    if volumes::is_local_path(volume) {
+        let capacity: Sizes = Some([("storage".to_owned(), Quantity(asked.to_string()))].into());
+        plan.merge(volume, json!({ "spec": { "capacity": capacity } }));
+        plan.event(Note::normal("VolumeResizeSuccessful", "Resize volume succeeded"));
+        return (capacity, conditions);
+    }
+    let message = "waiting for an external controller to expand this PVC";
+    plan.event(if spec.csi.is_some() {
+        Note::normal("ExternalExpanding", message)
+    } else {
+        Note::warning("ExternalExpanding", message)
+    });
+    (spec.capacity, conditions)
 }
 
 fn phase(claim: &PersistentVolumeClaim, phase: &str, plan: &mut Plan) {
@@ -246,7 +358,7 @@ fn phase(claim: &PersistentVolumeClaim, phase: &str, plan: &mut Plan) {
     plan.status(claim, claim.status.as_ref(), &new);
 }
 
-fn lose(claim: &PersistentVolumeClaim, plan: &mut Plan, message: &'static str) {
-    plan.event(Note::warning("ClaimLost", message));
+fn lose(claim: &PersistentVolumeClaim, plan: &mut Plan, reason: &'static str, message: &'static str) {
+    plan.event(Note::warning(reason, message));
     phase(claim, "Lost", plan);
 }

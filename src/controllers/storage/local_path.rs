@@ -24,17 +24,16 @@ use super::{
         owner,
         plan::{Note, Plan},
     },
-    PROVISIONED_BY, claim_reference,
+    claim_reference,
 };
 use crate::{
-    kinds::{placement, registry, volumes},
+    kinds::{
+        placement, registry,
+        volumes::{self, LOCAL_PATH as PROVISIONER, LOCAL_PATH_CLEANUP as CLEANUP},
+    },
     objects::{Error, Objects, WriteOptions},
 };
 
-/// The provisioner's name in a StorageClass.
-pub const PROVISIONER: &str = "sampan.io/local-path";
-/// The finalizer of a volume whose folder is still on its node.
-pub const CLEANUP: &str = "sampan.io/local-path-cleanup";
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// The class as the cluster starts with it: the default one.
@@ -61,19 +60,6 @@ pub async fn ensure_class(objects: &Objects) -> Result<(), Error> {
     }
 }
 
-/// Whether this provisioner made a volume.
-pub fn is_own(volume: &PersistentVolume) -> bool {
-    owner::annotation(&volume.metadata, PROVISIONED_BY) == Some(PROVISIONER)
-}
-
-/// The node that has the folder.
-pub fn node(volume: &PersistentVolume) -> Option<&str> {
-    let required =
-        volume.spec.as_ref().filter(|_| is_own(volume))?.node_affinity.as_ref()?.required.as_ref()?;
-    let fields = required.node_selector_terms.iter().flat_map(|t| t.match_fields.iter().flatten());
-    fields.filter(|f| f.key == "metadata.name").find_map(|f| f.values.as_ref()?.first()).map(String::as_str)
-}
-
 /// Plans a volume for a claim on a node.
 pub fn provision(
     claim: &PersistentVolumeClaim,
@@ -90,6 +76,10 @@ pub fn provision(
         Some("a folder is on one node: only ReadWriteOnce and ReadWriteOncePod are possible")
     } else if spec.selector.is_some() {
         Some("claim.Spec.Selector is not supported")
+    } else if spec.volume_attributes_class_name.as_deref().is_some_and(|name| !name.is_empty()) {
+        Some("a folder has no attributes: VolumeAttributesClass is not supported")
+    } else if spec.data_source.is_some() || spec.data_source_ref.is_some() {
+        Some("a folder is made empty: dataSource is not supported")
     } else {
         None
     };
@@ -100,6 +90,7 @@ pub fn provision(
         return;
     }
     let name = format!("pvc-{}", owner::uid(&claim.metadata));
+    let root = owner::annotation(&node.metadata, volumes::LOCAL_PATH_ROOT).unwrap_or(root);
     let folder = format!("{name}_{}_{}", owner::namespace(&claim.metadata), owner::name(&claim.metadata));
     let by_name = NodeSelectorRequirement {
         key: "metadata.name".into(),
@@ -114,7 +105,7 @@ pub fn provision(
             name: Some(name.clone()),
             labels: Some(BTreeMap::from([(HOSTNAME.to_owned(), hostname.to_owned())])),
             annotations: Some(BTreeMap::from([
-                (PROVISIONED_BY.to_owned(), PROVISIONER.to_owned()),
+                (volumes::PROVISIONED_BY.to_owned(), PROVISIONER.to_owned()),
                 (volumes::BOUND_BY_CONTROLLER.to_owned(), "yes".to_owned()),
             ])),
             finalizers: Some(vec![CLEANUP.to_owned()]),

@@ -17,9 +17,6 @@ use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim};
 
 use super::plan::reference;
 
-/// The annotation that names who made a volume.
-const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
-
 /// How a volume refers to its claim.
 fn claim_reference(claim: &PersistentVolumeClaim) -> ObjectReference {
     reference(claim)

@@ -54,7 +54,7 @@ impl Controller for ClaimProtectionController {
 }
 
 /// The claims that a pod uses, ephemeral volumes' included.
-fn claims_of(pod: &Pod) -> Vec<String> {
+pub fn claims_of(pod: &Pod) -> Vec<String> {
     let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_ref());
     let claim = |volume: &k8s_openapi::api::core::v1::Volume| match (
         &volume.persistent_volume_claim,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     controllers::sim::{Fate, Sim},
-    kinds::volumes::SELECTED_NODE,
+    kinds::volumes::{self, SELECTED_NODE},
     patch::merge_patch,
 };
 
@@ -80,7 +80,7 @@ async fn the_built_in_class_makes_a_folder_on_the_chosen_node_and_takes_it_back(
     let volume = sim.list::<PersistentVolume>().remove(0);
     let path = &volume.spec.as_ref().unwrap().host_path.as_ref().unwrap().path;
     assert_eq!(*path, format!("/data/{}_default_c", volume.metadata.name.as_ref().unwrap()));
-    assert_eq!(local_path::node(&volume), Some("n"));
+    assert_eq!(volumes::local_path_node(&volume), Some("n"));
 
     // In use, the claim stays although it is deleted.
     sim.create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {
@@ -95,7 +95,7 @@ async fn the_built_in_class_makes_a_folder_on_the_chosen_node_and_takes_it_back(
     let volume = sim.list::<PersistentVolume>().remove(0);
     assert_eq!(
         volume.metadata.finalizers.as_deref(),
-        Some(&[local_path::CLEANUP.to_owned()][..]),
+        Some(&[volumes::LOCAL_PATH_CLEANUP.to_owned()][..]),
         "its node removes the folder"
     );
     sim.delete::<Node>("n", None).await;
@@ -113,4 +113,158 @@ async fn a_bound_claim_that_loses_its_volume_is_lost() {
     sim.delete::<PersistentVolume>("v", None).await;
     sim.settle(|_| Fate::Leave, |_| {}).await;
     assert_eq!(phases(&sim).0, "Lost");
+}
+
+/// What is said of a claim, and the phase it gets.
+fn said(claim: &Value, volumes: &[Value], class: Option<Value>) -> (String, String) {
+    let observed = claims::Observed {
+        volumes: volumes.iter().map(|v| Arc::new(serde_json::from_value(v.clone()).unwrap())).collect(),
+        class: class.map(|c| Arc::new(serde_json::from_value(c).unwrap())),
+        default_class: None,
+        node: None,
+        waiting_pods: vec!["p".to_owned()],
+        local_path: Some("/data".into()),
+    };
+    let claim: PersistentVolumeClaim = serde_json::from_value(claim.clone()).unwrap();
+    let plan = claims::reconcile(&claim, &observed, jiff::Timestamp::UNIX_EPOCH);
+    let phase = plan.actions.iter().find_map(|action| match action {
+        crate::controllers::plan::Action::Status { status, .. } => {
+            status["phase"].as_str().map(str::to_owned)
+        }
+        _ => None,
+    });
+    let events: Vec<_> = plan.events.iter().map(|e| format!("{}: {}", e.reason, e.message)).collect();
+    (phase.unwrap_or_default(), events.join("; "))
+}
+
+#[test]
+fn the_binder_speaks_upstreams_words() {
+    let claim = |extra: Value| {
+        merge_patch(
+            &json!({"metadata": {"name": "c", "namespace": "ns", "uid": "u"}, "spec": {
+                "accessModes": ["ReadWriteOnce"], "storageClassName": "", "volumeName": "v",
+                "resources": {"requests": {"storage": "1Gi"}}}}),
+            &extra,
+        )
+    };
+    let volume = |extra: Value| {
+        let base = json!({"metadata": {"name": "v"}, "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"]}});
+        vec![merge_patch(&base, &json!({ "spec": extra }))]
+    };
+    let completed = json!({"metadata": {"annotations": {volumes::BIND_COMPLETED: "yes"}}});
+    let class = |mode: &str, provisioner: &str| {
+        Some(json!({"metadata": {"name": "k"}, "provisioner": provisioner, "volumeBindingMode": mode}))
+    };
+    let unnamed = json!({"spec": {"volumeName": null, "storageClassName": "k"}});
+    let cannot = |why: &str| format!("VolumeMismatch: Cannot bind to requested volume \"v\": {why}");
+    let other = json!({"claimRef": {"name": "other", "namespace": "ns", "uid": "x"}});
+    for (claim, volumes, class, phase, want) in [
+        (claim(json!({})), vec![], None, "Pending", String::new()),
+        (claim(json!({})), volume(json!({})), None, "Bound", String::new()),
+        (
+            claim(json!({})),
+            volume(json!({"capacity": {"storage": "1Mi"}})),
+            None,
+            "Pending",
+            cannot("requested PV is too small"),
+        ),
+        (
+            claim(json!({})),
+            volume(json!({"storageClassName": "x"})),
+            None,
+            "Pending",
+            cannot("storageClassName does not match"),
+        ),
+        (
+            claim(json!({})),
+            volume(json!({"volumeMode": "Block"})),
+            None,
+            "Pending",
+            cannot("incompatible volumeMode"),
+        ),
+        (
+            claim(json!({})),
+            volume(json!({"accessModes": ["ReadOnlyMany"]})),
+            None,
+            "Pending",
+            cannot("incompatible accessMode"),
+        ),
+        (
+            claim(json!({})),
+            volume(other.clone()),
+            None,
+            "Pending",
+            "FailedBinding: volume \"v\" already bound to a different claim.".to_owned(),
+        ),
+        (
+            claim(completed.clone()),
+            vec![],
+            None,
+            "Lost",
+            "ClaimLost: Bound claim has lost its PersistentVolume. Data on the volume is lost!".to_owned(),
+        ),
+        (
+            claim(completed.clone()),
+            volume(other),
+            None,
+            "Lost",
+            "ClaimMisbound: Two claims are bound to the same volume, this one is bound incorrectly"
+                .to_owned(),
+        ),
+        (
+            claim(merge_patch(&completed, &json!({"spec": {"volumeName": ""}}))),
+            vec![],
+            None,
+            "Lost",
+            "ClaimLost: Bound claim has lost reference to PersistentVolume. Data on the volume is lost!"
+                .to_owned(),
+        ),
+        (
+            claim(unnamed.clone()),
+            vec![],
+            None,
+            "Pending",
+            "ProvisioningFailed: storageclass.storage.k8s.io \"k\" not found".to_owned(),
+        ),
+        (
+            claim(unnamed.clone()),
+            vec![],
+            class("WaitForFirstConsumer", "x/y"),
+            "Pending",
+            "WaitForPodScheduled: waiting for pod p to be scheduled".to_owned(),
+        ),
+        (
+            claim(unnamed),
+            vec![],
+            class("Immediate", "kubernetes.io/no-provisioner"),
+            "Pending",
+            "ProvisioningFailed: no volume plugin matched name: kubernetes.io/no-provisioner".to_owned(),
+        ),
+    ] {
+        assert_eq!(said(&claim, &volumes, class), (phase.to_owned(), want), "{claim}");
+    }
+}
+
+#[tokio::test]
+async fn a_retained_folder_stays_and_a_deleted_volume_waits_for_its_claim() {
+    for (policy, finalizers) in [("Retain", 0), ("Delete", 1)] {
+        let mut sim = sim();
+        sim.create(json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "k"},
+            "provisioner": volumes::LOCAL_PATH, "reclaimPolicy": policy, "volumeBindingMode": "WaitForFirstConsumer"})).await;
+        sim.create(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}})).await;
+        claim(&sim, json!({"storageClassName": "k"})).await;
+        sim.change::<PersistentVolumeClaim>("c", json!({"metadata": {"annotations": {SELECTED_NODE: "n"}}}))
+            .await;
+        sim.settle(|_| Fate::Leave, |_| {}).await;
+        let name = sim.list::<PersistentVolume>()[0].metadata.name.clone().unwrap();
+        sim.delete::<PersistentVolume>(&name, None).await;
+        sim.settle(|_| Fate::Leave, |_| {}).await;
+        let volume = sim.get::<PersistentVolume>(&name);
+        assert!(!volumes::local_path_doomed(&volume), "its claim is still there");
+        sim.delete::<PersistentVolumeClaim>("c", None).await;
+        sim.settle(|_| Fate::Leave, |_| {}).await;
+        let left = sim.list::<PersistentVolume>();
+        assert_eq!(left.len(), finalizers, "{policy}");
+        assert!(left.iter().all(|volume| volumes::local_path_doomed(volume)));
+    }
 }

@@ -146,7 +146,7 @@ impl Source<'_> {
         };
         let text = map.data.into_iter().flatten().map(|(k, v)| (k, v.into_bytes()));
         let binary = map.binary_data.into_iter().flatten().map(|(k, v)| (k, v.0));
-        pick(files, text.chain(binary), items, optional, mode, "configmap")
+        pick(files, text.chain(binary), items, optional, mode, "configmap references non-existent config key")
     }
 
     fn secret(
@@ -162,7 +162,7 @@ impl Source<'_> {
             return if optional { Ok(()) } else { Err(format!("secret {name:?} not found")) };
         };
         let all = secret.data.into_iter().flatten().map(|(k, v)| (k, v.0));
-        pick(files, all, items, optional, mode, "secret")
+        pick(files, all, items, optional, mode, "references non-existent secret key")
     }
 
     fn downward(
@@ -208,7 +208,7 @@ fn pick(
     items: Option<&[KeyToPath]>,
     optional: bool,
     mode: i32,
-    kind: &str,
+    missing: &str,
 ) -> Result<(), String> {
     let Some(items) = items.filter(|items| !items.is_empty()) else {
         files
@@ -223,7 +223,7 @@ fn pick(
                 files.insert(PathBuf::from(&item.path), File { bytes: bytes.clone(), mode, owner: None });
             }
             None if optional => {}
-            None => return Err(format!("{kind} references non-existent {kind} key: {}", item.key)),
+            None => return Err(format!("{missing}: {}", item.key)),
         }
     }
     Ok(())

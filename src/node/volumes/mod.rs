@@ -5,32 +5,36 @@
 //! Invariants: contents of configMap, secret, projected and downwardAPI volumes change as one
 //! (symlink swap); a subPath never leaves its volume; teardown is idempotent and reports all
 //! failures.
-//! Deliberately absent: storage drivers (CSI), mount helpers.
+//! Deliberately absent: storage drivers (CSI), mount helpers, raw devices.
 
+mod claim;
 mod content;
+mod empty;
+mod host;
+mod image;
+mod modules;
+mod nfs;
 pub mod payload;
+mod quota;
 mod subpath;
 mod sys;
 
 use std::{
     collections::BTreeMap,
-    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{
-    Container, EmptyDirVolumeSource, HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Volume,
-};
-use nix::mount::{MntFlags, MsFlags};
+use k8s_openapi::api::core::v1::{Container, Volume};
+use nix::mount::MntFlags;
 
 pub use content::Token;
 
 use super::{record::Wanted, shared::Shared};
-use crate::{
-    kinds::quantity::Quantity,
-    mqtt::messages::ItemKind,
-    runtime::{Mount, Propagation},
-};
+use crate::runtime::{Mount, Propagation};
+
+/// How long a mount of a network file system is waited for.
+const MOUNT_WAIT: Duration = Duration::from_secs(30);
 
 /// A volume that is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,15 +63,34 @@ pub async fn set_up(
 ) -> Result<BTreeMap<String, Mounted>, String> {
     let mut ready = BTreeMap::new();
     for volume in wanted.spec.volumes.iter().flatten() {
-        let mounted = one(shared, wanted, volume, ip, tokens)
-            .await
-            .map_err(|e| format!("MountVolume.SetUp failed for volume {:?} : {e}", volume.name))?;
+        let mounted = one(shared, wanted, volume, ip, tokens).await.map_err(|(name, error)| {
+            let name = name.as_ref().unwrap_or(&volume.name);
+            format!("MountVolume.SetUp failed for volume {name:?} : {error}")
+        })?;
         ready.insert(volume.name.clone(), mounted);
     }
     Ok(ready)
 }
 
 async fn one(
+    shared: &Shared,
+    wanted: &Wanted,
+    volume: &Volume,
+    ip: Option<std::net::Ipv4Addr>,
+    tokens: &[Token],
+) -> Result<Mounted, claim::Failure> {
+    let plain = |text: String| (None, text);
+    if let Some(source) = &volume.persistent_volume_claim {
+        return claim::ready(shared, wanted, &source.claim_name, source.read_only == Some(true)).await;
+    }
+    if volume.ephemeral.is_some() {
+        return claim::ready(shared, wanted, &format!("{}-{}", wanted.name, volume.name), false).await;
+    }
+    own(shared, wanted, volume, ip, tokens).await.map_err(plain)
+}
+
+/// A volume that the pod itself describes.
+async fn own(
     shared: &Shared,
     wanted: &Wanted,
     volume: &Volume,
@@ -82,11 +105,12 @@ async fn one(
     }
     if let Some(source) = &volume.empty_dir {
         let path = dir_of(shared, wanted, "empty-dir", &volume.name);
-        let group = fs_group(wanted);
-        let source = source.clone();
-        let made = path.clone();
+        let group = payload::Group::of(wanted).map(payload::Group::always);
+        let node_bytes = u64::try_from(shared.memory_capacity()).unwrap_or(0);
+        let memory = empty::memory_bytes(source, &wanted.spec, node_bytes);
+        let (source, made) = (source.clone(), path.clone());
         blocking(move || {
-            empty_dir(&made, &source)?;
+            empty::make(&made, &source, memory)?;
             group.map_or(Ok(()), |group| payload::own(&made, group, false).map_err(at(&made)))
         })
         .await?;
@@ -95,18 +119,63 @@ async fn one(
     if let Some(source) = &volume.host_path {
         let source = source.clone();
         let path = PathBuf::from(&source.path);
-        blocking(move || host_path(&source)).await?;
+        blocking(move || host::prepare(&source)).await?;
         return Ok(Mounted { path, read_only: false });
     }
-    if let Some(source) = &volume.persistent_volume_claim {
-        return claim(shared, wanted, &source.claim_name, source.read_only == Some(true)).await;
+    if let Some(source) = &volume.nfs {
+        let path = dir_of(shared, wanted, "nfs", &volume.name);
+        let export = nfs::Export {
+            server: source.server.clone(),
+            path: source.path.clone(),
+            read_only: source.read_only == Some(true),
+            options: Vec::new(),
+        };
+        let read_only = export.read_only;
+        mount_nfs(shared, export, &path).await?;
+        return Ok(Mounted { path, read_only });
     }
-    if volume.ephemeral.is_some() {
-        return claim(shared, wanted, &format!("{}-{}", wanted.name, volume.name), false).await;
+    if let Some(source) = &volume.image {
+        return image::ready(shared, wanted, &volume.name, source).await;
     }
     let given = serde_json::to_value(volume).unwrap_or_default();
     let kind = given.as_object().and_then(|o| o.keys().find(|k| *k != "name").cloned()).unwrap_or_default();
     Err(format!("volumes of type {kind:?} are not supported by Sampan"))
+}
+
+/// Mounts an export. A mount that does not come back holds nobody else up: it has a thread of its
+/// own, is not begun a second time, and is undone when it comes back too late.
+async fn mount_nfs(shared: &Shared, export: nfs::Export, path: &Path) -> Result<(), String> {
+    if is_mount_point(path) {
+        return Ok(());
+    }
+    let what = format!("{}:{}", export.server, export.path);
+    let silent =
+        || format!("mounting {what} has not come back for {} s: the server is silent", MOUNT_WAIT.as_secs());
+    if !shared.mounting().insert(path.to_owned()) {
+        return Err(silent());
+    }
+    let (sender, done) = tokio::sync::oneshot::channel();
+    let (target, mounting) = (path.to_owned(), std::sync::Arc::clone(&shared.mounting));
+    let begun = std::thread::Builder::new().name("mount".to_owned()).spawn(move || {
+        let result =
+            std::fs::create_dir_all(&target).map_err(at(&target)).and_then(|()| nfs::mount(&export, &target));
+        let mounted = result.is_ok();
+        if sender.send(result).is_err() && mounted {
+            // The pod may be gone meanwhile; its next try mounts anew.
+            let _ = nix::mount::umount2(&target, MntFlags::MNT_DETACH);
+            let _ = std::fs::remove_dir(&target);
+        }
+        mounting.lock().expect("no holder of the mounts' lock panics").remove(&target);
+    });
+    if let Err(error) = begun {
+        shared.mounting().remove(path);
+        return Err(format!("mounting {what}: {error}"));
+    }
+    match tokio::time::timeout(MOUNT_WAIT, done).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(format!("mounting {what} came to nothing")),
+        Err(_) => Err(silent()),
+    }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -115,12 +184,8 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
 }
 
-fn fs_group(wanted: &Wanted) -> Option<u32> {
-    wanted.spec.security_context.as_ref()?.fs_group.map(|g| g as u32)
-}
-
 async fn write(wanted: &Wanted, path: &Path, files: payload::Files) -> Result<bool, String> {
-    let (path, group) = (path.to_owned(), fs_group(wanted));
+    let (path, group) = (path.to_owned(), payload::Group::of(wanted));
     blocking(move || payload::write(&path, &files, group).map_err(at(&path))).await
 }
 
@@ -134,6 +199,7 @@ pub async fn refresh(
     ip: Option<std::net::Ipv4Addr>,
     tokens: &[Token],
 ) -> Result<bool, String> {
+    claim::resize(shared, &wanted.uid).await;
     let mut changed = false;
     for volume in wanted.spec.volumes.iter().flatten() {
         if let Some(plugin) = content::plugin(volume) {
@@ -149,131 +215,18 @@ pub fn tokens_needed(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
     content::tokens(shared, wanted)
 }
 
-fn empty_dir(path: &Path, source: &EmptyDirVolumeSource) -> Result<(), String> {
-    std::fs::create_dir_all(path).map_err(at(path))?;
-    std::fs::set_permissions(path, PermissionsExt::from_mode(0o777)).map_err(at(path))?;
-    match source.medium.as_deref().unwrap_or_default() {
-        "" => Ok(()),
-        "Memory" if is_mount_point(path) => Ok(()),
-        "Memory" => {
-            let size = source.size_limit.as_ref().and_then(|q| q.0.parse::<Quantity>().ok());
-            let options = match size.map(Quantity::value).filter(|s| *s > 0) {
-                Some(bytes) => format!("mode=777,size={bytes}"),
-                None => "mode=777".to_owned(),
-            };
-            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))
-                .map_err(|e| format!("mount tmpfs at {}: {e}", path.display()))
-        }
-        other => Err(format!("emptyDir medium {other:?} is not supported by Sampan")),
-    }
-}
-
-/// Whether something is mounted on exactly this folder.
+/// Whether something is mounted on exactly this folder. Asks the mount table: a stat would wait for
+/// a server that is silent.
 fn is_mount_point(path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let device = |p: &Path| std::fs::symlink_metadata(p).map(|m| m.dev()).ok();
-    match (device(path), path.parent().and_then(device)) {
-        (Some(own), Some(parent)) => own != parent,
-        _ => false,
-    }
+    mount_points().any(|point| point == path)
 }
 
-/// Checks, and for the `OrCreate` types makes, the path on the host.
-fn host_path(source: &HostPathVolumeSource) -> Result<(), String> {
-    let path = Path::new(&source.path);
-    let kind = source.type_.as_deref().unwrap_or_default();
-    let failed = |what: &str| Err(format!("hostPath type check failed: {} is not a {what}", source.path));
-    let found = std::fs::metadata(path).ok().map(|m| m.file_type());
-    match (kind, found) {
-        ("", _) => Ok(()),
-        ("DirectoryOrCreate", None) => {
-            std::fs::create_dir_all(path).map_err(at(path))?;
-            std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).map_err(at(path))
-        }
-        ("FileOrCreate", None) => {
-            std::fs::File::create_new(path).map_err(at(path))?;
-            std::fs::set_permissions(path, PermissionsExt::from_mode(0o644)).map_err(at(path))
-        }
-        ("DirectoryOrCreate" | "Directory", f) => {
-            if f.is_some_and(|f| f.is_dir()) {
-                Ok(())
-            } else {
-                failed("directory")
-            }
-        }
-        ("FileOrCreate" | "File", f) => {
-            if f.is_some_and(|f| f.is_file()) {
-                Ok(())
-            } else {
-                failed("file")
-            }
-        }
-        ("Socket", f) => {
-            if f.is_some_and(|f| f.is_socket()) {
-                Ok(())
-            } else {
-                failed("socket file")
-            }
-        }
-        ("CharDevice", f) => {
-            if f.is_some_and(|f| f.is_char_device()) {
-                Ok(())
-            } else {
-                failed("character device")
-            }
-        }
-        ("BlockDevice", f) => {
-            if f.is_some_and(|f| f.is_block_device()) {
-                Ok(())
-            } else {
-                failed("block device")
-            }
-        }
-        (other, _) => Err(format!("{other:?} is an invalid volume type")),
-    }
-}
-
-async fn claim(shared: &Shared, wanted: &Wanted, name: &str, read_only: bool) -> Result<Mounted, String> {
-    let claim: PersistentVolumeClaim = shared
-        .ledger
-        .object(ItemKind::PersistentVolumeClaim, &wanted.namespace, name)
-        .ok_or_else(|| format!("persistentvolumeclaim {name:?} not found"))?;
-    let volume_name = claim
-        .spec
-        .and_then(|s| s.volume_name)
-        .filter(|v| !v.is_empty())
-        .ok_or_else(|| format!("persistentvolumeclaim {name:?} is not bound to a volume yet"))?;
-    let volume: PersistentVolume = shared
-        .ledger
-        .object(ItemKind::PersistentVolume, "", &volume_name)
-        .ok_or_else(|| format!("persistentvolume {volume_name:?} not found"))?;
-    let spec = volume.spec.unwrap_or_default();
-    let path = if let Some(local) = spec.local {
-        let path = PathBuf::from(local.path);
-        // The node makes the folder of a volume that was provisioned for it; its parent is there.
-        let made = path.clone();
-        blocking(move || match std::fs::create_dir(&made) {
-            Ok(()) => std::fs::set_permissions(&made, PermissionsExt::from_mode(0o777)).map_err(at(&made)),
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            Err(e) => Err(at(&made)(e)),
-        })
-        .await?;
-        path
-    } else if let Some(host) = spec.host_path {
-        let path = PathBuf::from(&host.path);
-        blocking(move || host_path(&host)).await?;
-        path
-    } else {
-        return Err(format!(
-            "persistentvolume {volume_name:?}: only local and hostPath volumes are supported by Sampan"
-        ));
-    };
-    if let Some(group) = fs_group(wanted).filter(|_| !read_only) {
-        let path = path.clone();
-        blocking(move || payload::own(&path, group, false).map_err(at(&path))).await?;
-    }
-    Ok(Mounted { path, read_only })
+/// The mount points of this process.
+fn mount_points() -> impl Iterator<Item = PathBuf> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points: Vec<PathBuf> =
+        table.lines().filter_map(|line| line.split(' ').nth(4)).map(|p| PathBuf::from(unescape(p))).collect();
+    points.into_iter()
 }
 
 /// The mounts of one container. `expand` replaces `$(NAME)` in `subPathExpr`.
@@ -331,7 +284,7 @@ pub async fn mounts(
 /// All that failed.
 pub async fn tear_down(shared: &Shared, uid: &str, remove: bool) -> Result<(), String> {
     let dir = shared.pod_dir(uid);
-    blocking(move || {
+    let done = blocking(move || {
         let mut failures = Vec::new();
         for point in mounts_below(&dir) {
             if let Err(error) = nix::mount::umount2(&point, MntFlags::MNT_DETACH) {
@@ -348,14 +301,16 @@ pub async fn tear_down(shared: &Shared, uid: &str, remove: bool) -> Result<(), S
         }
         if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     })
-    .await
+    .await;
+    if done.is_ok() && shared.volumes_in_use().remove(uid).is_some() {
+        shared.folders_changed.notify_one();
+    }
+    done
 }
 
 /// The mount points below a folder, the deepest first.
 fn mounts_below(dir: &Path) -> Vec<PathBuf> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(|p| PathBuf::from(unescape(p)));
-    let mut below: Vec<PathBuf> = points.filter(|p| p.starts_with(dir) && p != dir).collect();
+    let mut below: Vec<PathBuf> = mount_points().filter(|p| p.starts_with(dir) && p != dir).collect();
     below.reverse();
     below
 }
@@ -363,25 +318,4 @@ fn mounts_below(dir: &Path) -> Vec<PathBuf> {
 /// Undoes the kernel's octal escapes of blanks in mount tables.
 fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn host_paths_are_checked() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str, kind: &str| {
-            let path = dir.path().join(name).display().to_string();
-            host_path(&HostPathVolumeSource { path, type_: Some(kind.into()) })
-        };
-        assert!(at("none", "").is_ok());
-        assert!(at("none", "Directory").unwrap_err().contains("is not a directory"));
-        assert!(at("made", "DirectoryOrCreate").is_ok());
-        assert!(at("made", "Directory").is_ok());
-        assert!(at("file", "FileOrCreate").is_ok());
-        assert!(at("file", "File").is_ok());
-        assert!(at("file", "Socket").unwrap_err().contains("is not a socket file"));
-    }
 }

@@ -6,9 +6,16 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::unix::fs::{PermissionsExt, chown, lchown, symlink},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink},
+    },
     path::{Component, Path, PathBuf},
 };
+
+use nix::fcntl::{AtFlags, OFlag};
+
+use super::super::record::Wanted;
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +35,7 @@ const DATA: &str = "..data";
 ///
 /// # Errors
 /// A path that leaves the folder, or the file system's refusal.
-pub fn write(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> {
+pub fn write(dir: &Path, files: &Files, group: Option<Group>) -> io::Result<bool> {
     for path in files.keys() {
         let plain = path.components().all(|c| matches!(c, Component::Normal(_)));
         let hidden =
@@ -63,7 +70,7 @@ pub fn write(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> 
         }
     }
     if let Some(group) = group {
-        own(&fresh, group, true)?;
+        own(&fresh, group.always(), true)?;
     }
     let next = dir.join("..data_tmp");
     let _ = fs::remove_file(&next);
@@ -105,26 +112,80 @@ fn same(data: &Path, files: &Files) -> bool {
         && files.iter().all(|(path, f)| fs::read(data.join(path)).is_ok_and(|b| b == f.bytes))
 }
 
-/// Gives a tree to a group, which may then write (or only read) it; new files inherit the group.
-///
-/// # Errors
-/// The file system's refusal.
-pub fn own(path: &Path, group: u32, read_only: bool) -> io::Result<()> {
-    let meta = fs::symlink_metadata(path)?;
-    lchown(path, None, Some(group))?;
-    if meta.is_symlink() {
-        return Ok(());
+/// The group that a pod's volumes are given to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    pub id: u32,
+    /// A tree whose root is right is left as it is (`fsGroupChangePolicy: OnRootMismatch`).
+    pub on_root_mismatch: bool,
+}
+
+impl Group {
+    /// The `fsGroup` of a pod.
+    pub fn of(wanted: &Wanted) -> Option<Self> {
+        let context = wanted.spec.security_context.as_ref()?;
+        let on_root_mismatch = context.fs_group_change_policy.as_deref() == Some("OnRootMismatch");
+        context.fs_group.map(|id| Self { id: id as u32, on_root_mismatch })
     }
-    let more = match (meta.is_dir(), read_only) {
+
+    /// The same, whatever the root is like.
+    pub fn always(self) -> Self {
+        Self { on_root_mismatch: false, ..self }
+    }
+}
+
+/// Permissions that the group needs (upstream's `pkg/volume/volume_linux.go`).
+fn group_mode(is_dir: bool, read_only: bool) -> u32 {
+    match (is_dir, read_only) {
         (true, true) => 0o2550,
         (true, false) => 0o2770,
         (false, true) => 0o440,
         (false, false) => 0o660,
-    };
-    fs::set_permissions(path, PermissionsExt::from_mode(meta.permissions().mode() | more))?;
+    }
+}
+
+/// Gives a tree to a group, which may then write (or only read) it; new files inherit the group.
+/// A pod that swaps a file for a link meanwhile gains nothing: no link is followed.
+///
+/// # Errors
+/// The file system's refusal.
+pub fn own(path: &Path, group: Group, read_only: bool) -> io::Result<()> {
+    if group.on_root_mismatch {
+        let meta = fs::metadata(path)?;
+        let more = group_mode(true, read_only);
+        if meta.gid() == group.id && meta.permissions().mode() & more == more {
+            return Ok(());
+        }
+    }
+    give(&place(path)?, group.id, read_only)
+}
+
+/// Opens as a place, not following a link at its end.
+fn place(path: &Path) -> io::Result<fs::File> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    fs::OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
+}
+
+fn give(place: &fs::File, group: u32, read_only: bool) -> io::Result<()> {
+    let meta = place.metadata()?;
+    let empty = Path::new("");
+    let gid = Some(nix::unistd::Gid::from_raw(group));
+    nix::unistd::fchownat(Some(place.as_raw_fd()), empty, None, gid, AtFlags::AT_EMPTY_PATH)?;
+    if meta.is_symlink() {
+        return Ok(());
+    }
+    // The way through /proc leads to what was opened, whatever has its name by now.
+    let here = PathBuf::from(format!("/proc/self/fd/{}", place.as_raw_fd()));
+    let mode = meta.permissions().mode() | group_mode(meta.is_dir(), read_only);
+    fs::set_permissions(&here, PermissionsExt::from_mode(mode))?;
     if meta.is_dir() {
-        for entry in fs::read_dir(path)? {
-            own(&entry?.path(), group, read_only)?;
+        for entry in fs::read_dir(&here)? {
+            match self::place(&entry?.path()) {
+                Ok(inner) => give(&inner, group, read_only)?,
+                // Another pod that has the volume too may remove files meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     Ok(())

@@ -1,0 +1,222 @@
+//! Volumes behind claims: what a PersistentVolume is on this node.
+
+use std::{
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec};
+
+use super::{
+    super::{record::Wanted, shared::Shared},
+    Mounted, at, blocking, dir_of, host, nfs, payload, quota,
+};
+use crate::{
+    kinds::{quantity::Quantity, volumes},
+    mqtt::messages::ItemKind,
+};
+
+/// A failure, and the volume that it is told of.
+pub type Failure = (Option<String>, String);
+
+/// Makes the volume of a claim ready.
+///
+/// # Errors
+/// What is wrong, with the volume's name where it is known.
+pub async fn ready(
+    shared: &Shared,
+    wanted: &Wanted,
+    name: &str,
+    read_only: bool,
+) -> Result<Mounted, Failure> {
+    let plain = |text: String| (None, text);
+    let claim: PersistentVolumeClaim = shared
+        .ledger
+        .object(ItemKind::PersistentVolumeClaim, &wanted.namespace, name)
+        .ok_or_else(|| plain(format!("persistentvolumeclaim {name:?} not found")))?;
+    let spec = claim.spec.unwrap_or_default();
+    let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
+    let volume_name = spec.volume_name.filter(|v| !v.is_empty() && bound).ok_or_else(|| {
+        plain(format!("error processing PVC {}/{name}: PVC is not bound", wanted.namespace))
+    })?;
+    let named = |text: String| (Some(volume_name.clone()), text);
+    let volume: PersistentVolume = shared
+        .ledger
+        .object(ItemKind::PersistentVolume, "", &volume_name)
+        .ok_or_else(|| named(format!("persistentvolume {volume_name:?} not found")))?;
+    let alone = spec.access_modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod");
+    take(shared, wanted, &volume_name, name, alone).map_err(named)?;
+    source(shared, wanted, &volume, &volume_name, read_only).await.map_err(named)
+}
+
+/// Notes that the pod has the volume; a volume for one pod is refused to a second.
+fn take(shared: &Shared, wanted: &Wanted, volume: &str, claim: &str, alone: bool) -> Result<(), String> {
+    let mut in_use = shared.volumes_in_use();
+    let others = in_use.iter().any(|(uid, volumes)| *uid != wanted.uid && volumes.contains_key(volume));
+    if alone && others {
+        return Err(
+            "volume uses the ReadWriteOncePod access mode and is already in use by another pod".to_owned()
+        );
+    }
+    let of_pod = in_use.entry(wanted.uid.clone()).or_default();
+    of_pod.insert(volume.to_owned(), (wanted.namespace.clone(), claim.to_owned()));
+    Ok(())
+}
+
+async fn source(
+    shared: &Shared,
+    wanted: &Wanted,
+    volume: &PersistentVolume,
+    name: &str,
+    read_only: bool,
+) -> Result<Mounted, String> {
+    let spec = volume.spec.clone().unwrap_or_default();
+    if spec.volume_mode.as_deref() == Some("Block") {
+        return Err("volumes of volumeMode Block are not supported by Sampan".to_owned());
+    }
+    if let Some(export) = &spec.nfs {
+        let export = nfs::Export {
+            server: export.server.clone(),
+            path: export.path.clone(),
+            read_only: read_only || export.read_only == Some(true),
+            options: spec.mount_options.clone().unwrap_or_default(),
+        };
+        let read_only = export.read_only;
+        let path = dir_of(shared, wanted, "nfs", name);
+        super::mount_nfs(shared, export, &path).await?;
+        return Ok(Mounted { path, read_only });
+    }
+    let path = if let Some(local) = spec.local {
+        let path = PathBuf::from(local.path);
+        if !path.exists() {
+            return Err(format!("path {:?} does not exist", path.display().to_string()));
+        }
+        if !path.is_dir() {
+            return Err(format!(
+                "path {:?} is not a directory: file systems on devices are not mounted by Sampan",
+                path.display().to_string()
+            ));
+        }
+        path
+    } else if let Some(source) = spec.host_path.clone() {
+        let path = PathBuf::from(&source.path);
+        if volumes::is_local_path(volume) {
+            folder(shared, wanted, &spec, name, &path).await?;
+        } else {
+            // Upstream does not change the ownership of a path of the host.
+            blocking(move || host::prepare(&source)).await?;
+            return Ok(Mounted { path, read_only });
+        }
+        path
+    } else {
+        return Err(format!(
+            "persistentvolume {name:?}: volumes of type {:?} are not supported by Sampan",
+            kind_of(&spec)
+        ));
+    };
+    if let Some(group) = payload::Group::of(wanted).filter(|_| !read_only) {
+        let path = path.clone();
+        blocking(move || payload::own(&path, group, false).map_err(at(&path))).await?;
+    }
+    Ok(Mounted { path, read_only })
+}
+
+/// The name of the field that says what a volume is.
+fn kind_of(spec: &PersistentVolumeSpec) -> String {
+    const PLAIN: [&str; 9] = [
+        "accessModes",
+        "capacity",
+        "claimRef",
+        "mountOptions",
+        "nodeAffinity",
+        "persistentVolumeReclaimPolicy",
+        "storageClassName",
+        "volumeAttributesClassName",
+        "volumeMode",
+    ];
+    let fields = serde_json::to_value(spec).unwrap_or_default();
+    let mut fields = fields.as_object().into_iter().flatten().map(|(name, _)| name);
+    fields.find(|name| !PLAIN.contains(&name.as_str())).cloned().unwrap_or_default()
+}
+
+/// Bytes of a volume.
+fn size(spec: &PersistentVolumeSpec) -> Option<u64> {
+    let capacity: Quantity = spec.capacity.as_ref()?.get("storage")?.0.parse().ok()?;
+    u64::try_from(capacity.value()).ok().filter(|bytes| *bytes > 0)
+}
+
+/// The folder of a `local-path` volume, made for the first pod that has it.
+async fn folder(
+    shared: &Shared,
+    wanted: &Wanted,
+    spec: &PersistentVolumeSpec,
+    name: &str,
+    path: &Path,
+) -> Result<(), String> {
+    let made = path.to_owned();
+    let fresh = blocking(move || {
+        if let Some(parent) = made.parent() {
+            std::fs::create_dir_all(parent).map_err(at(parent))?;
+        }
+        match std::fs::create_dir(&made) {
+            Ok(()) => {
+                std::fs::set_permissions(&made, PermissionsExt::from_mode(0o777)).map_err(at(&made))?;
+                Ok(true)
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(at(&made)(e)),
+        }
+    })
+    .await?;
+    let Some(bytes) = size(spec) else { return Ok(()) };
+    let held = path.to_owned();
+    let refusal = blocking(move || Ok(quota::hold(&held, bytes).err())).await?;
+    if let Some(why) = refusal.filter(|_| fresh) {
+        let message = format!("the size of volume {name:?} ({bytes} bytes) is not enforced: {why}");
+        shared.event(wanted, None, false, "VolumeSizeNotEnforced", message);
+    }
+    Ok(())
+}
+
+/// Holds the `local-path` volumes of a pod to their sizes as they are now; a claim may have grown.
+pub async fn resize(shared: &Shared, uid: &str) {
+    let names: Vec<String> =
+        shared.volumes_in_use().get(uid).into_iter().flat_map(|v| v.keys().cloned()).collect();
+    for name in names {
+        let Some(volume) = shared.ledger.object::<PersistentVolume>(ItemKind::PersistentVolume, "", &name)
+        else {
+            continue;
+        };
+        let Some(spec) = volume.spec.as_ref().filter(|_| volumes::is_local_path(&volume)) else { continue };
+        if let (Some(bytes), Some(host)) = (size(spec), &spec.host_path) {
+            let path = PathBuf::from(&host.path);
+            let held = blocking(move || quota::hold(&path, bytes)).await;
+            if let Err(error) = held {
+                tracing::debug!(volume = name, error, "a volume's size is not enforced");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_type_of_a_volume_is_named() {
+        for (text, kind) in [
+            (r#"{"capacity":{"storage":"1Gi"},"csi":{"driver":"d","volumeHandle":"h"}}"#, "csi"),
+            (r#"{"accessModes":["ReadWriteOnce"],"iscsi":{"targetPortal":"p","iqn":"q","lun":0}}"#, "iscsi"),
+        ] {
+            assert_eq!(kind_of(&serde_json::from_str(text).unwrap()), kind);
+        }
+    }
+
+    #[test]
+    fn sizes_are_bytes() {
+        let spec = |text: &str| serde_json::from_str::<PersistentVolumeSpec>(text).unwrap();
+        assert_eq!(size(&spec(r#"{"capacity":{"storage":"1Mi"}}"#)), Some(1 << 20));
+        assert_eq!(size(&spec("{}")), None);
+    }
+}
