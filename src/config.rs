@@ -89,7 +89,7 @@ pub struct Common {
     #[arg(long, env = "SAMPAN_LOG_FORMAT", value_enum, default_value_t, value_name = "FORM")]
     pub log_format: LogFormat,
     /// What is logged: `info`, `debug`, `sampan::node=trace,warn`, …
-    #[arg(long, env = "SAMPAN_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(long, env = "SAMPAN_LOG", default_value = "info,mqtt5=warn,rumqttc=warn", value_name = "FILTER")]
     pub log: String,
 }
 

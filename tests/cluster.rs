@@ -1,8 +1,21 @@
 //! One board as its user sees it: the real binary, the real kubectl, real containers.
 
 mod common;
+mod images;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use common::{Namespace, Node, mounts_below, must, output, processes_of, unique, wait_for};
+use nix::pty::openpty;
+use tar::EntryType;
 
 const WEB: &str = r#"
 apiVersion: apps/v1
@@ -162,7 +175,7 @@ spec:
 fn the_built_in_verbs_do_what_kubectl_does() {
     let node = board("verbs");
     let file = node.dir.path().join("web.yaml");
-    std::fs::write(&file, WEB).unwrap();
+    fs::write(&file, WEB).unwrap();
     let sampan = |args: &[&str]| {
         let mut command = node.space.command(common::SAMPAN);
         command.args(args).arg("--kubeconfig").arg(node.kubeconfig());
@@ -180,4 +193,256 @@ fn the_built_in_verbs_do_what_kubectl_does() {
     assert!(sampan(&["describe", "deployment", "web"]).contains("ScalingReplicaSet"));
     sampan(&["delete", "-f", &file]);
     assert!(sampan(&["get", "deployments"]).is_empty());
+}
+
+/// busybox from the machine's package as an image of its own, imported through the running daemon.
+fn import_busybox(node: &Node) {
+    let busybox = fs::read("/bin/busybox").expect("the package busybox-static");
+    let program =
+        images::File { path: "bin/busybox", kind: EntryType::Regular, body: &busybox, link: "", mode: 0o755 };
+    let link = |path| images::link(EntryType::Symlink, path, "busybox");
+    let layer = images::layer(&[images::folder("bin"), program, link("bin/sh"), link("bin/stty")]);
+    let architecture = must(Command::new("dpkg").arg("--print-architecture"));
+    let archive = images::docker_archive("test.local/busybox:1", &[layer], architecture.trim());
+    let file = node.dir.path().join("busybox.tar.zst");
+    fs::write(&file, images::zstd(&archive)).unwrap();
+    let run_dir = node.dir.path().join("run");
+    let mut import = node.space.command(common::SAMPAN);
+    import.args(["image", "import", "--run-dir"]).arg(run_dir).arg(&file);
+    assert_eq!(must(&mut import), "test.local/busybox:1\n");
+}
+
+/// A program at a terminal of its own, what it shows, and the terminal's name for `stty`.
+struct AtTerminal {
+    child: Child,
+    keys: fs::File,
+    shown: Arc<Mutex<String>>,
+    name: String,
+}
+
+impl AtTerminal {
+    fn new(command: &Command) -> Self {
+        let pty = openpty(None, None).unwrap();
+        let name = nix::unistd::ttyname(&pty.slave).unwrap().display().to_string();
+        let slave = || Stdio::from(pty.slave.try_clone().unwrap());
+        // setsid: the terminal becomes the program's own, so that it hears of a new size.
+        let child = Command::new("setsid")
+            .args(["--ctty", "--wait"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .stdin(slave())
+            .stdout(slave())
+            .stderr(slave())
+            .spawn()
+            .unwrap();
+        let keys = fs::File::from(pty.master.try_clone().unwrap());
+        let shown = Arc::new(Mutex::new(String::new()));
+        let screen = Arc::clone(&shown);
+        std::thread::spawn(move || read_all(pty.master, &screen));
+        Self { child, keys, shown, name }
+    }
+
+    fn resize(&self, rows: u16, columns: u16) {
+        let (rows, columns) = (rows.to_string(), columns.to_string());
+        must(Command::new("stty").args(["-F", &self.name, "rows", &rows, "cols", &columns]));
+    }
+
+    /// Types a line until the answer is there: a new size takes its way to the container.
+    fn ask(&mut self, line: &str, answer: &str) {
+        wait_for(answer, || {
+            self.keys.write_all(format!("{line}\r").as_bytes()).unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+            let shown = self.shown.lock().unwrap();
+            if shown.contains(answer) { Ok(()) } else { Err(shown.clone()) }
+        });
+    }
+}
+
+impl Drop for AtTerminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn read_all(terminal: OwnedFd, screen: &Mutex<String>) {
+    let mut terminal = fs::File::from(terminal);
+    let mut bytes = [0; 4096];
+    while let Ok(count @ 1..) = terminal.read(&mut bytes) {
+        screen.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+}
+
+#[test]
+fn a_terminal_in_a_container_works_and_follows_the_size() {
+    let node = board("tty");
+    import_busybox(&node);
+    node.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: box}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: box, image: "test.local/busybox:1", imagePullPolicy: Never, command: [/bin/busybox, sleep, "1000"]}
+"#,
+    );
+    node.k(&["wait", "--for=condition=Ready", "pod/box", "--timeout=60s"]);
+    let mut sampan = node.space.command(common::SAMPAN);
+    sampan.arg("exec").arg("--kubeconfig").arg(node.kubeconfig());
+    let mut kubectl = node.kubectl();
+    kubectl.arg("exec");
+    for mut command in [kubectl, sampan] {
+        command.args(["-it", "box", "--", "/bin/sh"]).env("TERM", "xterm");
+        let mut terminal = AtTerminal::new(&command);
+        terminal.resize(21, 77);
+        terminal.ask("stty size", "21 77");
+        terminal.resize(33, 101);
+        terminal.ask("stty size", "33 101");
+        terminal.keys.write_all(b"exit 5\r").unwrap();
+        assert_eq!(terminal.child.wait().unwrap().code(), Some(5), "{}", terminal.shown.lock().unwrap());
+    }
+}
+
+#[test]
+fn systemd_hears_ready_when_the_api_answers() {
+    let name = unique("notify");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    let space = Namespace::new(&name, "192.0.2.10/24");
+    let node =
+        Node::start_with("server", &name, space, &[], &[("NOTIFY_SOCKET", &path.display().to_string())]);
+    let mut message = [0; 64];
+    let count = socket.recv(&mut message).unwrap();
+    assert_eq!(&message[..count], b"READY=1");
+    assert_eq!(node.k(&["get", "--raw", "/readyz"]), "ok");
+}
+
+#[test]
+fn a_server_that_cannot_start_says_why_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = |data: &str, listen: &str| {
+        let path = |part: &str| dir.path().join(part).display().to_string();
+        let out =
+            output(
+                Command::new(common::SAMPAN).args(["server", "--disable", "agent", "--listen", listen]).args(
+                    ["--mqtt-listen", "127.0.0.1:0", "--data-dir", &path(data), "--run-dir", &path("run")],
+                ),
+            );
+        assert_eq!(out.status.code(), Some(1));
+        let said = String::from_utf8(out.stderr).unwrap();
+        said.lines().last().unwrap().to_owned()
+    };
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let said = start("data", &address);
+    assert!(said.starts_with(&format!("Error: listen on {address}: Address already in use")), "{said}");
+    assert!(said.contains("ss -ltnp"), "{said}");
+
+    let small = dir.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let disk = Mounted::tmpfs(&small, "size=64k");
+    let said = start("small/data", "127.0.0.1:0");
+    assert!(said.contains("the disk is full: free some space"), "{said}");
+    must(Command::new("mount").args(["-o", "remount,ro"]).arg(&small));
+    let said = start("small/other", "127.0.0.1:0");
+    assert!(said.contains("Read-only file system") && said.contains("remount it"), "{said}");
+    drop(disk);
+}
+
+/// A tmpfs that goes with the value.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn tmpfs(at: &std::path::Path, options: &str) -> Self {
+        must(Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at));
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn logs_have_no_gap_over_a_killed_daemon() {
+    let mut node = board("gap");
+    import_busybox(&node);
+    node.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: counter}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: counter
+    image: test.local/busybox:1
+    command: [/bin/sh, -c, 'i=0; while true; do echo $i; i=$((i+1)); /bin/busybox usleep 5000; done']
+"#,
+    );
+    let lines = |node: &Node| node.k(&["logs", "counter"]).lines().count();
+    node.k(&["wait", "--for=condition=Ready", "pod/counter", "--timeout=60s"]);
+    let before = wait_for("some lines", || Some(lines(&node)).filter(|n| *n > 20).ok_or_else(String::new));
+    node.kill();
+    // The container goes on without the daemon for a while that is worth many lines.
+    std::thread::sleep(Duration::from_millis(500));
+    node.spawn();
+    node.wait_ready();
+    // The node says hello a moment after the API is back; until then its logs cannot be had.
+    let log = node.wait_output(&["logs", "counter"], "more lines", |log| log.lines().count() > before + 100);
+    for (index, line) in log.lines().enumerate() {
+        assert_eq!(line, index.to_string());
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_kill_at_any_moment() {
+    let name = unique("kill");
+    let space = Namespace::new(&name, "192.0.2.10/24");
+    let mut node = Node::start("server", &name, space, &["--disable", "agent,ingress"]);
+    let mut acknowledged = Vec::new();
+    for round in 0..6 {
+        wait_for("the API", || {
+            let out = output(node.kubectl().args(["get", "--raw", "/readyz"]));
+            if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+        });
+        let kept = node.k(&["get", "configmaps", "-o", "name"]);
+        for name in &acknowledged {
+            assert!(kept.lines().any(|line| line == name), "round {round} lost {name}");
+        }
+        // Several at once, so that a kill meets commits of many writes.
+        let many: Vec<_> = (0..8)
+            .map(|n| {
+                let names: Vec<_> = (0..30).map(|i| format!("r{round}-{n}-{i}")).collect();
+                let objects: Vec<_> = names
+                    .iter()
+                    .map(|name| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n"))
+                    .collect();
+                let file = node.dir.path().join(format!("many-{round}-{n}.yaml"));
+                fs::write(&file, objects.join("---\n")).unwrap();
+                let mut create = node.kubectl();
+                create.args(["create", "--validate=false", "-o", "name", "-f"]).arg(&file);
+                create.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+            })
+            .collect();
+        let mut outputs: Vec<_> =
+            many.into_iter().map(|mut child| (BufReader::new(child.stdout.take().unwrap()), child)).collect();
+        // In the middle of it, each time at another place.
+        let first = &mut outputs[0].0;
+        acknowledged.extend(first.lines().take(3 * round + 2).map(Result::unwrap));
+        node.kill();
+        for (said, mut child) in outputs {
+            acknowledged.extend(said.lines().map(Result::unwrap));
+            child.wait().unwrap();
+        }
+        node.spawn();
+    }
+    assert!(acknowledged.len() > 50, "only {} writes were acknowledged", acknowledged.len());
 }

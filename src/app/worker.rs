@@ -2,10 +2,11 @@
 
 use std::{net::Ipv4Addr, sync::Arc};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::{link, names};
 use crate::{
+    check,
     clock::SharedClock,
     config::{Cidr, Common},
     control,
@@ -30,6 +31,13 @@ pub struct Membership {
 
 /// Builds the worker's parts and starts them.
 pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedClock) -> anyhow::Result<()> {
+    if let Some(obstacle) = check::obstacles(&check::Host::default(), &common.data_dir).first() {
+        bail!(
+            "no node can run here: {}; {} (`sampan check` tells all there is)",
+            obstacle.summary,
+            obstacle.remedy
+        );
+    }
     let state = common.data_dir.join("agent");
     let runtime = ShimRuntime::new(runtime::Options {
         run_dir: common.run_dir.join("runtime"),

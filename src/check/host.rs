@@ -9,6 +9,15 @@ use std::{
 
 use nix::sys::{statfs, statvfs};
 
+/// A function that only this module has.
+const SYMBOLS: &[(&str, &str)] = &[
+    ("overlay", "ovl_fill_super"),
+    ("veth", "veth_setup"),
+    ("nf_tables", "nf_tables_newtable"),
+    ("nf_conntrack", "nf_conntrack_in"),
+    ("vxlan", "vxlan_setup"),
+];
+
 /// How many synced writes the speed of the disk is measured with.
 const SYNCED_WRITES: u32 = 8;
 
@@ -69,14 +78,23 @@ impl Host {
         }
         let release = self.read("/proc/sys/kernel/osrelease").unwrap_or_default();
         let wanted = format!("/{name}.ko");
-        ["modules.builtin", "modules.dep"]
+        let listed = ["modules.builtin", "modules.dep"]
             .iter()
             .filter_map(|list| self.read(&format!("/lib/modules/{release}/{list}")))
             .any(|list| {
                 list.lines().any(|line| {
                     line.split(':').next().unwrap_or_default().replace('-', "_").contains(&wanted)
                 })
-            })
+            });
+        listed || self.has_symbol_of(name)
+    }
+
+    /// Whether the kernel's own code has the module's symbols: a kernel without modules (or without
+    /// its folder in `/lib/modules`) says nowhere else what is built in.
+    fn has_symbol_of(&self, name: &str) -> bool {
+        let Some((_, symbol)) = SYMBOLS.iter().find(|(module, _)| *module == name) else { return false };
+        let symbols = self.read("/proc/kallsyms").unwrap_or_default();
+        symbols.lines().any(|line| line.rsplit(' ').next() == Some(symbol))
     }
 
     /// Whether processes with this name run.

@@ -59,6 +59,14 @@ pub struct Options {
     pub ports: Vec<u16>,
 }
 
+/// What keeps a node from running at all: the rules that a daemon looks at before it starts, none of
+/// which takes measurable time.
+pub fn obstacles(host: &Host, data_dir: &std::path::Path) -> Vec<Finding> {
+    let mut findings = rules::essential(host, data_dir);
+    findings.retain(|finding| finding.severity == Severity::Error);
+    findings
+}
+
 /// Runs every rule.
 pub fn run(host: &Host, options: &Options) -> Vec<Finding> {
     rules::all(host, options)

@@ -39,14 +39,17 @@ const NO_OVERLAY: &[(i64, &str)] = &[
     (0x5346_544e, "NTFS"),
 ];
 
+/// What no node can do without.
+pub fn essential(host: &Host, data_dir: &Path) -> Vec<Finding> {
+    let mut findings = vec![root(), kernel(host), cgroups(host), memory_cgroup(host), overlay(data_dir)];
+    findings.extend(MODULES.iter().map(|(module, purpose)| kernel_module(host, module, purpose)));
+    findings
+}
+
 pub fn all(host: &Host, options: &Options) -> Vec<Finding> {
-    let mut findings = vec![
-        root(),
-        kernel(host),
-        cgroups(host),
-        memory_cgroup(host),
+    let mut findings = essential(host, &options.data_dir);
+    findings.extend([
         memory(host),
-        overlay(&options.data_dir),
         clock(host, Timestamp::now()),
         space(&options.data_dir),
         speed(&options.data_dir),
@@ -59,8 +62,7 @@ pub fn all(host: &Host, options: &Options) -> Vec<Finding> {
         temperature(host),
         voltage(host),
         ipv6(host),
-    ];
-    findings.extend(MODULES.iter().map(|(module, purpose)| kernel_module(host, module, purpose)));
+    ]);
     findings.extend(options.ports.iter().map(|port| port_in_use(*port)));
     findings
 }
@@ -518,8 +520,11 @@ mod tests {
             ("/sys/module/overlay/x", ""),
             ("/lib/modules/6.1.0/modules.builtin", "kernel/drivers/net/veth.ko\n"),
             ("/lib/modules/6.1.0/modules.dep", "kernel/net/netfilter/nf-conntrack.ko.xz: kernel/x.ko\n"),
+            ("/proc/kallsyms", "0 t ovl_other\n0 t nf_tables_newtable\n"),
         ]);
-        for (module, there) in [("overlay", true), ("veth", true), ("nf_conntrack", true), ("vxlan", false)] {
+        for (module, there) in
+            [("overlay", true), ("veth", true), ("nf_conntrack", true), ("nf_tables", true), ("vxlan", false)]
+        {
             assert_eq!(host.has_module(module), there, "{module}");
         }
     }

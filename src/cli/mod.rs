@@ -4,6 +4,7 @@ mod check;
 mod daemon;
 mod image;
 mod kube;
+mod remedy;
 #[expect(unsafe_code, reason = "terminal size")]
 mod sys;
 mod token;
@@ -45,7 +46,7 @@ pub fn main() -> ExitCode {
     match run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("Error: {error:#}");
+            eprintln!("Error: {}", remedy::line(&error));
             ExitCode::FAILURE
         }
     }

@@ -184,7 +184,7 @@ pub enum CommitError {
     #[error("write {index}: {key} is not as expected")]
     Conflict { index: usize, key: Key, current: Option<Arc<Object>> },
     /// The disk refused; the store goes on with what it had.
-    #[error("store write failed: {0}")]
+    #[error("store write failed, nothing was changed: {0}")]
     Disk(String),
     /// The store is shut.
     #[error("store is closed")]

@@ -128,12 +128,18 @@ pub struct Node {
     pub dir: tempfile::TempDir,
     pub space: Namespace,
     args: Vec<String>,
+    env: Vec<(String, String)>,
     child: Option<Child>,
 }
 
 impl Node {
     /// `mode` is `server` or `agent`; `args` come after the directories.
     pub fn start(mode: &str, name: &str, space: Namespace, args: &[&str]) -> Self {
+        Self::start_with(mode, name, space, args, &[])
+    }
+
+    /// The same with environment variables.
+    pub fn start_with(mode: &str, name: &str, space: Namespace, args: &[&str], env: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new().prefix("sampan-test-").tempdir().unwrap();
         let path = |part: &str| dir.path().join(part).display().to_string();
         let mut all = vec![mode.to_owned()];
@@ -147,7 +153,8 @@ impl Node {
             all.extend([flag.to_owned(), value]);
         }
         all.extend(args.iter().map(ToString::to_string));
-        let mut node = Self { name: name.to_owned(), dir, space, args: all, child: None };
+        let mut node = Self { name: name.to_owned(), dir, space, args: all, env: Vec::new(), child: None };
+        node.env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         node.spawn();
         node
     }
@@ -161,6 +168,7 @@ impl Node {
             .command(SAMPAN)
             .args(&self.args)
             .env("RUST_BACKTRACE", "1")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
