@@ -191,6 +191,12 @@ fn the_built_in_verbs_do_what_kubectl_does() {
     assert!(sampan(&["get", "pods"]).contains("Running"));
     assert!(sampan(&["get", "deploy/web", "-o", "yaml"]).contains("progressDeadlineSeconds: 600"));
     assert!(sampan(&["describe", "deployment", "web"]).contains("ScalingReplicaSet"));
+    assert_eq!(sampan(&["get", "deploy/web", "-o", "jsonpath={.spec.replicas}"]), "2");
+    assert_eq!(sampan(&["logs", "-l", "app=web", "--prefix"]).matches("[pod/web-").count(), 2);
+    let head =
+        format!("{} describe pods --kubeconfig {} | head -n 1", common::SAMPAN, node.kubeconfig().display());
+    let first = output(node.space.command("sh").args(["-c", &head]));
+    assert!(first.stdout.starts_with(b"Name:") && first.stderr.is_empty(), "{first:?}");
     sampan(&["delete", "-f", &file]);
     assert!(sampan(&["get", "deployments"]).is_empty());
 }

@@ -5,7 +5,7 @@ mod daemon;
 mod image;
 mod kube;
 mod remedy;
-#[expect(unsafe_code, reason = "terminal size")]
+#[expect(unsafe_code, reason = "terminal size, signals")]
 mod sys;
 mod token;
 
@@ -54,6 +54,9 @@ pub fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<ExitCode> {
     let cli = parse()?;
+    if !matches!(cli.verb, Verb::Server(_) | Verb::Agent(_)) {
+        sys::end_at_broken_pipe();
+    }
     match cli.verb {
         Verb::Server(server) => daemon::server(*server),
         Verb::Agent(agent) => daemon::agent(*agent),

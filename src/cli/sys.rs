@@ -1,4 +1,4 @@
-//! The one system call of the command line that has no safe wrapper.
+//! The system calls of the command line that have no safe wrapper.
 
 use std::mem::MaybeUninit;
 
@@ -14,4 +14,11 @@ pub fn terminal_size() -> Option<(u16, u16)> {
         size.assume_init()
     };
     (size.ws_col > 0).then_some((size.ws_col, size.ws_row))
+}
+
+/// Lets a write to a closed pipe end the process, as `sampan get pods | head` expects of a command;
+/// Rust's start-up code has the signal ignored.
+pub fn end_at_broken_pipe() {
+    // SAFETY: SIG_DFL installs no handler, so nothing of ours runs in signal context.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }

@@ -1,4 +1,7 @@
 //! `apply`: server-side apply under the field manager `sampan`.
+//!
+//! As `kubectl apply` does, it takes fields over that others have set; with `--server-side` it does so
+//! only when told to by `--force-conflicts`.
 
 use std::path::PathBuf;
 
@@ -7,10 +10,11 @@ use clap::Args;
 use hyper::Method;
 
 use super::{
-    client::{Client, Refused, request},
+    client::{Client, Refused, escape, request},
     discovery::{self, Resource},
     files::{self, Source},
 };
+use crate::{kinds::labels::Selector, manifest};
 
 /// The field manager under which our changes are recorded.
 const MANAGER: &str = "sampan";
@@ -23,12 +27,27 @@ pub struct Apply {
     /// Also read folders below the given ones
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// Take fields over that other managers own
+    /// Only objects with these labels
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    selector: Option<String>,
+    /// Stop at fields that other managers own
     #[arg(long)]
+    server_side: bool,
+    /// With --server-side: take such fields over
+    #[arg(long, requires = "server_side")]
     force_conflicts: bool,
-    /// `server`: check and show, change nothing
-    #[arg(long, value_name = "HOW", value_parser = ["none", "server"], default_value = "none")]
+    /// Name under which the fields are recorded
+    #[arg(long, value_name = "NAME", default_value = MANAGER)]
+    field_manager: String,
+    /// `server`: check and show, change nothing; `client`: do not even ask the server
+    #[arg(long, value_name = "HOW", value_parser = ["none", "server", "client"], default_value = "none")]
     dry_run: String,
+    /// What becomes of unknown fields
+    #[arg(long, value_parser = ["strict", "warn", "ignore", "true", "false"], default_value = "strict")]
+    validate: String,
+    /// Print the objects, or their names
+    #[arg(short, long, value_parser = ["name", "yaml", "json"])]
+    output: Option<String>,
 }
 
 pub async fn run(client: &Client, args: &Apply) -> anyhow::Result<()> {
@@ -37,7 +56,8 @@ pub async fn run(client: &Client, args: &Apply) -> anyhow::Result<()> {
     let mut failed = 0;
     for source in &sources {
         match apply(client, &resources, args, source).await {
-            Ok(line) => println!("{line}"),
+            Ok(Some(line)) => println!("{line}"),
+            Ok(None) => {}
             Err(error) => {
                 failed += 1;
                 eprintln!("Error: {}: {error:#}", source.place());
@@ -55,12 +75,17 @@ async fn apply(
     resources: &[Resource],
     args: &Apply,
     source: &Source,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Option<String>> {
     let mut value = source.document.value.clone();
     let resource = discovery::of_manifest(resources, &value)?;
     let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     if name.is_empty() {
         bail!("metadata.name: Required value");
+    }
+    if let Some(selector) = &args.selector {
+        if !Selector::parse(selector).context("--selector")?.matches_json(&value["metadata"]["labels"]) {
+            return Ok(None);
+        }
     }
     let namespace = value["metadata"]["namespace"].as_str().unwrap_or(&client.namespace).to_owned();
     if resource.namespaced {
@@ -72,19 +97,37 @@ async fn apply(
         Err(error) if error.downcast_ref::<Refused>().is_some_and(|r| r.code == 404) => None,
         Err(error) => return Err(error),
     };
-    let dry = if args.dry_run == "server" { "&dryRun=All" } else { "" };
-    let query =
-        format!("{path}?fieldManager={MANAGER}&fieldValidation=Strict&force={}{dry}", args.force_conflicts);
-    let body = Some(("application/apply-patch+yaml", serde_json::to_vec(&value)?));
-    let (_, after) = client
-        .json(request(Method::PATCH, &query, "application/json", body)?)
-        .await
-        .with_context(|| format!("{}/{name}", resource.shown()))?;
+    let (after, note) = if args.dry_run == "client" {
+        (value, " (dry run)")
+    } else {
+        let force = args.force_conflicts || !args.server_side;
+        let (dry, note) =
+            if args.dry_run == "server" { ("&dryRun=All", " (server dry run)") } else { ("", "") };
+        let validation = match args.validate.as_str() {
+            "warn" => "Warn",
+            "ignore" | "false" => "Ignore",
+            _ => "Strict",
+        };
+        let query = format!(
+            "{path}?fieldManager={}&fieldValidation={validation}&force={force}{dry}",
+            escape(&args.field_manager)
+        );
+        let body = Some(("application/apply-patch+yaml", serde_json::to_vec(&value)?));
+        let answer = client.json(request(Method::PATCH, &query, "application/json", body)?).await;
+        (answer.with_context(|| format!("{}/{name}", resource.shown()))?.1, note)
+    };
     let done = match before {
         None => "created",
         Some(revision) if revision == after["metadata"]["resourceVersion"] => "unchanged",
         Some(_) => "configured",
     };
-    let note = if dry.is_empty() { "" } else { " (server dry run)" };
-    Ok(format!("{}/{name} {done}{note}", resource.shown()))
+    Ok(Some(match args.output.as_deref() {
+        Some("yaml") => format!("---\n{}", manifest::to_yaml(&after).trim_end()),
+        Some("json") => serde_json::to_string_pretty(&after)?,
+        Some(_) => format!("{}/{name}", resource.shown()),
+        None => {
+            let applied = if args.server_side { "serverside-applied" } else { done };
+            format!("{}/{name} {applied}{note}", resource.shown())
+        }
+    }))
 }

@@ -5,29 +5,23 @@ use serde_json::Value;
 
 use super::{
     client::{Client, escape},
-    discovery, get, targets,
+    discovery, get,
+    which::Which,
 };
 
 #[derive(Debug, Clone, Args)]
 pub struct Describe {
-    /// TYPE NAME… or TYPE/NAME…
-    #[arg(required = true)]
-    targets: Vec<String>,
+    #[command(flatten)]
+    which: Which,
 }
 
 pub async fn run(client: &Client, args: &Describe) -> anyhow::Result<()> {
     let resources = discovery::resources(client).await?;
-    let (kind, names) = targets(&args.targets)?;
-    for resource in discovery::named(&resources, &kind)? {
-        let collection = resource.path(Some(&client.namespace));
-        let objects = if names.is_empty() {
-            client.get(&collection).await?["items"].as_array().cloned().unwrap_or_default()
-        } else {
-            let mut found = Vec::new();
-            for name in &names {
-                found.push(client.get(&format!("{collection}/{name}")).await?);
-            }
-            found
+    for wanted in args.which.wanted(client, &resources)? {
+        let answer = client.get(&wanted.path).await?;
+        let objects = match (&wanted.name, &answer["items"]) {
+            (None, Value::Array(items)) => items.clone(),
+            _ => vec![answer],
         };
         for object in objects {
             let mut lines = Vec::new();

@@ -1,4 +1,6 @@
-//! `get`: the server's tables, or objects as YAML, JSON or names; `-w` follows.
+//! `get`: the server's tables, or objects as YAML, JSON, names or by templates; `-w` follows.
+
+use std::str::FromStr;
 
 use clap::Args;
 use http_body_util::BodyExt;
@@ -8,30 +10,76 @@ use serde_json::Value;
 use super::{
     client::{Client, escape, request},
     discovery::{self, Resource},
-    targets,
+    jsonpath::{self, Template},
+    which::{Wanted, Which},
 };
 use crate::manifest;
+
+/// The form of the output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Form {
+    Wide,
+    Yaml,
+    Json,
+    Name,
+    /// A template over the object, or over the List of them.
+    JsonPath(String),
+    /// Heading and path of every column.
+    Columns(Vec<(String, String)>),
+}
+
+impl FromStr for Form {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text.split_once('=') {
+            None => match text {
+                "wide" => Self::Wide,
+                "yaml" => Self::Yaml,
+                "json" => Self::Json,
+                "name" => Self::Name,
+                _ => {
+                    return Err("allowed formats are: wide, yaml, json, name, jsonpath=…, custom-columns=…"
+                        .to_owned());
+                }
+            },
+            Some(("jsonpath", template)) => {
+                Template::parse(template).map_err(|error| format!("{error:#}"))?;
+                Self::JsonPath(template.to_owned())
+            }
+            Some(("custom-columns", columns)) => {
+                let column = |column: &str| {
+                    let (head, path) = column
+                        .split_once(':')
+                        .ok_or_else(|| format!("{column:?}: expected <header>:<json-path-expr>"))?;
+                    Template::path(path).map_err(|error| format!("{error:#}"))?;
+                    Ok::<_, String>((head.to_owned(), path.to_owned()))
+                };
+                Self::Columns(columns.split(',').map(column).collect::<Result<_, _>>()?)
+            }
+            Some((other, _)) => {
+                return Err(format!("{other}=… is not supported; jsonpath= and custom-columns= are"));
+            }
+        })
+    }
+}
 
 /// What the server is asked for when a table is wanted (upstream's TableConvert negotiation).
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
 
 #[derive(Debug, Clone, Args)]
 pub struct Get {
-    /// TYPE, TYPE NAME… or TYPE/NAME…; several types with commas
-    #[arg(required = true)]
-    targets: Vec<String>,
-    /// Form of the output
-    #[arg(short, long, value_parser = ["wide", "yaml", "json", "name"])]
-    output: Option<String>,
-    /// Objects with these labels
-    #[arg(short = 'l', long, value_name = "LABELS")]
-    selector: Option<String>,
-    /// Objects with these field values
-    #[arg(long, value_name = "FIELDS")]
-    field_selector: Option<String>,
-    /// All namespaces
-    #[arg(short = 'A', long)]
-    all_namespaces: bool,
+    #[command(flatten)]
+    which: Which,
+    /// Form of the output: wide, yaml, json, name, jsonpath=…, custom-columns=…
+    #[arg(short, long, value_name = "FORM")]
+    output: Option<Form>,
+    /// Objects ordered by the value at this path
+    #[arg(long, value_name = "JSONPATH")]
+    sort_by: Option<String>,
+    /// Show these labels as columns of their own
+    #[arg(short = 'L', long, value_delimiter = ',', value_name = "LABELS")]
+    label_columns: Vec<String>,
     /// Go on with what changes
     #[arg(short, long)]
     watch: bool,
@@ -48,79 +96,123 @@ pub struct Get {
 
 pub async fn run(client: &Client, args: &Get) -> anyhow::Result<()> {
     let resources = discovery::resources(client).await?;
-    let (kind, names) = targets(&args.targets)?;
-    let kinds: Vec<_> = discovery::named(&resources, &kind)?
-        .into_iter()
-        .filter(|r| r.verbs.iter().any(|v| v == "list"))
-        .collect();
-    let several = kinds.len() > 1;
-    let mut shown = false;
-    let mut objects = Vec::new();
-    for resource in &kinds {
-        for (path, name) in paths(client, args, resource, &names) {
-            match args.output.as_deref() {
-                None | Some("wide") => {
-                    let table = client.json(request(Method::GET, &path, TABLE, None)?).await;
-                    let Some((_, table)) = allowed(table, args)? else { continue };
-                    let prefix = several.then(|| format!("{}/", resource.shown()));
-                    let text = render(&table, args, prefix.as_deref(), true);
-                    if !text.is_empty() {
-                        if shown {
-                            println!();
-                        }
-                        print!("{text}");
-                        shown = true;
+    let wanted = args.which.wanted(client, &resources)?;
+    match &args.output {
+        None | Some(Form::Wide) => tables(client, args, &wanted).await,
+        Some(form) => {
+            let mut objects = Vec::new();
+            for one in &wanted {
+                let Some(answer) = allowed(client.get(&one.path).await, args)? else { continue };
+                match answer["items"].as_array() {
+                    Some(items) if one.name.is_none() => {
+                        objects.extend(items.iter().map(|i| typed(&one.resource, i.clone())));
                     }
-                    if args.watch {
-                        watch(client, args, &path, name, &table).await?;
-                    }
-                }
-                Some(_) => {
-                    let answer = client.get(&path).await.map(|v| (200, v));
-                    let Some((_, answer)) = allowed(answer, args)? else { continue };
-                    match answer["items"].as_array() {
-                        Some(items) if names.is_empty() => {
-                            objects.extend(items.iter().map(|i| typed(resource, i.clone())));
-                        }
-                        _ => objects.push(answer),
-                    }
+                    _ => objects.push(answer),
                 }
             }
+            let single = wanted.len() == 1 && wanted[0].name.is_some();
+            print(&resources, args, form, objects, single)
         }
     }
-    match args.output.as_deref() {
-        None | Some("wide") if !shown && !args.ignore_not_found => {
-            let all_cluster_scoped = kinds.iter().all(|k| !k.namespaced);
-            if args.all_namespaces || all_cluster_scoped {
-                eprintln!("No resources found");
-            } else {
-                eprintln!("No resources found in {} namespace.", client.namespace);
+}
+
+async fn tables(client: &Client, args: &Get, wanted: &[Wanted]) -> anyhow::Result<()> {
+    let several = wanted.iter().any(|w| w.resource != wanted[0].resource);
+    let mut shown = false;
+    for one in wanted {
+        let answer = client.json(request(Method::GET, &one.path, TABLE, None)?).await.map(|(_, table)| table);
+        let Some(mut table) = allowed(answer, args)? else { continue };
+        sort(&mut table["rows"], "object", args)?;
+        let prefix = several.then(|| format!("{}/", one.resource.shown()));
+        let text = render(&table, args, prefix.as_deref(), true);
+        if !text.is_empty() {
+            if shown {
+                println!();
             }
+            print!("{text}");
+            shown = true;
         }
-        Some("name") => {
-            for object in &objects {
-                let resource = discovery::of_manifest(&resources, object)?;
-                println!("{}/{}", resource.shown(), object["metadata"]["name"].as_str().unwrap_or_default());
-            }
+        if args.watch {
+            watch(client, args, one, &table).await?;
         }
-        Some(form @ ("yaml" | "json")) => {
-            let one = match <[Value; 1]>::try_from(objects) {
-                Ok([one]) if !names.is_empty() => one,
-                Ok([one]) => list(vec![one]),
-                Err(many) => list(many),
-            };
-            if form == "yaml" {
-                print!("{}", manifest::to_yaml(&without_managed_fields(one)));
-            } else {
-                println!("{}", serde_json::to_string_pretty(&without_managed_fields(one))?);
-            }
+    }
+    if !shown && !args.ignore_not_found {
+        if args.which.all_namespaces || wanted.iter().all(|w| !w.resource.namespaced) {
+            eprintln!("No resources found");
+        } else {
+            eprintln!("No resources found in {} namespace.", client.namespace);
         }
-        _ => {}
     }
     Ok(())
 }
 
-fn allowed(answer: anyhow::Result<(u16, Value)>, args: &Get) -> anyhow::Result<Option<(u16, Value)>> {
+fn print(
+    resources: &[Resource],
+    args: &Get,
+    form: &Form,
+    objects: Vec<Value>,
+    single: bool,
+) -> anyhow::Result<()> {
+    let mut objects = Value::Array(objects);
+    sort(&mut objects, "", args)?;
+    let items = objects.as_array().map(Vec::as_slice).unwrap_or_default();
+    match form {
+        Form::Wide => {}
+        Form::Name => {
+            for object in items {
+                let resource = discovery::of_manifest(resources, object)?;
+                println!("{}/{}", resource.shown(), object["metadata"]["name"].as_str().unwrap_or_default());
+            }
+        }
+        Form::Columns(columns) => print!("{}", align(&by_columns(columns, items, args.no_headers)?)),
+        Form::Yaml | Form::Json | Form::JsonPath(_) => {
+            let one = if single { objects[0].take() } else { list(items.to_vec()) };
+            match form {
+                Form::JsonPath(template) => print!("{}", Template::parse(template)?.render(&one)),
+                Form::Yaml => print!("{}", manifest::to_yaml(&without_managed_fields(one))),
+                _ => println!("{}", serde_json::to_string_pretty(&without_managed_fields(one))?),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn by_columns(
+    columns: &[(String, String)],
+    items: &[Value],
+    no_headers: bool,
+) -> anyhow::Result<Vec<Vec<String>>> {
+    let paths: Vec<_> = columns.iter().map(|(_, path)| Template::path(path)).collect::<Result<_, _>>()?;
+    let mut lines: Vec<Vec<String>> = Vec::new();
+    if !no_headers {
+        lines.push(columns.iter().map(|(head, _)| head.clone()).collect());
+    }
+    for item in items {
+        let cell = |path: &Template| {
+            let found: Vec<_> = path.values(item).into_iter().map(jsonpath::text).collect();
+            if found.is_empty() { "<none>".to_owned() } else { found.join(",") }
+        };
+        lines.push(paths.iter().map(cell).collect());
+    }
+    Ok(lines)
+}
+
+/// Orders an array by `--sort-by`; the path starts at `field` of an item when that is not empty.
+fn sort(items: &mut Value, field: &str, args: &Get) -> anyhow::Result<()> {
+    let (Some(path), Some(items)) = (&args.sort_by, items.as_array_mut()) else { return Ok(()) };
+    let path = Template::path(path)?;
+    let key = |item: &Value| {
+        let object = if field.is_empty() { item } else { &item[field] };
+        path.values(object).first().map(|value| (value.as_f64(), jsonpath::text(value)))
+    };
+    items.sort_by(|a, b| match (key(a), key(b)) {
+        (Some((Some(a), _)), Some((Some(b), _))) => a.total_cmp(&b),
+        (a, b) => a.map(|k| k.1).cmp(&b.map(|k| k.1)),
+    });
+    Ok(())
+}
+
+fn allowed(answer: anyhow::Result<Value>, args: &Get) -> anyhow::Result<Option<Value>> {
     match answer {
         Err(error)
             if args.ignore_not_found
@@ -130,29 +222,6 @@ fn allowed(answer: anyhow::Result<(u16, Value)>, args: &Get) -> anyhow::Result<O
         }
         other => other.map(Some),
     }
-}
-
-/// The paths to ask for, each with the name when it is one object's.
-fn paths<'a>(
-    client: &Client,
-    args: &Get,
-    resource: &Resource,
-    names: &'a [String],
-) -> Vec<(String, Option<&'a str>)> {
-    let namespace = (!args.all_namespaces).then_some(client.namespace.as_str());
-    let collection = resource.path(namespace);
-    let mut query = Vec::new();
-    if let Some(selector) = &args.selector {
-        query.push(format!("labelSelector={}", escape(selector)));
-    }
-    if let Some(selector) = &args.field_selector {
-        query.push(format!("fieldSelector={}", escape(selector)));
-    }
-    if names.is_empty() {
-        let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
-        return vec![(format!("{collection}{query}"), None)];
-    }
-    names.iter().map(|name| (format!("{collection}/{name}"), Some(name.as_str()))).collect()
 }
 
 /// An item of a list, which carries no type of its own, with its type.
@@ -184,7 +253,7 @@ fn without_managed_fields(mut object: Value) -> Value {
 
 /// The table as text: columns padded to their widest cell, three spaces between them.
 fn render(table: &Value, args: &Get, prefix: Option<&str>, headings: bool) -> String {
-    let wide = args.output.as_deref() == Some("wide");
+    let wide = args.output == Some(Form::Wide);
     let columns: Vec<(usize, String)> = table["columnDefinitions"]
         .as_array()
         .into_iter()
@@ -197,12 +266,15 @@ fn render(table: &Value, args: &Get, prefix: Option<&str>, headings: bool) -> St
     for row in table["rows"].as_array().into_iter().flatten() {
         let meta = &row["object"]["metadata"];
         let mut line = Vec::new();
-        if args.all_namespaces {
+        if args.which.all_namespaces {
             line.push(meta["namespace"].as_str().unwrap_or_default().to_owned());
         }
         for (n, (i, _)) in columns.iter().enumerate() {
             let cell = cell(&row["cells"][*i]);
             line.push(if n == 0 { format!("{}{cell}", prefix.unwrap_or_default()) } else { cell });
+        }
+        for label in &args.label_columns {
+            line.push(meta["labels"][label.as_str()].as_str().unwrap_or_default().to_owned());
         }
         if args.show_labels {
             let labels = meta["labels"].as_object().into_iter().flatten();
@@ -217,9 +289,12 @@ fn render(table: &Value, args: &Get, prefix: Option<&str>, headings: bool) -> St
     }
     if headings && !args.no_headers {
         let mut heads: Vec<String> = columns.into_iter().map(|(_, name)| name).collect();
-        if args.all_namespaces {
+        if args.which.all_namespaces {
             heads.insert(0, "NAMESPACE".to_owned());
         }
+        heads.extend(
+            args.label_columns.iter().map(|label| label.rsplit('/').next().unwrap_or(label).to_uppercase()),
+        );
         if args.show_labels {
             heads.push("LABELS".to_owned());
         }
@@ -259,18 +334,13 @@ fn cell(value: &Value) -> String {
 }
 
 /// Prints what changes; a single object is watched through its collection.
-async fn watch(
-    client: &Client,
-    args: &Get,
-    path: &str,
-    name: Option<&str>,
-    table: &Value,
-) -> anyhow::Result<()> {
+async fn watch(client: &Client, args: &Get, wanted: &Wanted, table: &Value) -> anyhow::Result<()> {
+    let path = &wanted.path;
     let revision = table["metadata"]["resourceVersion"].as_str().unwrap_or_default();
     let follow = format!("watch=true&resourceVersion={revision}");
-    let query = match name {
+    let query = match &wanted.name {
         Some(name) => {
-            let collection = path.strip_suffix(name).unwrap_or(path).trim_end_matches('/');
+            let collection = path.strip_suffix(name.as_str()).unwrap_or(path).trim_end_matches('/');
             let field = escape(&format!("metadata.name={name}"));
             format!("{collection}?{follow}&fieldSelector={field}")
         }
@@ -307,6 +377,26 @@ fn with_columns(event: &Value, first: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn forms_are_told_apart() {
+        assert_eq!("wide".parse(), Ok(Form::Wide));
+        assert_eq!(
+            "custom-columns=A:.a,B:b.c".parse(),
+            Ok(Form::Columns(vec![("A".into(), ".a".into()), ("B".into(), "b.c".into())]))
+        );
+        for wrong in ["xml", "jsonpath={.a", "custom-columns=A", "go-template={{.a}}"] {
+            assert!(wrong.parse::<Form>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn cells_of_columns_come_from_paths() {
+        let items = [serde_json::json!({"a": 1, "b": ["x", "y"]}), serde_json::json!({})];
+        let columns = [("A".to_owned(), ".a".to_owned()), ("B".to_owned(), ".b[*]".to_owned())];
+        let lines = by_columns(&columns, &items, false).unwrap();
+        assert_eq!(lines, [["A", "B"], ["1", "x,y"], ["<none>", "<none>"]]);
+    }
 
     #[test]
     fn columns_are_padded_to_their_widest_cell() {

@@ -1,7 +1,7 @@
 //! Built-in verbs that speak to the API server as kubectl does, with kubectl's flags.
 //!
 //! A board that carries nothing but this binary can be worked on; for the rest there is kubectl.
-//! Deliberately absent: jsonpath, custom columns, edit, explain, plugins.
+//! Deliberately absent: edit, explain, diff, plugins, go-template and kustomize.
 
 mod apply;
 pub(super) mod client;
@@ -11,7 +11,9 @@ mod discovery;
 mod exec;
 mod files;
 mod get;
+mod jsonpath;
 mod logs;
+mod which;
 
 use std::{path::PathBuf, process::ExitCode};
 
