@@ -381,7 +381,7 @@ fn logs_have_no_gap_over_a_killed_daemon() {
     let mut node = board("gap");
     import_busybox(&node);
     node.apply(
-        r#"
+        r"
 apiVersion: v1
 kind: Pod
 metadata: {name: counter}
@@ -391,7 +391,7 @@ spec:
   - name: counter
     image: test.local/busybox:1
     command: [/bin/sh, -c, 'i=0; while true; do echo $i; i=$((i+1)); /bin/busybox usleep 5000; done']
-"#,
+",
     );
     let lines = |node: &Node| node.k(&["logs", "counter"]).lines().count();
     node.k(&["wait", "--for=condition=Ready", "pod/counter", "--timeout=60s"]);

@@ -14,7 +14,7 @@ pub fn line(error: &anyhow::Error) -> String {
             let _ = write!(line, ": {text}");
         }
     }
-    if let Some(remedy) = error.chain().find_map(|cause| remedy(cause)) {
+    if let Some(remedy) = error.chain().find_map(remedy) {
         let _ = write!(line, "; {remedy}");
     }
     line

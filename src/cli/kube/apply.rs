@@ -82,10 +82,9 @@ async fn apply(
     if name.is_empty() {
         bail!("metadata.name: Required value");
     }
-    if let Some(selector) = &args.selector {
-        if !Selector::parse(selector).context("--selector")?.matches_json(&value["metadata"]["labels"]) {
-            return Ok(None);
-        }
+    let selector = args.selector.as_deref().map(Selector::parse).transpose().context("--selector")?;
+    if selector.is_some_and(|selector| !selector.matches_json(&value["metadata"]["labels"])) {
+        return Ok(None);
     }
     let namespace = value["metadata"]["namespace"].as_str().unwrap_or(&client.namespace).to_owned();
     if resource.namespaced {

@@ -67,7 +67,7 @@ impl Template {
     /// The template filled in from an object.
     pub fn render(&self, root: &Value) -> String {
         let mut out = String::new();
-        render(&self.0, root, root, &mut out);
+        render(&self.0, root, &mut out);
         out
     }
 
@@ -79,7 +79,7 @@ impl Template {
     }
 }
 
-fn render(parts: &[Part], root: &Value, here: &Value, out: &mut String) {
+fn render(parts: &[Part], here: &Value, out: &mut String) {
     for part in parts {
         match part {
             Part::Text(text) => out.push_str(text),
@@ -89,7 +89,7 @@ fn render(parts: &[Part], root: &Value, here: &Value, out: &mut String) {
             }
             Part::Range(steps, body) => {
                 for item in select(steps, vec![here]) {
-                    render(body, root, item, out);
+                    render(body, item, out);
                 }
             }
         }
