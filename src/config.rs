@@ -12,6 +12,10 @@ use std::{
 
 use clap::{Arg, Args, Command, ValueEnum};
 
+mod limits;
+
+pub use limits::{Limits, Threshold};
+
 /// Where the configuration file is looked for.
 pub const DEFAULT_FILE: &str = "/etc/sampan/config.yaml";
 
@@ -82,6 +86,8 @@ pub struct Common {
         help = "The same for HTTPS"
     )]
     pub ingress_https_port: u16,
+    #[command(flatten)]
+    pub limits: Limits,
     /// Parts to leave out
     #[arg(long, env = "SAMPAN_DISABLE", value_delimiter = ',', value_name = "PARTS")]
     pub disable: Vec<Part>,

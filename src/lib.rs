@@ -37,3 +37,4 @@ pub mod scheduler;
 pub mod store;
 pub mod streams;
 pub mod tasks;
+pub mod usage;

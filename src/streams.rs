@@ -120,6 +120,6 @@ pub trait NodeStreams: Send + Sync + 'static {
     /// Connects to a port inside the pod's network namespace (`target.container` is empty).
     fn connect<'a>(&'a self, target: &'a Target, port: u16) -> Answer<'a, Connection>;
 
-    /// Usage figures of a node and its pods (the kubelet's `stats/summary`), as JSON.
-    fn stats<'a>(&'a self, node: &'a str) -> Answer<'a, serde_json::Value>;
+    /// What a node's kubelet tells over HTTP under this path and query.
+    fn ask_node<'a>(&'a self, node: &'a str, path: &'a str) -> Answer<'a, Vec<u8>>;
 }

@@ -76,7 +76,7 @@ impl NodeStreams for Echo {
         Box::pin(async move { Ok(Connection { read: Box::new(read), write: Box::new(write) }) })
     }
 
-    fn stats<'a>(&'a self, node: &'a str) -> Answer<'a, serde_json::Value> {
+    fn ask_node<'a>(&'a self, node: &'a str, _: &'a str) -> Answer<'a, Vec<u8>> {
         Box::pin(async move { Err(StreamError::NodeAway(node.to_owned())) })
     }
 }

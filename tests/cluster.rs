@@ -452,3 +452,57 @@ fn what_was_acknowledged_survives_a_kill_at_any_moment() {
     }
     assert!(acknowledged.len() > 50, "only {} writes were acknowledged", acknowledged.len());
 }
+
+#[test]
+fn a_pod_is_measured_resized_and_debugged() {
+    let node = board("figures");
+    node.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: p}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: sampan.dev/demo
+    command: [/sampan, demo, sleep, "1000"]
+    resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {cpu: 100m, memory: 64Mi}}
+"#,
+    );
+    node.wait_output(&["get", "pod", "p"], "the pod to run", |text| text.contains("1/1     Running"));
+
+    let top = node.k(&["top", "pod", "p", "--containers"]);
+    assert!(top.contains("MEMORY(bytes)") && top.contains("Mi"), "{top}");
+    assert!(node.k(&["top", "node"]).contains('%'));
+    let raw = format!("/api/v1/nodes/{}/proxy/metrics/resource", node.name);
+    let metrics = node.k(&["get", "--raw", &raw]);
+    assert!(
+        metrics
+            .contains("container_memory_working_set_bytes{container=\"c\",namespace=\"default\",pod=\"p\"}"),
+        "{metrics}"
+    );
+
+    let larger = r#"{"spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "200m", "memory": "96Mi"}}}]}}"#;
+    node.k(&["patch", "pod", "p", "--subresource=resize", "--patch", larger]);
+    let in_force = "jsonpath={.status.containerStatuses[0].resources.limits.memory} {.status.containerStatuses[0].restartCount}";
+    node.wait_output(&["get", "pod", "p", "-o", in_force], "the new limit", |text| text.trim() == "96Mi 0");
+
+    let debug = [
+        "debug",
+        "p",
+        "--image=sampan.dev/demo",
+        "--target=c",
+        "-c",
+        "d",
+        "--",
+        "/sampan",
+        "demo",
+        "echo",
+        "seen",
+    ];
+    node.k(&debug);
+    let state = "jsonpath={.status.ephemeralContainerStatuses[0].state.terminated.exitCode}";
+    node.wait_output(&["get", "pod", "p", "-o", state], "the debugger to end", |text| text.trim() == "0");
+    assert_eq!(node.k(&["logs", "p", "-c", "d"]), "seen\n");
+}

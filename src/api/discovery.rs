@@ -4,8 +4,8 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use serde_json::{Value, json};
 
-use super::negotiate::Discovery;
-use crate::kinds::{Kind, Subresource};
+use super::{negotiate::Discovery, usage};
+use crate::kinds::{Durability, Kind, Subresource};
 
 /// Upstream's order of groups: what kubectl prefers when a name is in several groups.
 const GROUP_ORDER: &[&str] = &[
@@ -34,7 +34,7 @@ type Versions = Vec<(&'static str, Vec<&'static Kind>)>;
 fn groups(kinds: &'static [Kind]) -> Vec<(&'static str, Versions)> {
     type Newest<'a> = BTreeMap<Reverse<&'a str>, Vec<&'static Kind>>;
     let mut by_group: BTreeMap<(usize, &str), Newest<'_>> = BTreeMap::new();
-    for kind in kinds {
+    for kind in kinds.iter().chain(usage::KINDS) {
         let rank = GROUP_ORDER.iter().position(|g| *g == kind.group).unwrap_or(GROUP_ORDER.len());
         let versions = by_group.entry((rank, kind.group)).or_default();
         versions.entry(Reverse(kind.version)).or_default().push(kind);
@@ -118,7 +118,8 @@ pub fn group(kinds: &'static [Kind], name: &str) -> Option<Value> {
 /// `GET /api/v1` and `GET /apis/<group>/<version>`.
 pub fn resource_list(kinds: &'static [Kind], group: &str, version: &str) -> Option<Value> {
     let mut resources = Vec::new();
-    for kind in kinds.iter().filter(|k| k.group == group && k.version == version) {
+    let all = kinds.iter().chain(usage::KINDS);
+    for kind in all.filter(|k| k.group == group && k.version == version) {
         let mut own = json!({"name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced,
             "kind": kind.kind, "verbs": kind.verbs});
         if !kind.short_names.is_empty() {
@@ -127,7 +128,7 @@ pub fn resource_list(kinds: &'static [Kind], group: &str, version: &str) -> Opti
         if !kind.categories.is_empty() {
             own["categories"] = kind.categories.into();
         }
-        if kind.verbs.contains(&"list") {
+        if kind.verbs.contains(&"list") && kind.durability != Durability::Virtual {
             own["storageVersionHash"] = storage_version_hash(kind).into();
         }
         resources.push(own);

@@ -17,7 +17,7 @@ use super::{
     request::{Query, RequestInfo},
     status::Refusal,
     tls::CertificateIdentity,
-    verbs,
+    usage, verbs,
 };
 use crate::{
     kinds::registry::{self, KINDS},
@@ -57,6 +57,9 @@ async fn route(
 ) -> Result<Reply, Refusal> {
     let user = authn::authenticate(api, presented, request.headers())?;
     authz::authorize(&api.objects, &user, &info)?;
+    if info.resource.as_ref().is_some_and(|path| path.group == usage::GROUP) {
+        return usage::serve(api, request.headers(), &query, &info).await;
+    }
     if info.resource.is_some() {
         return verbs::handle(api, user, request, query, info).await;
     }
@@ -150,7 +153,7 @@ fn paths() -> Vec<String> {
             ])
             .map(str::to_owned)
             .collect();
-    for kind in KINDS.iter().filter(|k| !k.group.is_empty()) {
+    for kind in KINDS.iter().chain(usage::KINDS).filter(|k| !k.group.is_empty()) {
         paths.push(format!("/apis/{}", kind.group));
         paths.push(format!("/apis/{}/{}", kind.group, kind.version));
     }

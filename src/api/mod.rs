@@ -26,6 +26,7 @@ mod status;
 mod streaming;
 mod subresources;
 pub mod tls;
+mod usage;
 mod verbs;
 mod watching;
 
@@ -44,6 +45,7 @@ use crate::{
     objects::Objects,
     streams::NodeStreams,
     tasks::CancellationToken,
+    usage::Table,
 };
 
 /// What the API server is told.
@@ -79,6 +81,8 @@ struct Api {
     pub stop: CancellationToken,
     /// The way to nodes, once there is one.
     pub streams: OnceLock<Arc<dyn NodeStreams>>,
+    /// What nodes and pods use.
+    pub usage: Arc<Table>,
     /// Upgraded connections.
     pub sessions: TaskTracker,
     /// `host:port` that clients are told to use.

@@ -25,7 +25,9 @@ use super::{
     pki::Pki,
     tls::{ClientCertificates, ServingCertificate, TrustedTime, server_config},
 };
-use crate::{clock::Clock as _, objects::Objects, streams::NodeStreams, tasks::CancellationToken};
+use crate::{
+    clock::Clock as _, objects::Objects, streams::NodeStreams, tasks::CancellationToken, usage::Table,
+};
 
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 4096;
@@ -73,10 +75,16 @@ impl Server {
             time,
             stop: CancellationToken::new(),
             streams: OnceLock::new(),
+            usage: Arc::default(),
             sessions: TaskTracker::new(),
             address,
         });
         Ok(Self { listener, acceptor: TlsAcceptor::from(tls), serving, certificates, api })
+    }
+
+    /// Where what nodes and pods use is looked up; somebody has to fill it.
+    pub fn usage(&self) -> Arc<Table> {
+        Arc::clone(&self.api.usage)
     }
 
     /// Gives the server its way to nodes, for logs, exec, attach and port-forward.

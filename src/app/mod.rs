@@ -8,6 +8,7 @@ mod names;
 mod notify;
 mod server;
 mod streams;
+mod usage;
 mod worker;
 
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use rustls::pki_types::CertificateDer;
 
-use super::{App, link, streams, worker};
+use super::{App, link, streams, usage, worker};
 use crate::{
     api::{self, pki::Pki, tls},
     clock::{SharedClock, SystemClock},
@@ -102,7 +102,13 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         cluster_domain: config.cluster_domain.clone(),
     };
     let dispatch = Dispatch::new(objects.clone(), options, bus, tokens(&objects)).with_desk(desk(&pki));
-    let api = api.with_streams(streams::node_streams(dispatch.streams()));
+    let links = streams::node_streams(dispatch.streams());
+    let measured = api.usage();
+    tasks.spawn("usage", {
+        let (objects, links, measured) = (objects.clone(), Arc::clone(&links), Arc::clone(&measured));
+        move |stop| usage::run(objects, links, measured, stop)
+    });
+    let api = api.with_streams(links);
     tasks.spawn("api", |stop| api.run(stop));
     tasks.spawn("dispatch", |stop| dispatch.run(stop));
     if common.enabled(Part::Controllers) {

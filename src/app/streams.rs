@@ -27,6 +27,8 @@ const FIRST_FRAME: Duration = Duration::from_millis(500);
 const PIPE_BYTES: usize = 64 << 10;
 /// Bytes of one read of what a client sends.
 const READ_BYTES: usize = 16 << 10;
+/// The longest answer of a node (bytes).
+const NODE_ANSWER_BYTES_MAX: usize = 32 << 20;
 const RESIZES_MAX: usize = 4;
 
 /// The ways to all nodes.
@@ -215,8 +217,44 @@ impl NodeStreams for NodeLinks {
         })
     }
 
-    fn stats<'a>(&'a self, node: &'a str) -> Answer<'a, serde_json::Value> {
-        Box::pin(async move { Err(StreamError::Refused(format!("node {node:?} does not report usage yet"))) })
+    fn ask_node<'a>(&'a self, node: &'a str, path: &'a str) -> Answer<'a, Vec<u8>> {
+        Box::pin(async move {
+            let target = Target {
+                node: node.to_owned(),
+                namespace: String::new(),
+                pod: String::new(),
+                uid: String::new(),
+                container: String::new(),
+            };
+            let Opened { mut stream, mut first } =
+                self.open(&target, Request::Node { path: path.to_owned() }).await?;
+            let mut body = Vec::new();
+            loop {
+                let incoming = match first.take() {
+                    Some(incoming) => Some(incoming),
+                    None => stream.next().await,
+                };
+                match incoming {
+                    Some(Incoming::Data { bytes, .. })
+                        if body.len() + bytes.len() <= NODE_ANSWER_BYTES_MAX =>
+                    {
+                        body.extend_from_slice(&bytes);
+                    }
+                    Some(Incoming::Data { .. }) => {
+                        return Err(StreamError::Refused(format!("node {node:?} says too much")));
+                    }
+                    Some(Incoming::Close { .. } | Incoming::Resize { .. }) => {}
+                    Some(Incoming::End(Outcome { error: None, .. })) => return Ok(body),
+                    Some(Incoming::End(Outcome { error: Some(error), refused: true, .. })) => {
+                        return Err(StreamError::NotFound(error));
+                    }
+                    Some(Incoming::End(Outcome { error: Some(error), .. })) => {
+                        return Err(StreamError::Refused(error));
+                    }
+                    None => return Err(StreamError::NodeAway(node.to_owned())),
+                }
+            }
+        })
     }
 }
 

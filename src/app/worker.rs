@@ -66,6 +66,7 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
     let bus = link::connect(tasks, "node's link", &member.broker, member.tls, client);
     let options = node::Options {
         local_volumes: common.data_dir.join("volumes"),
+        limits: common.limits.clone(),
         ..node::Options::new(&member.cluster, &member.node, state, common.log_dir.clone())
     };
     let ground =

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::{
     kinds::{Subresource, registry},
-    mqtt::messages::PodReport,
+    mqtt::messages::{PASSING_CONDITIONS, PodReport},
     objects::{DeleteOptions, Error, Objects, WriteOptions},
 };
 
@@ -61,7 +61,8 @@ fn merge(pod: &mut Value, said: &Value) {
     let conditions_of = |status: &Value| status["conditions"].as_array().cloned().unwrap_or_default();
     let mut conditions = conditions_of(new);
     for kept in conditions_of(&old) {
-        if !conditions.iter().any(|c| c["type"] == kept["type"]) {
+        let taken_back = kept["type"].as_str().is_some_and(|t| PASSING_CONDITIONS.contains(&t));
+        if !taken_back && !conditions.iter().any(|c| c["type"] == kept["type"]) {
             conditions.push(kept);
         }
     }

@@ -96,8 +96,19 @@ fn free_cidr(cluster: Cidr, taken: &BTreeSet<Ipv4Addr>) -> Option<String> {
 fn describe(status: &mut Value, info: &NodeInfo) {
     status["addresses"] =
         info.addresses.iter().map(|(kind, address)| json!({"type": kind, "address": address})).collect();
-    status["capacity"] = json!(info.capacity);
-    status["allocatable"] = json!(info.allocatable);
+    for (list, said) in [("capacity", &info.capacity), ("allocatable", &info.allocatable)] {
+        let mut all = json!(said);
+        // Extended resources are somebody else's: an administrator's or a device plugin's.
+        for (name, amount) in status[list].as_object().into_iter().flatten() {
+            if name.contains('/') && !said.contains_key(name) {
+                all[name] = amount.clone();
+            }
+        }
+        status[list] = all;
+    }
+    status["features"] = json!({"supplementalGroupsPolicy": true});
+    status["runtimeHandlers"] =
+        json!([{"name": "", "features": {"recursiveReadOnlyMounts": true, "userNamespaces": false}}]);
     status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": 10250}});
     status["nodeInfo"] = json!({
         "machineID": info.machine_id,

@@ -30,6 +30,7 @@ pub mod labels;
 mod lease;
 mod limit_range;
 mod meta;
+pub mod metrics;
 pub mod names;
 mod namespace;
 mod network_policy;

@@ -114,6 +114,12 @@ fn of_spec(spec: &At<'_>, warnings: &mut Vec<String>) {
         let path = spec.get("resourceClaims").path;
         warnings.push(format!("{path}: not supported by this cluster; no device will be allocated"));
     }
+    if spec.get("hostUsers").value == &Value::Bool(false) {
+        let path = spec.get("hostUsers").path;
+        warnings.push(format!(
+            "{path}: user namespaces are not supported by this cluster; the pod will not start"
+        ));
+    }
     if spec.get("os").get("name").str() == "windows" {
         warnings.push(format!("{}.os.name: windows pods are not supported by this cluster", spec.path));
     }
@@ -158,6 +164,10 @@ fn of_lists(spec: &At<'_>, warnings: &mut Vec<String>) {
 }
 
 fn of_container(container: &At<'_>, warnings: &mut Vec<String>) {
+    if !container.get("volumeDevices").is_empty() {
+        let path = container.get("volumeDevices").path;
+        warnings.push(format!("{path}: not supported by this cluster; the pod will not start"));
+    }
     for list in ["limits", "requests"] {
         let list = container.get("resources").get(list);
         for resource in ["memory", "ephemeral-storage"] {
@@ -210,6 +220,7 @@ mod tests {
     fn what_is_deprecated_or_without_effect_is_told() {
         let pod = json!({"metadata": {"name": "a.b"}, "spec": {
             "nodeSelector": {"beta.kubernetes.io/os": "linux"},
+            "hostUsers": false,
             "volumes": [{"name": "v", "csi": {"driver": "d"}}],
             "containers": [{"name": "c", "env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}],
                 "resources": {"limits": {"memory": "100m"}}}],
@@ -220,6 +231,7 @@ mod tests {
                 "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: [must not contain dots]",
                 "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead",
                 "spec.volumes[0].csi: not supported by this cluster; the pod will not start",
+                "spec.hostUsers: user namespaces are not supported by this cluster; the pod will not start",
                 "spec.containers[0].resources.limits[memory]: fractional byte value \"100m\" is invalid, must be an integer",
                 "spec.containers[0].env[1]: hides previous definition of \"A\", which may be dropped when using apply",
             ]

@@ -179,6 +179,9 @@ pub struct Desired {
     pub digest: Option<String>,
 }
 
+/// Conditions of a pod that only its node sets, and that it takes back by not naming them.
+pub const PASSING_CONDITIONS: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
 /// The latest state of one pod.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -70,10 +70,28 @@ pub struct Place {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Request {
-    Logs { place: Place, options: LogOptions },
-    Exec { place: Place, command: Vec<String>, stdin: bool, tty: bool },
-    Attach { place: Place, stdin: bool },
-    PortForward { place: Place, port: u16 },
+    Logs {
+        place: Place,
+        options: LogOptions,
+    },
+    Exec {
+        place: Place,
+        command: Vec<String>,
+        stdin: bool,
+        tty: bool,
+    },
+    Attach {
+        place: Place,
+        stdin: bool,
+    },
+    PortForward {
+        place: Place,
+        port: u16,
+    },
+    /// What a kubelet tells over HTTP: `metrics`, `stats/summary?…`.
+    Node {
+        path: String,
+    },
 }
 
 /// How a stream has ended.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
 use serde::de::DeserializeOwned;
 use tokio::{
-    sync::{Notify, broadcast::error::RecvError, watch},
+    sync::{Notify, broadcast::error::RecvError, mpsc, watch},
     task::JoinSet,
     time::{Instant, MissedTickBehavior},
 };
@@ -21,11 +21,14 @@ use tokio::{
 use super::{
     address::Addresses,
     asks::Asks,
+    eviction::{self, Manager},
     folders, info, jobs,
     ledger::{Ledger, LedgerError},
-    record::{Record, Wanted, parse_container_id},
+    logs,
+    record::{Record, Verdict, Wanted, parse_container_id},
     shared::{Options, Outbox, Shared},
     streams,
+    usage::Looks,
     worker::{Mail, Mailbox, Worker},
 };
 use crate::{
@@ -157,6 +160,10 @@ impl Agent {
             outbox: Outbox::default(),
             asks: Asks::default(),
             addresses: Mutex::new(Addresses::default()),
+            allocations: Mutex::default(),
+            pressure: Mutex::default(),
+            looks: Looks::default(),
+            evictions: Mutex::default(),
             info: Mutex::new(info),
             host_ports: Mutex::default(),
             host_ports_changed: Notify::new(),
@@ -207,6 +214,8 @@ impl Agent {
         let mut folders = JoinSet::from_iter([folders]);
         let mut beat = tokio::time::interval_at(Instant::now() + shared.options.beat, shared.options.beat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (evict, mut evictions) = mpsc::channel(1);
+        let watching = tokio::spawn(watch_resources(Arc::clone(&shared), evict));
         loop {
             tokio::select! {
                 biased;
@@ -224,9 +233,15 @@ impl Agent {
                 () = shared.outbox.changed.notified() => self.send_news().await,
                 () = shared.asks.changed.notified() => self.send_news().await,
                 () = shared.host_ports_changed.notified() => self.apply_services().await,
+                Some((uid, verdict)) = evictions.recv() => {
+                    if let Some(pod) = self.pods.get(&uid) {
+                        pod.mailbox.send(Mail::Evict(verdict)).await;
+                    }
+                }
                 _ = beat.tick() => self.beat().await,
             }
         }
+        watching.abort();
         self.stop_workers.cancel();
         while self.workers.join_next().await.is_some() {}
         while folders.join_next().await.is_some() {}
@@ -236,6 +251,12 @@ impl Agent {
 
     /// Takes up everything as the ledger has it, before there is any master.
     async fn boot(&mut self) {
+        let options = &self.shared.options;
+        if let Some(bytes) = options.limits.pod_logs_tmpfs
+            && let Err(error) = logs::keep_in_memory(&options.pod_logs, bytes)
+        {
+            tracing::error!(%error, "the logs of pods stay on disk");
+        }
         let records = self.shared.ledger.records();
         {
             let mut addresses = self.shared.addresses();
@@ -528,8 +549,7 @@ impl Agent {
             }
         }
         let not_ready = self.network_error.clone();
-        let state =
-            NodeState { not_ready, ..info::state(&self.shared.options.data_dir, &*self.shared.images) };
+        let state = NodeState { not_ready, ..info::state(self.shared.pressure(), &*self.shared.images) };
         if self.state.as_ref() != Some(&state) {
             self.seq += 1;
             let status = Status { seq: self.seq, pods: Vec::new(), node: Some(state.clone()) };
@@ -621,6 +641,25 @@ impl Agent {
             dns: ledger.items(ItemKind::Dns),
             ingress: ledger.items(ItemKind::Ingress),
         });
+    }
+}
+
+/// Looks after what the node runs short of, for ever: evicts, and keeps the logs within their bound.
+async fn watch_resources(shared: Arc<Shared>, evict: mpsc::Sender<(String, Verdict)>) {
+    let mut manager = Manager::default();
+    let mut period = tokio::time::interval(eviction::PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        period.tick().await;
+        if let Some(victim) = manager.look(&shared).await
+            && evict.send(victim).await.is_err()
+        {
+            return;
+        }
+        let (logs, max) = (shared.options.pod_logs.clone(), shared.options.limits.pod_logs_max_size);
+        if tokio::task::spawn_blocking(move || logs::keep_within(&logs, max)).await.is_err() {
+            return;
+        }
     }
 }
 

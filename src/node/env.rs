@@ -16,6 +16,13 @@ use super::{
 pub trait Lookup: Sync {
     fn config_map(&self, namespace: &str, name: &str) -> Option<ConfigMap>;
     fn secret(&self, namespace: &str, name: &str) -> Option<Secret>;
+    /// A file of a volume of the pod; `None` when it is not there.
+    ///
+    /// # Errors
+    /// No such volume, or the file cannot be read.
+    fn file(&self, volume: &str, _path: &str) -> Result<Option<String>, String> {
+        Err(format!("cannot find the volume {volume:?} referenced by FileKeyRef"))
+    }
 }
 
 /// The declared environment of a container, later entries in place of earlier ones.
@@ -124,7 +131,51 @@ fn from_source(
             found => Ok(found.map(|bytes| text(bytes.0))),
         };
     }
+    if let Some(key) = &source.file_key_ref {
+        let optional = key.optional == Some(true);
+        let text = lookup.file(&key.volume_name, &key.path)?;
+        let missing =
+            || format!("environment variable file {:?} not found in volume {:?}", key.path, key.volume_name);
+        let Some(text) = text else { return if optional { Ok(None) } else { Err(missing()) } };
+        return match of_file(&text, &key.key)? {
+            None if !optional => {
+                Err(format!("environment variable key {:?} not found in file {:?}", key.key, key.path))
+            }
+            found => Ok(found),
+        };
+    }
     Err("env valueFrom: this source is not supported by Sampan".to_owned())
+}
+
+/// The value of a variable in a file of `NAME='value'` lines: what is between single quotes is taken
+/// as it is, line feeds included; a value without quotes ends with its line. `#` begins a comment.
+fn of_file(text: &str, key: &str) -> Result<Option<String>, String> {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (line, after) = rest.split_once('\n').unwrap_or((rest, ""));
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            rest = after;
+            continue;
+        }
+        let invalid = || format!("invalid environment variable format: {line}");
+        let (name, value) = rest.split_once('=').ok_or_else(invalid)?;
+        if name.contains('\n') {
+            return Err(invalid());
+        }
+        let (value, after) = match value.strip_prefix('\'') {
+            Some(quoted) => {
+                let (value, tail) = quoted.split_once('\'').ok_or_else(invalid)?;
+                (value, tail.split_once('\n').map_or("", |(_, after)| after))
+            }
+            None => (line.split_once('=').map_or("", |(_, value)| value.trim()), after),
+        };
+        if name.trim() == key {
+            return Ok(Some(value.to_owned()));
+        }
+        rest = after;
+    }
+    Ok(None)
 }
 
 /// Replaces `$(NAME)` where `lookup` knows it; `$$` is a dollar sign; what is unknown stays.
@@ -174,6 +225,16 @@ mod tests {
             (name == "se")
                 .then(|| Secret { data: Some([("p".to_owned(), bytes)].into()), ..Secret::default() })
         }
+    }
+
+    #[test]
+    fn values_are_read_from_files() {
+        let file = "# made by init\nA='one'\n\nB='two\nlines'\nC=plain \n";
+        for (key, value) in [("A", Some("one")), ("B", Some("two\nlines")), ("C", Some("plain")), ("D", None)]
+        {
+            assert_eq!(of_file(file, key).unwrap().as_deref(), value, "{key}");
+        }
+        assert!(of_file("nonsense", "A").is_err());
     }
 
     fn env(text: &str) -> Result<Vec<String>, String> {

@@ -4,23 +4,16 @@ use std::{collections::BTreeMap, fs, net::Ipv4Addr, path::Path};
 
 use nix::{ifaddrs::getifaddrs, sys::statvfs::statvfs};
 
-use super::shared::Options;
+use super::shared::{Options, Pressure};
 use crate::{
+    config::Limits,
     image::Images,
-    kinds::volumes,
+    kinds::{quantity::Quantity, volumes},
     mqtt::messages::{NodeInfo, NodeState},
 };
 
-/// Pods of one node unless the user says otherwise (kubelet's default).
-const PODS_MAX: u32 = 110;
-/// Below this much free memory, and this part of the disk, a node is under pressure (kubelet's
-/// defaults).
-const MEMORY_KIB_MIN: u64 = 100 << 10;
-const DISK_PERCENT_MIN: u64 = 10;
-
 /// Looks at the machine; `address` is used when given.
 pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
-    let (name, data_dir) = (&options.node, options.data_dir.as_path());
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let uname = nix::sys::utsname::uname().ok();
     let kernel = uname.as_ref().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default();
@@ -31,7 +24,7 @@ pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
     };
     let machine_id = text("/etc/machine-id");
     let uuid = text("/sys/class/dmi/id/product_uuid");
-    let capacity = capacity(data_dir);
+    let capacity = capacity(&options.data_dir, options.limits.max_pods);
     let mut labels = BTreeMap::new();
     // The device tree names the board: `Raspberry Pi 4 Model B Rev 1.4`, with a NUL at its end.
     let model = text("/proc/device-tree/model");
@@ -42,7 +35,7 @@ pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
     let own = address.or_else(outward_address);
     let mut addresses: Vec<(String, String)> =
         own.map(|ip| ("InternalIP".to_owned(), ip.to_string())).into_iter().collect();
-    addresses.push(("Hostname".to_owned(), name.to_owned()));
+    addresses.push(("Hostname".to_owned(), options.node.clone()));
     NodeInfo {
         system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
         machine_id,
@@ -52,7 +45,7 @@ pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
         architecture: architecture.to_owned(),
         agent_version: format!("v1.36.0+sampan{}", env!("CARGO_PKG_VERSION")),
         addresses,
-        allocatable: capacity.clone(),
+        allocatable: allocatable(&capacity, &options.limits),
         capacity,
         labels,
         annotations: local_volumes(&options.local_volumes),
@@ -77,17 +70,14 @@ fn capacity_bytes(place: &Path) -> Option<u64> {
     Some(u64::from(stat.blocks()).saturating_mul(u64::from(stat.fragment_size())))
 }
 
+/// Processes and threads of the machine: the fourth word of /proc/loadavg is `running/all` (proc(5)).
+pub fn tasks() -> Option<u64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
+}
+
 /// How the node is: what it runs short of, and its images, the largest first.
-pub fn state(data_dir: &Path, images: &dyn Images) -> NodeState {
-    let memory = meminfo("MemAvailable:").is_some_and(|kib| kib < MEMORY_KIB_MIN);
-    let disk = statvfs(data_dir)
-        .is_ok_and(|s| s.blocks() > 0 && s.blocks_available() * 100 / s.blocks() < DISK_PERCENT_MIN);
-    let number = |path| fs::read_to_string(path).ok().and_then(|t: String| t.trim().parse::<u64>().ok());
-    // The fourth word of /proc/loadavg is `running/all` (proc(5)).
-    let tasks = fs::read_to_string("/proc/loadavg")
-        .ok()
-        .and_then(|text| text.split_whitespace().nth(3)?.split_once('/')?.1.parse::<u64>().ok());
-    let pid = number("/proc/sys/kernel/pid_max").zip(tasks).is_some_and(|(max, used)| used * 10 > max * 9);
+pub fn state(pressure: Pressure, images: &dyn Images) -> NodeState {
     let mut images: Vec<_> = images
         .list()
         .iter()
@@ -98,27 +88,27 @@ pub fn state(data_dir: &Path, images: &dyn Images) -> NodeState {
         .collect();
     images.sort_by(|a: &(Vec<String>, i64), b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     NodeState {
-        memory_pressure: memory,
-        disk_pressure: disk,
-        pid_pressure: pid,
+        memory_pressure: pressure.memory,
+        disk_pressure: pressure.disk,
+        pid_pressure: pressure.pid,
         not_ready: String::new(),
         images,
     }
 }
 
 /// A line of /proc/meminfo (KiB).
-fn meminfo(name: &str) -> Option<u64> {
+pub fn meminfo(name: &str) -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     text.lines().find_map(|l| l.strip_prefix(name))?.trim().trim_end_matches(" kB").parse().ok()
 }
 
-fn capacity(data_dir: &Path) -> BTreeMap<String, String> {
+fn capacity(data_dir: &Path, pods: u32) -> BTreeMap<String, String> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let memory_kib = meminfo("MemTotal:").unwrap_or(0);
     let mut capacity = BTreeMap::from([
         ("cpu".to_owned(), cpus.to_string()),
         ("memory".to_owned(), format!("{memory_kib}Ki")),
-        ("pods".to_owned(), PODS_MAX.to_string()),
+        ("pods".to_owned(), pods.to_string()),
     ]);
     if let Some(bytes) = capacity_bytes(data_dir) {
         capacity.insert("ephemeral-storage".to_owned(), format!("{}Ki", bytes >> 10));
@@ -139,6 +129,49 @@ fn capacity(data_dir: &Path) -> BTreeMap<String, String> {
         capacity.insert(format!("hugepages-{unit}"), format!("{}Ki", pages * kib));
     }
     capacity
+}
+
+/// What of the capacity pods may have: without what is reserved, and without what has to stay free
+/// (`pkg/kubelet/cm/node_container_manager_linux.go`). Huge pages are no ordinary memory.
+fn allocatable(capacity: &BTreeMap<String, String>, limits: &Limits) -> BTreeMap<String, String> {
+    let signals = [("memory", "memory.available"), ("ephemeral-storage", "nodefs.available")];
+    let value = |name: &str| capacity.get(name).and_then(|t| t.parse::<Quantity>().ok());
+    let mut out = capacity.clone();
+    for name in ["cpu", "memory", "ephemeral-storage"] {
+        let Some(whole) = value(name) else { continue };
+        let mut kept = limits.reserved(name).milli_value();
+        for threshold in &limits.eviction_hard {
+            if signals.iter().any(|(resource, signal)| *resource == name && *signal == threshold.signal) {
+                let bytes = threshold.least.of(u64::try_from(whole.value()).unwrap_or(0));
+                kept = kept.saturating_add(i64::try_from(bytes).unwrap_or(i64::MAX).saturating_mul(1000));
+            }
+        }
+        if name == "memory" {
+            let pages = capacity.keys().filter(|k| k.starts_with("hugepages-")).filter_map(|k| value(k));
+            kept = kept.saturating_add(pages.map(Quantity::milli_value).sum());
+        }
+        if kept == 0 {
+            continue;
+        }
+        let left = (whole.milli_value() - kept).max(0);
+        let text = match name {
+            "cpu" => Quantity::from_milli(left).to_string(),
+            "memory" => format!("{}Ki", left / 1000 / 1024),
+            _ => (left / 1000).to_string(),
+        };
+        out.insert(name.to_owned(), text);
+    }
+    out
+}
+
+/// Whether the kernel confines processes by AppArmor.
+pub fn apparmor() -> bool {
+    fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|t| t.starts_with('Y'))
+}
+
+/// Whether SELinux is in force or permissive on this host.
+pub fn selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
 }
 
 /// `PRETTY_NAME` of os-release(5).
@@ -192,7 +225,13 @@ mod tests {
 
     #[test]
     fn the_machine_is_described() {
-        let info = gather(&Options::new("c", "n", "/".into(), "/".into()), None);
+        let mut options = Options::new("c", "n", "/".into(), "/".into());
+        options.limits.system_reserved = vec![("cpu".into(), "100m".parse().unwrap())];
+        let info = gather(&options, None);
+        let milli = |list: &BTreeMap<String, String>| list["cpu"].parse::<Quantity>().unwrap().milli_value();
+        assert_eq!(milli(&info.capacity) - milli(&info.allocatable), 100);
+        let bytes = |list: &BTreeMap<String, String>| list["memory"].parse::<Quantity>().unwrap().value();
+        assert!(bytes(&info.capacity) - bytes(&info.allocatable) >= 100 << 20);
         for key in ["cpu", "memory", "pods", "ephemeral-storage"] {
             assert!(info.capacity.contains_key(key), "{key}");
         }

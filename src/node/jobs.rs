@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use tokio::time::Instant;
 
 use super::{
-    files,
+    admit, files,
     hooks::{self, Target},
     launch::{self, Prepared, Refusal},
     logs, qos,
@@ -23,12 +24,16 @@ use crate::{
 
 /// Between two tries to take a pod away.
 pub const TEARDOWN_RETRY: Duration = Duration::from_secs(2);
+/// Between two tries to bring new limits into force.
+pub const RESIZE_RETRY: SignedDuration = SignedDuration::from_secs(10);
 /// Between two tries to refresh volumes.
 pub const REFRESH_RETRY: SignedDuration = SignedDuration::from_secs(60);
 /// What a container gets after its preStop hook at least (kubelet's `minimumGracePeriodInSeconds`).
 const GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
 /// How long the kernel may take to end a killed process before we try again.
 const KILL_WAIT: Duration = Duration::from_secs(10);
+/// The longest host name that the kernel takes (bytes).
+const HOSTNAME_BYTES_MAX: usize = 64;
 /// The longest termination message (bytes).
 const MESSAGE_BYTES_MAX: usize = 4096;
 /// What is taken from the log instead (lines, bytes).
@@ -64,6 +69,11 @@ pub enum Done {
     },
     TeardownAgain,
     Refreshed(Result<Vec<Token>, String>),
+    /// New limits are in force for these containers, or not.
+    Resized {
+        containers: BTreeMap<String, ResourceRequirements>,
+        result: Result<(), String>,
+    },
 }
 
 /// Volumes, namespaces, address.
@@ -87,43 +97,70 @@ pub async fn set_up(
     Ok((mounted, tokens))
 }
 
-/// Sysctls that only act inside of a pod's own namespaces (upstream's safe set).
-const SAFE_SYSCTLS: [&str; 11] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_rmem",
-];
-
 fn sandbox(shared: &Shared, wanted: &Wanted) -> Result<SandboxSpec, String> {
     let spec = &wanted.spec;
     let config = shared.config();
     let mut sysctls = BTreeMap::new();
     for sysctl in spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten()) {
-        let name = sysctl.name.replace('/', ".");
-        if !SAFE_SYSCTLS.contains(&name.as_str()) && name != "net.ipv4.tcp_wmem" {
-            return Err(format!("forbidden sysctl: {name:?} not allowlisted"));
-        }
-        sysctls.insert(name, sysctl.value.clone());
+        sysctls.insert(admit::sysctl_name(&sysctl.name), sysctl.value.clone());
+    }
+    let hostname = files::uts_name(wanted, &config.cluster_domain);
+    if hostname.len() > HOSTNAME_BYTES_MAX {
+        return Err(format!(
+            "Failed to construct FQDN from Pod hostname and cluster domain, FQDN {hostname} is too long ({HOSTNAME_BYTES_MAX} characters is the max, {} characters requested)",
+            hostname.len()
+        ));
     }
     Ok(SandboxSpec {
         id: wanted.uid.clone(),
-        hostname: files::uts_name(wanted, &config.cluster_domain),
+        hostname,
         host_network: wanted.host_network(),
         host_pid: spec.host_pid == Some(true),
         host_ipc: spec.host_ipc == Some(true),
         share_pid: spec.share_process_namespace == Some(true),
         sysctls,
         cgroup: qos::class(spec).cgroup(&wanted.uid),
-        resources: qos::pod(spec, shared.options.pids_max),
+        resources: qos::pod(spec, shared.options.pids_max()),
     })
+}
+
+/// Brings new limits into force: the pod's group first makes room for both old and new ones.
+pub async fn resize(
+    shared: &Shared,
+    wanted: &Wanted,
+    record: &Record,
+    containers: &BTreeMap<String, ResourceRequirements>,
+) -> Result<(), String> {
+    let mut spec = sandbox(shared, wanted)?;
+    let after = spec.resources.clone();
+    let mut before = wanted.clone();
+    let in_force = record.containers.iter().filter_map(|(n, c)| Some((n.clone(), c.resources.clone()?)));
+    before.allocate(&in_force.collect());
+    let before = qos::pod(&before.spec, shared.options.pids_max());
+    for name in containers.keys() {
+        let Some((_, container)) = wanted.container(name) else { continue };
+        let id = container_id(&wanted.uid, name, record.container(name).attempts.saturating_sub(1));
+        let limits = qos::container(container, None);
+        if let Some(bytes) = limits.memory_bytes {
+            let used = shared.runtime.stats(&id).await.map_err(|e| e.to_string())?.memory_working_set_bytes;
+            if u64::try_from(bytes).is_ok_and(|bytes| bytes < used) {
+                return Err(format!(
+                    "attempting to set container {name:?} memory limit ({bytes}) below current usage ({used})"
+                ));
+            }
+        }
+    }
+    spec.resources = qos::roomier(&before, &after);
+    shared.runtime.ensure_sandbox(&spec).await.map_err(|e| e.to_string())?;
+    for name in containers.keys() {
+        let Some((_, container)) = wanted.container(name) else { continue };
+        let id = container_id(&wanted.uid, name, record.container(name).attempts.saturating_sub(1));
+        let limits = qos::container(container, None);
+        shared.runtime.update(&id, &limits).await.map_err(|e| e.to_string())?;
+    }
+    spec.resources = after;
+    shared.runtime.ensure_sandbox(&spec).await.map_err(|e| e.to_string())?;
+    Ok(())
 }
 
 /// The pod's tokens, those that are missing or old asked for anew. One that cannot be had now keeps

@@ -10,11 +10,13 @@ use std::{
     time::Instant,
 };
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Secret};
 
 use super::{
     env::{self, Lookup},
-    files, qos,
+    files,
+    ledger::Ledger,
+    qos,
     record::{self, Wanted},
     security,
     shared::Shared,
@@ -30,6 +32,8 @@ use crate::{
 const TERMINATION_LOG: &str = "/dev/termination-log";
 /// `/dev/shm` of a pod (containerd's default, bytes).
 const SHM_BYTES: u64 = 64 << 20;
+/// The longest file that environment variables are read from (bytes; upstream's 64 KiB).
+const ENV_FILE_BYTES_MAX: u64 = 64 << 10;
 /// The search path of an image that has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -60,6 +64,7 @@ pub async fn prepare(
     attempt: u32,
     ip: Option<std::net::Ipv4Addr>,
     mounted: &BTreeMap<String, Mounted>,
+    processes_of: Option<String>,
 ) -> Result<Prepared, Refusal> {
     let (_, container) =
         wanted.container(name).ok_or_else(|| config_error(format!("container {name} is gone")))?;
@@ -69,11 +74,35 @@ pub async fn prepare(
     build(shared, wanted, container, attempt, ip, mounted, &image)
         .await
         .map(|spec| Prepared {
-            spec,
+            spec: ContainerSpec { processes_of, ..spec },
             image: container.image.clone().unwrap_or_default(),
             image_id: image.digests.first().cloned().unwrap_or_else(|| image.id.clone()),
         })
         .map_err(config_error)
+}
+
+/// Where the environment's values come from.
+struct Sources<'a> {
+    ledger: &'a Ledger,
+    mounted: &'a BTreeMap<String, Mounted>,
+}
+
+impl Lookup for Sources<'_> {
+    fn config_map(&self, namespace: &str, name: &str) -> Option<ConfigMap> {
+        self.ledger.config_map(namespace, name)
+    }
+
+    fn secret(&self, namespace: &str, name: &str) -> Option<Secret> {
+        self.ledger.secret(namespace, name)
+    }
+
+    fn file(&self, volume: &str, path: &str) -> Result<Option<String>, String> {
+        let Some(mounted) = self.mounted.get(volume) else {
+            return Err(format!("cannot find the volume {volume:?} referenced by FileKeyRef"));
+        };
+        volumes::read_inside(&mounted.path, Path::new(path), ENV_FILE_BYTES_MAX)
+            .map_err(|e| format!("failed to open environment variable file {path:?}: {e}"))
+    }
 }
 
 /// An image for a container or a volume of the pod, pulled when the policy says so.
@@ -173,12 +202,15 @@ async fn build(
     let config = shared.config();
     let facts = shared.facts(wanted, ip);
     let links = wanted.spec.enable_service_links != Some(false);
-    let services: BTreeMap<String, String> = if links {
-        shared.ledger.object(ItemKind::ServiceEnv, &wanted.namespace, "env").unwrap_or_default()
-    } else {
-        BTreeMap::new()
-    };
-    let declared = env::declared(wanted, container, &shared.ledger, &facts, &services)?;
+    let mut services: BTreeMap<String, String> =
+        shared.ledger.object(ItemKind::ServiceEnv, &wanted.namespace, "env").unwrap_or_default();
+    if !links {
+        // The API's own service is told in any case (`getServiceEnvVarMap`).
+        services
+            .retain(|name, _| name.starts_with("KUBERNETES_SERVICE_") || name.starts_with("KUBERNETES_PORT"));
+    }
+    let sources = Sources { ledger: &shared.ledger, mounted };
+    let declared = env::declared(wanted, container, &sources, &facts, &services)?;
     let known: BTreeMap<&str, &str> = declared.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
     let expand = |text: &String| env::expand(text, |name| known.get(name).map(|v| (*v).to_owned()));
     let of_image = image.config.config().clone().unwrap_or_default();
@@ -231,6 +263,7 @@ async fn build(
     Ok(ContainerSpec {
         id: record::container_id(&wanted.uid, &container.name, attempt),
         sandbox: wanted.uid.clone(),
+        processes_of: None,
         layers: image.layers.clone(),
         read_only_root: context.read_only_root_filesystem == Some(true),
         args,
@@ -254,8 +287,8 @@ async fn build(
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
         log_path,
-        log_bytes_max: shared.options.log_bytes_max,
-        log_files_max: shared.options.log_files_max,
+        log_bytes_max: shared.options.limits.container_log_max_size,
+        log_files_max: shared.options.limits.container_log_max_files,
     })
 }
 

@@ -1,12 +1,13 @@
 //! Reading CRI logs: `<RFC3339Nano> stdout|stderr P|F <text>`, across rotation.
 //!
 //! In: the path of a container's log and what is asked for. Out: lines, in order, without end when
-//! followed. The runtime rotates `n.log` to `n.log.<time>`, and may compress older ones to `.gz`.
+//! followed. The runtime rotates `n.log` to `n.log.1`, that to `n.log.2`, and so on.
 //! Source: `pkg/kubelet/kuberuntime/logs/logs.go`.
 
 use std::{
+    cmp::Reverse,
     collections::VecDeque,
-    io::Read,
+    io::{Read, Seek},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -49,9 +50,16 @@ pub fn parse(line: &[u8]) -> Option<Entry<'_>> {
 /// The files of one log, the oldest first: what rotation has put aside, then the log itself.
 pub fn files_of(log: &Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = rotated(log);
-    files.sort();
+    files.sort_by_key(|file| Reverse(number_of(file)));
     files.push(log.to_owned());
     files
+}
+
+/// The number that rotation gave to a file: 1 is the youngest.
+fn number_of(file: &Path) -> u64 {
+    let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let name = name.strip_suffix(".gz").unwrap_or(name);
+    name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(u64::MAX)
 }
 
 fn rotated(log: &Path) -> Vec<PathBuf> {
@@ -71,13 +79,65 @@ pub async fn remove(log: &Path) {
     let _ = tokio::fs::remove_file(log).await;
 }
 
+/// Puts the logs below `root` into memory: a tmpfs of `bytes`, unless there is one already. Blocks.
+///
+/// # Errors
+/// The folder or the mount cannot be made.
+pub fn keep_in_memory(root: &Path, bytes: u64) -> std::io::Result<()> {
+    use nix::{
+        mount::{MsFlags, mount},
+        sys::statfs::{TMPFS_MAGIC, statfs},
+    };
+    std::fs::create_dir_all(root)?;
+    let parent = root.parent().unwrap_or(root);
+    let device = |path: &Path| std::fs::metadata(path).map(|m| std::os::unix::fs::MetadataExt::dev(&m));
+    if statfs(root)?.filesystem_type() == TMPFS_MAGIC && device(root)? != device(parent)? {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let options = format!("mode=755,size={bytes}");
+    Ok(mount(Some("sampan-logs"), root, Some("tmpfs"), flags, Some(options.as_str()))?)
+}
+
+/// Removes rotated files of all logs below `root`, the oldest first, until they take at most `max` bytes
+/// (0: any). The file that a container writes stays. Blocks.
+pub fn keep_within(root: &Path, max: u64) {
+    use std::os::unix::fs::MetadataExt;
+    if max == 0 {
+        return;
+    }
+    let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    let (mut total, mut old) = (0, Vec::new());
+    for file in entries(root)
+        .flat_map(|pod| entries(&pod).collect::<Vec<_>>())
+        .flat_map(|c| entries(&c).collect::<Vec<_>>())
+    {
+        let Ok(meta) = std::fs::symlink_metadata(&file) else { continue };
+        total += meta.blocks() * 512;
+        if file.extension().is_some_and(|e| e != "log") {
+            old.push((meta.mtime(), Reverse(number_of(&file)), file, meta.blocks() * 512));
+        }
+    }
+    old.sort();
+    for (_, _, file, bytes) in old {
+        if total <= max {
+            return;
+        }
+        if std::fs::remove_file(&file).is_ok() {
+            total -= bytes;
+        }
+    }
+}
+
 /// The end of a log, for a termination message.
 pub async fn last_lines(log: &Path, lines: usize, bytes: usize) -> String {
     let content = tokio::fs::read(log).await.unwrap_or_default();
     let mut last: VecDeque<u8> = VecDeque::new();
     for entry in content.split(|b| *b == b'\n').rev().filter_map(parse).take(lines) {
         let mut text = entry.text.to_vec();
-        text.push(b'\n');
+        if !entry.partial {
+            text.push(b'\n');
+        }
         if last.len() + text.len() > bytes {
             break;
         }
@@ -103,7 +163,7 @@ impl Writer<'_> {
     /// `false` when nothing more is wanted.
     async fn take(&mut self, line: &[u8]) -> bool {
         let Some(entry) = parse(line) else { return true };
-        if !self.wanted(&entry) {
+        if !self.options.wants(&entry) {
             return true;
         }
         if self.options.timestamps && self.fresh {
@@ -118,11 +178,9 @@ impl Writer<'_> {
         self.buffer.len() < CHUNK_BYTES || self.flush().await
     }
 
-    fn wanted(&self, entry: &Entry<'_>) -> bool {
-        let asked = self.options.stream.as_deref().map(str::to_ascii_lowercase);
-        let since = self.options.since;
-        asked.is_none_or(|s| s == "all" || s == entry.stream)
-            && since.is_none_or(|since| entry.time.parse::<Timestamp>().is_ok_and(|t| t >= since))
+    /// Whether anything more is wanted.
+    fn more(&self) -> bool {
+        self.left != Some(0) && !self.out.is_closed()
     }
 
     async fn flush(&mut self) -> bool {
@@ -150,41 +208,35 @@ pub async fn send(
     ended: &Ended,
 ) -> std::io::Result<()> {
     let mut writer = Writer { options, left: options.limit_bytes, out, buffer: Vec::new(), fresh: true };
-    let mut skip = match options.tail_lines {
-        Some(tail) => count_lines(log, options).await?.saturating_sub(tail),
-        None => 0,
-    };
     let files = files_of(log);
+    let (first, mut offset) = match options.tail_lines {
+        Some(tail) => {
+            let (files, options) = (files.clone(), options.clone());
+            let found = tokio::task::spawn_blocking(move || tail_start(&files, &options, tail));
+            found.await.map_err(std::io::Error::other)??
+        }
+        None => (0, 0),
+    };
     let (last, older) = files.split_last().map_or((log, &[][..]), |(l, o)| (l.as_path(), o));
-    for file in older {
-        let content = read_whole(file).await?;
-        let mut rest = &content[..];
-        while let Some(line) = cut_line(&mut rest) {
-            if pass(&writer, line, &mut skip) && !writer.take(line).await {
-                return Ok(());
-            }
+    for file in older.iter().skip(first) {
+        // What rotation has taken away meanwhile is gone.
+        let Ok(mut file) = tokio::fs::File::open(file).await else { continue };
+        file.seek(std::io::SeekFrom::Start(std::mem::take(&mut offset))).await?;
+        let mut rest = Vec::new();
+        while copy(&mut file, &mut rest, &mut writer).await? {}
+        if !writer.more() {
+            return Ok(());
         }
     }
     let mut file = open(last, options.follow, ended).await?;
+    file.seek(std::io::SeekFrom::Start(offset)).await?;
     let mut rest: Vec<u8> = Vec::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         // Asked before reading: what was written before the end is read after it.
         let over = !options.follow || ended().await;
-        let count = file.read(&mut chunk).await?;
-        if count > 0 {
-            rest.extend_from_slice(&chunk[..count]);
-            while let Some(at) = rest.iter().position(|b| *b == b'\n') {
-                let line: Vec<u8> = rest.drain(..=at).collect();
-                let line = &line[..at];
-                if pass(&writer, line, &mut skip) && !writer.take(line).await {
-                    return Ok(());
-                }
-            }
-            if rest.len() > LINE_BYTES_MAX {
-                rest.clear();
-            }
-            continue;
+        while copy(&mut file, &mut rest, &mut writer).await? {}
+        if !writer.more() {
+            return Ok(());
         }
         if !writer.flush().await || over || out.is_closed() {
             return Ok(());
@@ -199,29 +251,96 @@ pub async fn send(
     }
 }
 
-/// Takes the first line off, without its line feed.
-fn cut_line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    if rest.is_empty() {
-        return None;
+/// Passes one chunk of a file on; `false` at its end. `rest` is an incomplete line.
+async fn copy(
+    file: &mut tokio::fs::File,
+    rest: &mut Vec<u8>,
+    writer: &mut Writer<'_>,
+) -> std::io::Result<bool> {
+    let begun = rest.len();
+    rest.resize(begun + CHUNK_BYTES, 0);
+    let count = file.read(&mut rest[begun..]).await?;
+    rest.truncate(begun + count);
+    let mut taken = 0;
+    while let Some(at) = rest[taken..].iter().position(|b| *b == b'\n') {
+        if !writer.take(&rest[taken..taken + at]).await {
+            return Ok(false);
+        }
+        taken += at + 1;
     }
-    let at = rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
-    let line = &rest[..at];
-    *rest = rest.get(at + 1..).unwrap_or_default();
-    Some(line)
+    rest.drain(..taken);
+    if rest.len() > LINE_BYTES_MAX {
+        rest.clear();
+    }
+    Ok(count > 0)
 }
 
-/// Whether a line is beyond what `tailLines` skips.
-fn pass(writer: &Writer<'_>, line: &[u8], skip: &mut u64) -> bool {
-    if *skip == 0 {
-        return true;
+/// Where the last `tail` wanted lines of a log begin: the index of a file and an offset in it. Files
+/// are read from their ends, and no further than needed. Blocks.
+fn tail_start(files: &[PathBuf], options: &LogOptions, tail: u64) -> std::io::Result<(usize, u64)> {
+    let mut left = tail;
+    let mut begin = None;
+    for (index, path) in files.iter().enumerate().rev() {
+        let mut file = match std::fs::File::open(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        let mut end = file.metadata()?.len();
+        begin.get_or_insert((index, end));
+        // The beginning of the lines after `end`, whose own beginning is before it.
+        let mut tail_of_line: Vec<u8> = Vec::new();
+        while end > 0 {
+            let from = end.saturating_sub(CHUNK_BYTES as u64);
+            let mut chunk = vec![0; usize::try_from(end - from).unwrap_or(CHUNK_BYTES)];
+            file.seek(std::io::SeekFrom::Start(from))?;
+            file.read_exact(&mut chunk)?;
+            chunk.append(&mut tail_of_line);
+            // Whole lines from the last one back; what is before the first line feed waits, unless it
+            // is the beginning of the file.
+            let mut stop = chunk.len();
+            loop {
+                let body = &chunk[..stop.saturating_sub(usize::from(chunk[..stop].ends_with(b"\n")))];
+                let line_feed = body.iter().rposition(|b| *b == b'\n');
+                let start = match line_feed {
+                    Some(at) => at + 1,
+                    None if from == 0 => 0,
+                    None => break,
+                };
+                if let Some(entry) = parse(&body[start..])
+                    && options.wants(&entry)
+                    && !entry.partial
+                {
+                    if left == 0 {
+                        // The line before the first wanted one: what follows it is the tail.
+                        return Ok((index, from + stop as u64));
+                    }
+                    left -= 1;
+                }
+                begin = Some((index, from + start as u64));
+                stop = start;
+                if start == 0 {
+                    break;
+                }
+            }
+            chunk.truncate(stop);
+            tail_of_line = chunk;
+            end = from;
+        }
     }
-    if let Some(entry) = parse(line)
-        && writer.wanted(&entry)
-        && !entry.partial
-    {
-        *skip -= 1;
+    Ok(begin.unwrap_or((0, 0)))
+}
+
+/// Which entries somebody wants.
+trait Wants {
+    fn wants(&self, entry: &Entry<'_>) -> bool;
+}
+
+impl Wants for LogOptions {
+    fn wants(&self, entry: &Entry<'_>) -> bool {
+        let stream = self.stream.as_deref();
+        stream.is_none_or(|s| s.eq_ignore_ascii_case("all") || s.eq_ignore_ascii_case(entry.stream))
+            && self.since.is_none_or(|since| entry.time.parse::<Timestamp>().is_ok_and(|t| t >= since))
     }
-    false
 }
 
 async fn open(path: &Path, wait: bool, ended: &Ended) -> std::io::Result<tokio::fs::File> {
@@ -245,36 +364,6 @@ async fn renewed(file: &tokio::fs::File, path: &Path) -> bool {
     read_all && mine.ino() != named.ino()
 }
 
-async fn read_whole(file: &Path) -> std::io::Result<Vec<u8>> {
-    let file = file.to_owned();
-    let read = tokio::task::spawn_blocking(move || {
-        let bytes = std::fs::read(&file)?;
-        if file.extension().is_none_or(|e| e != "gz") {
-            return Ok(bytes);
-        }
-        let mut plain = Vec::new();
-        flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_end(&mut plain)?;
-        Ok(plain)
-    });
-    read.await.map_err(std::io::Error::other)?
-}
-
-/// How many whole lines a log has that are wanted.
-async fn count_lines(log: &Path, options: &LogOptions) -> std::io::Result<u64> {
-    let (out, _unused) = mpsc::channel(1);
-    let writer = Writer { options, left: None, out: &out, buffer: Vec::new(), fresh: true };
-    let mut lines = 0;
-    for file in files_of(log) {
-        let content = match read_whole(&file).await {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            read => read?,
-        };
-        let entries = content.split(|b| *b == b'\n').filter_map(parse);
-        lines += entries.filter(|e| !e.partial && writer.wanted(e)).count() as u64;
-    }
-    Ok(lines)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,11 +382,9 @@ mod tests {
     fn example() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("0.log");
-        std::fs::write(
-            dir.path().join("0.log.20260101-000000"),
-            "2026-01-01T00:00:00.000000001Z stdout F one\n",
-        )
-        .unwrap();
+        std::fs::write(dir.path().join("0.log.1"), "2026-01-01T00:00:00.000000001Z stdout F one\n").unwrap();
+        std::fs::write(dir.path().join("0.log.10"), "2025-12-01T00:00:00Z stdout F oldest\n").unwrap();
+        std::fs::write(dir.path().join("0.log.2"), "2025-12-02T00:00:00Z stdout F older\n").unwrap();
         std::fs::write(
             &log,
             "2026-01-01T00:00:01.5Z stdout P tw\n2026-01-01T00:00:01.5Z stdout F o\n\
@@ -313,10 +400,10 @@ mod tests {
         let since = "2026-01-01T00:00:02Z".parse().ok();
         let default = LogOptions::default;
         for (options, expect) in [
-            (default(), "one\ntwo\nthree\n\n"),
+            (default(), "oldest\nolder\none\ntwo\nthree\n\n"),
             (LogOptions { tail_lines: Some(2), ..default() }, "three\n\n"),
             (LogOptions { tail_lines: Some(0), ..default() }, ""),
-            (LogOptions { limit_bytes: Some(5), ..default() }, "one\nt"),
+            (LogOptions { limit_bytes: Some(8), ..default() }, "oldest\no"),
             (LogOptions { since, ..default() }, "three\n\n"),
             (LogOptions { stream: Some("Stderr".into()), ..default() }, "three\n"),
             (
@@ -329,6 +416,22 @@ mod tests {
         assert_eq!(last_lines(&log, 2, 100).await, "three\n\n");
     }
 
+    #[test]
+    fn old_files_go_when_all_logs_are_too_large() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("ns_p_u/c");
+        std::fs::create_dir_all(&folder).unwrap();
+        for name in ["0.log", "0.log.1", "0.log.2"] {
+            std::fs::write(folder.join(name), [b'x'; 8192]).unwrap();
+        }
+        let left = |max| {
+            keep_within(dir.path(), max);
+            std::fs::read_dir(&folder).unwrap().count()
+        };
+        assert_eq!((left(0), left(1 << 20), left(20_000), left(1)), (3, 3, 2, 1));
+        assert!(folder.join("0.log").exists());
+    }
+
     #[tokio::test]
     async fn a_followed_log_goes_on_after_rotation() {
         let (dir, log) = example();
@@ -338,7 +441,7 @@ mod tests {
         let task =
             tokio::spawn(async move { send(&path, &options, &sender, &|| Box::pin(async { false })).await });
         tokio::time::sleep(Duration::from_millis(50)).await;
-        std::fs::rename(&log, dir.path().join("0.log.20260102-000000")).unwrap();
+        std::fs::rename(&log, dir.path().join("0.log.1")).unwrap();
         std::fs::write(&log, "2026-01-02T00:00:00Z stdout F next\n").unwrap();
         assert_eq!(receiver.recv().await.unwrap(), b"next\n");
         drop(receiver);

@@ -12,10 +12,13 @@
 //! leave through [`Agent::tables`]).
 
 mod address;
+mod admit;
 mod agent;
 mod asks;
 mod downward;
 mod env;
+mod eviction;
+mod expose;
 mod files;
 mod folders;
 mod hooks;
@@ -28,10 +31,12 @@ mod plan;
 mod probes;
 mod qos;
 mod record;
+mod resize;
 mod security;
 mod shared;
 mod status;
 mod streams;
+mod usage;
 mod volumes;
 mod worker;
 

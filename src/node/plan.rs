@@ -9,9 +9,11 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
 
-use super::record::{Backoff, Job, Live, LiveContainer, Now, Past, Record, Role, Setup, Verdict, Wanted};
+use super::record::{
+    Backoff, ContainerRecord, Job, Live, LiveContainer, Now, Past, Record, Role, Setup, Verdict, Wanted,
+};
 
 /// How long after a failure of its configuration a container is tried again.
 const CONFIG_RETRY_SECONDS: i64 = 10;
@@ -21,7 +23,7 @@ const ERROR_SHOWN: jiff::SignedDuration = jiff::SignedDuration::from_secs(1);
 const SIDECAR_GRACE_SECONDS_MIN: i64 = 2;
 
 /// One thing to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Volumes, sandbox, address.
     Setup,
@@ -29,6 +31,8 @@ pub enum Action {
     Prepare { container: String },
     /// preStop, stop signal, the grace period, SIGKILL.
     Kill { container: String, message: String, grace_seconds: i64 },
+    /// New limits for containers that run.
+    Resize { containers: BTreeMap<String, ResourceRequirements> },
     /// Containers, sandbox, network and volumes.
     Teardown,
 }
@@ -114,6 +118,7 @@ fn deadline(wanted: &Wanted, record: &Record, plan: &mut Plan, now: Timestamp) -
     Some(Verdict {
         reason: "DeadlineExceeded".to_owned(),
         message: "Pod was active on the node longer than the specified deadline".to_owned(),
+        rejected: false,
     })
 }
 
@@ -195,6 +200,61 @@ fn start(context: Context<'_>, plan: &mut Plan) {
             Role::Main | Role::Ephemeral => step(context, role, container, here, plan),
         }
     }
+    resize(context, plan);
+}
+
+/// What has to happen to a running container for its limits to be those that it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resized {
+    No,
+    InPlace,
+    Restart,
+}
+
+/// By the container's `resizePolicy`.
+fn resized(container: &Container, known: &ContainerRecord) -> Resized {
+    let Some(before) = &known.resources else { return Resized::No };
+    let after = container.resources.clone().unwrap_or_default();
+    if *before == after {
+        return Resized::No;
+    }
+    let amount = |r: &ResourceRequirements, name: &str| {
+        [&r.requests, &r.limits].map(|list| list.as_ref().and_then(|l| l.get(name)).cloned())
+    };
+    let restart = container.resize_policy.iter().flatten().any(|policy| {
+        policy.restart_policy == "RestartContainer"
+            && amount(before, &policy.resource_name) != amount(&after, &policy.resource_name)
+    });
+    if restart { Resized::Restart } else { Resized::InPlace }
+}
+
+fn resize(context: Context<'_>, plan: &mut Plan) {
+    let Context { wanted, record, live, now } = context;
+    if live.resizing {
+        return;
+    }
+    let due = wanted.containers().filter(|(role, c)| {
+        matches!(role, Role::Main | Role::Sidecar)
+            && live.container(&c.name).job.is_none()
+            && matches!(live.now(&c.name, record), Now::Running { .. })
+            && resized(c, &record.container(&c.name)) == Resized::InPlace
+    });
+    let containers: BTreeMap<_, _> =
+        due.map(|(_, c)| (c.name.clone(), c.resources.clone().unwrap_or_default())).collect();
+    match live.resize_retry.filter(|at| *at > now) {
+        _ if containers.is_empty() => {}
+        Some(at) => plan.wake_at(at),
+        None => plan.actions.push(Action::Resize { containers }),
+    }
+}
+
+/// Whether all containers that run have the limits that they were given.
+pub fn in_force(wanted: &Wanted, record: &Record, live: &Live) -> bool {
+    wanted.containers().all(|(role, c)| {
+        !matches!(role, Role::Main | Role::Sidecar)
+            || !matches!(live.now(&c.name, record), Now::Running { .. } | Now::Starting)
+            || resized(c, &record.container(&c.name)) == Resized::No
+    })
 }
 
 /// Starts a container that waits for nothing but failures of its preparation.
@@ -252,7 +312,8 @@ fn step(context: Context<'_>, role: Role, container: &Container, here: Now, plan
         Now::Ended(past) => {
             let known = record.container(&container.name);
             let new_sandbox = known.epoch != record.epoch;
-            let changed = known.spec_hash != spec_hash(container);
+            let changed = known.spec_hash != spec_hash(container)
+                || resized(container, &known) == Resized::Restart && role != Role::Init;
             if !changed && !wanted.restarts(role, container, past.exit.code) {
                 return;
             }
@@ -283,8 +344,11 @@ fn doom(container: &Container, record: &Record, mine: &LiveContainer) -> Option<
         return Some(doomed.clone());
     }
     let known = record.container(&container.name);
-    (known.spec_hash != spec_hash(container))
-        .then(|| (format!("Container {} definition changed, will be restarted", container.name), None))
+    if known.spec_hash != spec_hash(container) {
+        return Some((format!("Container {} definition changed, will be restarted", container.name), None));
+    }
+    (resized(container, &known) == Resized::Restart)
+        .then(|| (format!("Container {} resize requires restart", container.name), None))
 }
 
 /// The words of the event and of the waiting message.
@@ -319,7 +383,7 @@ pub fn spec_hash(container: &Container) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::record::ContainerRecord, *};
+    use super::*;
     use crate::runtime::{ContainerState, Exit};
 
     fn t(seconds: i64) -> Timestamp {
@@ -392,6 +456,7 @@ mod tests {
             Action::Setup => "setup".into(),
             Action::Prepare { container } => format!("prepare {container}"),
             Action::Kill { container, grace_seconds, .. } => format!("kill {container} {grace_seconds}"),
+            Action::Resize { containers } => format!("resize {}", containers.len()),
             Action::Teardown => "teardown".into(),
         }
     }

@@ -165,6 +165,16 @@ pub fn pod(spec: &PodSpec, pids: Option<i64>) -> Resources {
     }
 }
 
+/// Limits under which both fit: for the moment between two sizes.
+pub fn roomier(a: &Resources, b: &Resources) -> Resources {
+    let most = |a: Option<i64>, b: Option<i64>| a.zip(b).map(|(a, b)| a.max(b));
+    Resources {
+        memory_bytes: most(a.memory_bytes, b.memory_bytes),
+        cpu_quota_us: most(a.cpu_quota_us, b.cpu_quota_us),
+        ..b.clone()
+    }
+}
+
 /// `oom_score_adj` of a container on a machine with so many bytes of memory.
 pub fn oom_score_adj(wanted: &Wanted, spec: &Container, memory_capacity: i64) -> i32 {
     let critical = wanted.spec.priority.is_some_and(|p| p >= 2_000_000_000);

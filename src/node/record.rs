@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, ResourceRequirements};
 use serde::{Deserialize, Serialize};
 
 use crate::runtime::{ContainerState, Exit};
@@ -60,6 +60,35 @@ impl Wanted {
             spec,
             pod,
         }
+    }
+
+    /// Lets the pod have what was allocated to it, instead of what it asks for.
+    pub fn allocate(&mut self, allocated: &BTreeMap<String, ResourceRequirements>) {
+        let init = self.spec.init_containers.iter_mut().flatten();
+        for container in init.chain(&mut self.spec.containers) {
+            if let Some(given) = allocated.get(&container.name) {
+                container.resources = Some(given.clone());
+            }
+        }
+    }
+
+    /// What the pod asks for its containers, by name: those that may be resized.
+    pub fn asked(&self) -> BTreeMap<String, ResourceRequirements> {
+        let Some(spec) = &self.pod.spec else { return BTreeMap::new() };
+        let sidecars = spec.init_containers.iter().flatten();
+        let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        spec.containers
+            .iter()
+            .chain(sidecars)
+            .map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default()))
+            .collect()
+    }
+
+    /// Whose processes an ephemeral container wants to see.
+    pub fn target_of(&self, ephemeral: &str) -> Option<&str> {
+        let all = self.spec.ephemeral_containers.iter().flatten();
+        let target = all.filter(|e| e.name == ephemeral).find_map(|e| e.target_container_name.as_deref());
+        target.filter(|t| !t.is_empty())
     }
 
     /// All containers with their roles, in the order of their start.
@@ -133,8 +162,16 @@ pub struct Past {
     pub message: String,
 }
 
-/// What is remembered of a container.
+/// As whom a container's first process runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+}
+
+/// What is remembered of a container.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ContainerRecord {
     /// How often it was started; the newest attempt is one less.
@@ -145,6 +182,11 @@ pub struct ContainerRecord {
     pub spec_hash: String,
     pub image: String,
     pub image_id: String,
+    /// What the newest attempt may use, as it is in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<Identity>,
     /// The end of the newest attempt.
     pub last: Option<Past>,
     /// The end of the one before it.
@@ -157,6 +199,19 @@ pub struct Verdict {
     /// `DeadlineExceeded`, `Evicted`, …
     pub reason: String,
     pub message: String,
+    /// The node has not taken the pod at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rejected: bool,
+}
+
+/// How far a resize is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resize {
+    /// It does not fit now (`Deferred`) or never (`Infeasible`): reason, message, generation.
+    pub pending: Option<(String, String, i64)>,
+    /// It is allocated and not in force yet: what went wrong (or nothing), generation.
+    pub in_progress: Option<(String, i64)>,
 }
 
 /// What survives a restart of the agent and of the board.
@@ -170,6 +225,11 @@ pub struct Record {
     pub epoch: u32,
     pub containers: BTreeMap<String, ContainerRecord>,
     pub verdict: Option<Verdict>,
+    /// The node has taken the pod.
+    pub admitted: bool,
+    /// What of the node its containers have been given, by name: a resize that does not fit waits.
+    pub allocated: BTreeMap<String, ResourceRequirements>,
+    pub resize: Resize,
     /// Nothing of the pod is left but this record.
     pub gone: bool,
     /// As last computed; carries times of transition.
@@ -279,6 +339,10 @@ pub enum Setup {
 pub struct Live {
     pub containers: BTreeMap<String, LiveContainer>,
     pub setup: Setup,
+    /// New limits are being brought into force.
+    pub resizing: bool,
+    /// Before this they are not tried again.
+    pub resize_retry: Option<Timestamp>,
     /// When the pod's grace period is over, once it has to end.
     pub ending: Option<Timestamp>,
     pub tearing: bool,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, SeccompProfile};
 
-use super::record::{Role, Wanted};
+use super::record::Wanted;
 use crate::runtime::Seccomp;
 
 /// What a container may do unless told otherwise (containerd's default set).
@@ -233,31 +233,18 @@ pub fn unsupported(wanted: &Wanted) -> Option<String> {
     if spec.host_users == Some(false) {
         return Some("hostUsers: false (user namespaces) is not supported by Sampan".to_owned());
     }
-    if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
-        return Some("Failed to admit pod as the OS field doesn't match node OS".to_owned());
-    }
     if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
         return Some("resourceClaims (dynamic resource allocation) are not supported by Sampan".to_owned());
     }
     let contexts = wanted.containers().filter_map(|(_, c)| c.security_context.as_ref());
     for context in contexts {
-        if context.se_linux_options.is_some() {
-            return Some("seLinuxOptions are not supported by Sampan".to_owned());
-        }
         if context.windows_options.is_some() {
             return Some("windowsOptions are not supported on Linux".to_owned());
         }
     }
-    for (role, container) in wanted.containers() {
+    for (_, container) in wanted.containers() {
         if container.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
             return Some("volumeDevices (raw block volumes) are not supported by Sampan".to_owned());
-        }
-        if role == Role::Ephemeral && spec.share_process_namespace != Some(true) {
-            let targets = spec.ephemeral_containers.iter().flatten();
-            let mut mine = targets.filter(|e| e.name == container.name);
-            if mine.any(|e| e.target_container_name.as_deref().is_some_and(|t| !t.is_empty())) {
-                return Some("targetContainerName needs shareProcessNamespace: true on this node".to_owned());
-            }
         }
     }
     None

@@ -12,9 +12,19 @@ use k8s_openapi::api::core::v1::PodStatus;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
-use super::{address::Addresses, asks::Asks, downward::Facts, ledger::Ledger, record::Wanted};
+use super::{
+    address::Addresses,
+    admit::{self, Allocations},
+    asks::Asks,
+    downward::Facts,
+    info,
+    ledger::Ledger,
+    record::Wanted,
+    usage::Looks,
+};
 use crate::{
     clock::SharedClock,
+    config::Limits,
     image::Images,
     mqtt::messages::{ItemKey, ItemKind, NodeConfig, NodeEvent, NodeInfo, PodReport},
     net::Network,
@@ -39,10 +49,7 @@ pub struct Options {
     pub container_logs: PathBuf,
     /// Where `Localhost` seccomp profiles are.
     pub seccomp_profiles: PathBuf,
-    /// Processes of one pod; `None` for no limit.
-    pub pids_max: Option<i64>,
-    pub log_bytes_max: u64,
-    pub log_files_max: u32,
+    pub limits: Limits,
     /// Between two signs of life.
     pub beat: Duration,
     /// The host's `/etc/resolv.conf` and `/etc/hosts`, for pods that use them.
@@ -61,13 +68,18 @@ impl Options {
             data_dir,
             pod_logs: log_dir.join("pods"),
             container_logs: log_dir.join("containers"),
-            pids_max: None,
-            log_bytes_max: 10 << 20,
-            log_files_max: 5,
+            limits: Limits::standard(),
             beat: Duration::from_mins(1),
             resolv_conf: "/etc/resolv.conf".into(),
             hosts: "/etc/hosts".into(),
         }
+    }
+}
+
+impl Options {
+    /// Processes of one pod; `None` for no limit.
+    pub fn pids_max(&self) -> Option<i64> {
+        Some(self.limits.pod_max_pids).filter(|max| *max > 0)
     }
 }
 
@@ -155,6 +167,14 @@ pub struct Shared {
     pub outbox: Outbox,
     pub asks: Asks,
     pub addresses: Mutex<Addresses>,
+    /// What pods have been given of this node, by uid.
+    pub allocations: Mutex<Allocations>,
+    /// What the node runs short of.
+    pub pressure: Mutex<Pressure>,
+    /// The begin of the window that rates are taken over.
+    pub looks: Looks,
+    /// Pods evicted, by signal.
+    pub evictions: Mutex<BTreeMap<&'static str, u64>>,
     /// What this board is, as last looked at.
     pub info: Mutex<NodeInfo>,
     /// Ports of the node that lead to pods, by pod uid; told through `host_ports_changed`.
@@ -170,7 +190,40 @@ pub struct Shared {
 
 type VolumesInUse = BTreeMap<String, BTreeMap<String, (String, String)>>;
 
+/// What a node runs short of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pressure {
+    pub memory: bool,
+    pub disk: bool,
+    pub pid: bool,
+}
+
 impl Shared {
+    /// What this node is to a pod that comes, or that wants more.
+    pub fn ground(&self, uid: &str) -> admit::Ground {
+        let info = self.info();
+        let pressure = self.pressure();
+        let parse = |(name, text): (&String, &String)| Some((name.clone(), text.parse().ok()?));
+        admit::Ground {
+            allocatable: info.allocatable.iter().filter_map(parse).collect(),
+            used: admit::used_by_others(&self.allocations(), uid),
+            apparmor: info::apparmor(),
+            selinux: info::selinux(),
+            allowed_unsafe_sysctls: self.options.limits.allowed_unsafe_sysctls.clone(),
+            memory_pressure: pressure.memory,
+            disk_pressure: pressure.disk,
+            pid_pressure: pressure.pid,
+        }
+    }
+
+    pub fn allocations(&self) -> MutexGuard<'_, Allocations> {
+        self.allocations.lock().expect("no holder of the allocations' lock panics")
+    }
+
+    pub fn pressure(&self) -> Pressure {
+        *self.pressure.lock().expect("no holder of the pressure's lock panics")
+    }
+
     pub fn addresses(&self) -> MutexGuard<'_, Addresses> {
         self.addresses.lock().expect("no holder of the addresses' lock panics")
     }

@@ -20,7 +20,10 @@ use crate::{
         topics::{self, Leaf},
     },
     net::fake::FakeNetwork,
-    runtime::fake::{FakeRuntime, Script},
+    runtime::{
+        Runtime as _,
+        fake::{FakeRuntime, Script},
+    },
     tasks::CancellationToken,
 };
 
@@ -270,6 +273,73 @@ async fn a_pod_starts_is_adopted_and_goes() {
 }
 
 #[tokio::test]
+async fn a_resize_comes_into_force_without_a_restart() {
+    let asks = |cpu: &str| {
+        format!(
+            r#"{{"containers": [{{"name": "a", "image": "x", "resources": {{"requests": {{"cpu": "{cpu}"}}}}}}]}}"#
+        )
+    };
+    let cpu = |s: &PodStatus| {
+        let status = s.container_statuses.as_ref()?.first()?;
+        Some((status.resources.as_ref()?.requests.as_ref()?.get("cpu")?.0.clone(), status.restart_count))
+    };
+    let condition = |s: &PodStatus, kind: &str| {
+        s.conditions.iter().flatten().find(|c| c.type_ == kind).and_then(|c| c.reason.clone())
+    };
+    let mut world = World::new().await;
+    world.pod("p", &asks("100m"));
+    world.until(|_, s| is_ready(s)).await;
+    world.pod("p", &asks("200m"));
+    world.push().await;
+    let status = world.until(|_, s| cpu(s) == Some(("200m".to_owned(), 0))).await;
+    assert!(status.conditions.iter().flatten().all(|c| c.type_ != "PodResizePending"));
+    assert!(world.runtime.calls().contains(&"update u-p_a_0".to_owned()));
+    world.pod("p", &asks("10000"));
+    world.push().await;
+    let status = world.until(|_, s| condition(s, "PodResizePending").as_deref() == Some("Infeasible")).await;
+    assert_eq!(cpu(&status), Some(("200m".to_owned(), 0)));
+    let reasons: Vec<_> = world.told.iter().map(|e| e.reason.as_str()).collect();
+    assert!(reasons.contains(&"ResizeStarted") && reasons.contains(&"ResizeCompleted"), "{reasons:?}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_does_not_fit_fails_at_once() {
+    let mut world = World::new().await;
+    world.pod(
+        "p",
+        r#"{"containers": [{"name": "a", "image": "x", "resources": {"requests": {"cpu": "10000"}}}]}"#,
+    );
+    let status = world.until(|_, s| s.phase.as_deref() == Some("Failed")).await;
+    assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
+    assert!(status.message.unwrap().starts_with("Pod was rejected: Node didn't have enough resource: cpu"));
+    assert!(world.starts().is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_debugger_sees_the_processes_of_its_target() {
+    let mut world = World::new().await;
+    world.pod("p", SIMPLE);
+    world.until(|_, s| is_ready(s)).await;
+    let mut spec: serde_json::Value = serde_json::from_str(SIMPLE).unwrap();
+    spec["ephemeralContainers"] =
+        serde_json::json!([{"name": "debug", "image": "x", "targetContainerName": "a"}]);
+    world.pod("p", &spec.to_string());
+    world.push().await;
+    world
+        .until(|_, s| {
+            let debugger = s.ephemeral_container_statuses.as_ref().and_then(|c| c[0].state.clone());
+            debugger.is_some_and(|s| s.running.is_some())
+        })
+        .await;
+    let containers = world.runtime.containers().await.unwrap();
+    let debugger = containers.iter().find(|(spec, _)| spec.id == "u-p_debug_0").unwrap();
+    assert_eq!(debugger.0.processes_of.as_deref(), Some("u-p_a_0"));
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_stubborn_container_is_killed_after_its_grace_period() {
     let mut world = World::new().await;
     world.runtime.script("", Script { ignores_signals: true, ..Script::default() });
@@ -497,6 +567,8 @@ async fn a_port_of_a_pod_is_forwarded() {
                 }
                 incoming = stream.next() => match incoming.unwrap() {
                     Incoming::Data { bytes, .. } => return bytes,
+                    // It is under way.
+                    Incoming::Resize { .. } => {}
                     other => panic!("{other:?}"),
                 },
             }

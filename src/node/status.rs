@@ -11,7 +11,8 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-        ContainerStatus, HostIP, PodCondition, PodIP, PodStatus, ResourceRequirements,
+        ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, PodCondition, PodIP, PodStatus,
+        ResourceRequirements, VolumeMount, VolumeMountStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -37,6 +38,17 @@ pub fn compute(
     host_ip: &str,
     now: Timestamp,
 ) -> PodStatus {
+    if let Some(verdict) = record.verdict.as_ref().filter(|v| v.rejected) {
+        return PodStatus {
+            phase: Some("Failed".to_owned()),
+            reason: Some(verdict.reason.clone()),
+            message: Some(verdict.message.clone()),
+            start_time: record.status.start_time.clone().or(Some(Time(now))),
+            qos_class: Some(qos::class(&wanted.spec).name().to_owned()),
+            observed_generation: wanted.pod.metadata.generation,
+            ..PodStatus::default()
+        };
+    }
     let statuses = |role: fn(Role) -> bool| -> Vec<ContainerStatus> {
         wanted
             .containers()
@@ -58,6 +70,19 @@ pub fn compute(
     let mut conditions = conditions(wanted, record, live, phase, &init, &main);
     for condition in &mut conditions {
         condition.observed_generation = generation;
+    }
+    conditions.extend(resizing(record));
+    if let Some(verdict) = record.verdict.as_ref().filter(|v| v.reason == "Evicted") {
+        conditions.push(PodCondition {
+            type_: "DisruptionTarget".to_owned(),
+            status: "True".to_owned(),
+            reason: Some("TerminationByKubelet".to_owned()),
+            message: Some(verdict.message.clone()),
+            observed_generation: generation,
+            ..PodCondition::default()
+        });
+    }
+    for condition in &mut conditions {
         let before = old
             .conditions
             .iter()
@@ -89,6 +114,28 @@ pub fn compute(
         observed_generation: generation,
         ..PodStatus::default()
     }
+}
+
+/// The conditions of a resize that is not in force.
+fn resizing(record: &Record) -> Vec<PodCondition> {
+    let condition = |kind: &str, reason: &str, message: &str, generation: i64| PodCondition {
+        type_: kind.to_owned(),
+        status: "True".to_owned(),
+        reason: Some(reason.to_owned()).filter(|r| !r.is_empty()),
+        message: Some(message.to_owned()).filter(|m| !m.is_empty()),
+        observed_generation: Some(generation).filter(|g| *g > 0),
+        ..PodCondition::default()
+    };
+    let pending = record
+        .resize
+        .pending
+        .as_ref()
+        .map(|(reason, message, generation)| condition("PodResizePending", reason, message, *generation));
+    let in_progress = record.resize.in_progress.as_ref().map(|(error, generation)| {
+        let reason = if error.is_empty() { "" } else { "Error" };
+        condition("PodResizeInProgress", reason, error, *generation)
+    });
+    pending.into_iter().chain(in_progress).collect()
 }
 
 fn running(statuses: &[ContainerStatus]) -> bool {
@@ -143,9 +190,12 @@ fn container(
         Role::Ephemeral => false,
         Role::Main | Role::Sidecar => is_running && mine.started && mine.ready,
     };
-    let resources = (spec.resources.is_some() && is_running).then(|| {
-        let given = spec.resources.clone().unwrap_or_default();
-        ResourceRequirements { limits: given.limits, requests: given.requests, claims: None }
+    // In force is what the attempt was started or resized with; allocated is what it was given.
+    let in_force = known.resources.as_ref().or(spec.resources.as_ref()).filter(|_| is_running);
+    let resources = in_force.map(|given| ResourceRequirements {
+        limits: given.limits.clone(),
+        requests: given.requests.clone(),
+        claims: None,
     });
     ContainerStatus {
         name: spec.name.clone(),
@@ -159,14 +209,43 @@ fn container(
         ready,
         restart_count: restarts(&known),
         started: Some(is_running && mine.started),
-        allocated_resources: resources
+        allocated_resources: spec
+            .resources
             .as_ref()
             .and_then(|r| r.requests.clone())
-            .filter(|requests| role != Role::Ephemeral && !requests.is_empty()),
+            .filter(|requests| is_running && role != Role::Ephemeral && !requests.is_empty()),
         resources,
+        user: known.user.as_ref().filter(|_| known.attempts > 0).map(|user| ContainerUser {
+            linux: Some(LinuxContainerUser {
+                uid: i64::from(user.uid),
+                gid: i64::from(user.gid),
+                supplemental_groups: Some(user.groups.iter().map(|g| i64::from(*g)).collect()),
+            }),
+        }),
+        volume_mounts: spec.volume_mounts.as_ref().filter(|m| !m.is_empty()).map(|mounts| {
+            let one = |mount: &VolumeMount| VolumeMountStatus {
+                name: mount.name.clone(),
+                mount_path: mount.mount_path.clone(),
+                read_only: mount.read_only,
+                recursive_read_only: mount
+                    .read_only
+                    .filter(|read_only| *read_only)
+                    .map(|_| recursive(mount.recursive_read_only.as_deref()).to_owned()),
+                ..VolumeMountStatus::default()
+            };
+            mounts.iter().map(one).collect()
+        }),
         state: Some(state),
         last_state: Some(last_state.unwrap_or_default()),
         ..ContainerStatus::default()
+    }
+}
+
+/// Every kernel that we run on can make mounts read-only recursively.
+fn recursive(asked: Option<&str>) -> &'static str {
+    match asked {
+        Some("Enabled" | "IfPossible") => "Enabled",
+        _ => "Disabled",
     }
 }
 
@@ -250,6 +329,16 @@ fn phase(wanted: &Wanted, init: &[ContainerStatus], main: &[ContainerStatus]) ->
     }
     if stopped == 0 {
         return "Pending";
+    }
+    // A container whose own policy or rules start it again keeps its pod going.
+    let specs = wanted.containers().filter(|(role, _)| *role == Role::Main);
+    let again = specs.zip(main).any(|((role, container), status)| {
+        let now = status.state.as_ref().and_then(|s| s.terminated.as_ref());
+        let before = status.last_state.as_ref().and_then(|s| s.terminated.as_ref());
+        now.or(before).is_some_and(|t| wanted.restarts(role, container, t.exit_code))
+    });
+    if again && !wanted.deleting() && wanted.restart_policy() == "Never" {
+        return "Running";
     }
     let policy = wanted.restart_policy();
     if policy == "Always" && !wanted.deleting() || sidecar_running {

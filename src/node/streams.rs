@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    launch, logs,
+    expose, launch, logs,
     record::{Wanted, container_id},
     shared::Shared,
 };
@@ -50,10 +50,25 @@ pub async fn serve(shared: Arc<Shared>, mut stream: Stream, request: Request) {
         }
         Request::Attach { place, stdin } => attach(&shared, &mut stream, &place, stdin).await,
         Request::PortForward { place, port } => forward(&shared, &mut stream, &place, port).await,
+        Request::Node { path } => tell(&shared, &sender, &path).await,
     };
     let outcome = outcome.unwrap_or_else(|outcome| outcome);
     // The asker is gone when this fails.
     let _ = sender.end(&outcome).await;
+}
+
+async fn tell(shared: &Shared, sender: &StreamSender, path: &str) -> Result<Outcome, Outcome> {
+    let text = expose::answer(shared, path).await;
+    let text = text.ok_or_else(|| Outcome::refused(format!("404 page not found: {path}")))?;
+    sender.send(STDOUT, Bytes::from(text)).await.map_err(|e| Outcome::failed(e.to_string()))?;
+    Ok(Outcome::default())
+}
+
+/// Tells the asker that the request is under way: it need not wait for the first byte to know. A
+/// size of nothing is what every reader passes over.
+async fn under_way(sender: &StreamSender) {
+    // The asker is gone when this fails; the work that follows finds out.
+    let _ = sender.resize(0, 0).await;
 }
 
 /// A container of this node, with its newest attempt's number plus one.
@@ -134,6 +149,7 @@ async fn read_logs(
     });
     let (pieces, mut incoming) = mpsc::channel(LOG_PIECES_MAX);
     let sender = stream.sender();
+    under_way(&sender).await;
     let reading = async {
         let result = logs::send(&path, &options, &pieces, &*ended).await;
         drop(pieces);
@@ -170,6 +186,7 @@ async fn exec(
 ) -> Result<Outcome, Outcome> {
     let id = running(shared, place).await?;
     let session = shared.runtime.exec(&id, &spec).await.map_err(failed)?;
+    under_way(&stream.sender()).await;
     bridge(stream, session).await
 }
 
@@ -184,6 +201,7 @@ async fn attach(
     if !stdin {
         session.stdin = None;
     }
+    under_way(&stream.sender()).await;
     bridge(stream, session).await
 }
 
@@ -276,6 +294,7 @@ async fn forward(
     })?;
     let (from, to) = connection.into_split();
     let sender = stream.sender();
+    under_way(&sender).await;
     let from: Output = Some(Box::new(from));
     // Over when both directions are: an asker that has said all still listens.
     let pouring = pour(from, STDIN, &sender);

@@ -14,13 +14,16 @@ use tokio::{
 };
 
 use super::{
+    admit,
     hooks::{self, Target},
     jobs::{self, Done},
     plan::{self, Action, Plan},
     probes::{self, Kind},
     record::{
-        Failure, Job, LOST_EXIT_CODE, Live, LiveContainer, Now, Past, Record, Setup, Wanted, container_id,
+        Failure, Identity, Job, LOST_EXIT_CODE, Live, LiveContainer, Now, Past, Record, Setup, Verdict,
+        Wanted, container_id,
     },
+    resize,
     shared::Shared,
     status::{self, Waiting},
     volumes::{Mounted, Token},
@@ -35,6 +38,8 @@ use crate::{
 const MAIL_MAX: usize = 64;
 /// Probe verdicts that may be waiting.
 const VERDICTS_MAX: usize = 32;
+/// What an evicted pod gets to end (kubelet's `immediateEvictionGracePeriodSeconds`).
+const EVICTION_GRACE: SignedDuration = SignedDuration::from_secs(1);
 /// Pauses between tries of a pod's set-up.
 const SETUP_RETRY_SECONDS_FIRST: i64 = 1;
 const SETUP_RETRY_SECONDS_MAX: i64 = 120;
@@ -52,6 +57,8 @@ pub enum Mail {
     Look,
     /// ConfigMaps, Secrets or claims may have changed.
     Items,
+    /// The node needs what the pod has.
+    Evict(Verdict),
 }
 
 /// Where mail for a worker goes.
@@ -99,7 +106,11 @@ impl Worker {
         removed: bool,
     ) -> (Self, Mailbox) {
         let (sender, mail) = mpsc::channel(MAIL_MAX);
-        let record = Record { namespace: wanted.namespace.clone(), name: wanted.name.clone(), ..record };
+        let mut record = Record { namespace: wanted.namespace.clone(), name: wanted.name.clone(), ..record };
+        // A pod of before the node asked itself whether to take it.
+        record.admitted |= record.epoch > 0;
+        let mut wanted = wanted;
+        wanted.allocate(&record.allocated);
         let worker = Self {
             shared,
             wanted,
@@ -169,11 +180,21 @@ impl Worker {
     fn take(&mut self, mail: Mail) {
         match mail {
             Mail::Wanted(item) => match item.read() {
-                Ok(pod) => self.wanted = Wanted::new(pod),
+                Ok(pod) => {
+                    self.wanted = Wanted::new(pod);
+                    self.wanted.allocate(&self.record.allocated);
+                }
                 Err(error) => tracing::error!(%error, "a pod cannot be read"),
             },
             Mail::Removed => self.removed = true,
             Mail::Look => {}
+            Mail::Evict(verdict) => {
+                if self.record.verdict.is_none() && !self.wanted.deleting() {
+                    self.say(None, true, &verdict.reason, verdict.message.clone());
+                    self.live.ending = Some(self.shared.clock.now() + EVICTION_GRACE);
+                    self.record.verdict = Some(verdict);
+                }
+            }
             Mail::Items => {
                 let now = self.shared.clock.now();
                 if let Setup::Failed { retry_at, .. } = &mut self.live.setup {
@@ -257,7 +278,12 @@ impl Worker {
     /// Plans and begins what is planned. Returns when to look again.
     async fn step(&mut self) -> Option<Timestamp> {
         let now = self.shared.clock.now();
-        let ending = self.removed || self.wanted.deleting() || self.record.verdict.is_some();
+        let over = self.removed || self.wanted.deleting() || self.record.verdict.is_some();
+        if !over {
+            self.admit();
+            self.allocate().await;
+        }
+        let ending = over || self.record.verdict.is_some();
         if ending && self.live.ending.is_none() {
             self.live.ending = Some(now + SignedDuration::from_secs(self.wanted.grace_seconds()));
         }
@@ -276,6 +302,84 @@ impl Worker {
             self.begin(action).await;
         }
         wake
+    }
+
+    /// Asks once whether this node takes the pod.
+    fn admit(&mut self) {
+        if self.record.admitted {
+            return;
+        }
+        if let Err(verdict) = admit::admit(&self.wanted, &self.shared.ground(&self.wanted.uid)) {
+            let said = verdict.message.trim_start_matches("Pod was rejected: ").to_owned();
+            self.say(None, true, &verdict.reason, said);
+            self.record.verdict = Some(verdict);
+            return;
+        }
+        self.record.admitted = true;
+        self.record.allocated = self.wanted.asked();
+        self.note_allocation();
+    }
+
+    /// Tells the other pods what this one has of the node: nothing, once it has ended.
+    fn note_allocation(&self) {
+        let over = matches!(self.record.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let mut all = self.shared.allocations();
+        if self.record.admitted && !self.record.gone && !over {
+            all.insert(self.wanted.uid.clone(), admit::requests(&self.wanted.spec));
+        } else {
+            all.remove(&self.wanted.uid);
+        }
+    }
+
+    /// Gives the pod what it asks for anew, when the node has it.
+    async fn allocate(&mut self) {
+        if !self.record.admitted {
+            return;
+        }
+        let asked = self.wanted.asked();
+        if self.record.allocated.is_empty() {
+            self.record.allocated.clone_from(&asked);
+        }
+        let generation = self.wanted.pod.metadata.generation.unwrap_or(0);
+        if asked == self.record.allocated {
+            self.record.resize.pending = None;
+        } else {
+            let mut larger = self.wanted.clone();
+            larger.allocate(&asked);
+            let ground = self.shared.ground(&self.wanted.uid);
+            match resize::decide(&admit::requests(&larger.spec), &ground) {
+                Ok(()) => {
+                    self.wanted.allocate(&asked);
+                    self.record.allocated = asked;
+                    self.record.resize.pending = None;
+                    self.record.resize.in_progress = Some((String::new(), generation));
+                    self.live.resize_retry = None;
+                    let message = resize::message("Pod resize started", &self.wanted, generation, "");
+                    self.say(None, false, "ResizeStarted", message);
+                    self.note_allocation();
+                    if let Err(error) = self.shared.ledger.save(&self.wanted.uid, &self.record).await {
+                        tracing::error!(%error, "writing the ledger");
+                    }
+                }
+                Err((reason, why)) => {
+                    let pending = Some((reason.to_owned(), why.clone(), generation));
+                    if self.record.resize.pending != pending {
+                        let what = format!("Pod resize {reason}");
+                        let message = resize::message(&what, &larger, generation, &why);
+                        self.say(None, true, &format!("Resize{reason}"), message);
+                        self.record.resize.pending = pending;
+                    }
+                }
+            }
+        }
+        if self.record.resize.in_progress.as_ref().is_some_and(|(error, _)| error.is_empty())
+            && !self.live.resizing
+            && plan::in_force(&self.wanted, &self.record, &self.live)
+        {
+            self.record.resize.in_progress = None;
+            let message = resize::message("Pod resize completed", &self.wanted, generation, "");
+            self.say(None, false, "ResizeCompleted", message);
+        }
     }
 
     /// Events of containers that have begun to wait.
@@ -318,9 +422,21 @@ impl Worker {
                 self.live(&container).job = Some(Job::Preparing);
                 let attempt = self.record.container(&container).attempts;
                 let (ip, mounted) = (self.record.ip, self.mounted.clone());
+                let processes_of = wanted.target_of(&container).map(|target| {
+                    let attempts = self.record.container(target).attempts;
+                    container_id(&wanted.uid, target, attempts.saturating_sub(1))
+                });
                 self.jobs.spawn(async move {
-                    let result =
-                        super::launch::prepare(&shared, &wanted, &container, attempt, ip, &mounted).await;
+                    let result = super::launch::prepare(
+                        &shared,
+                        &wanted,
+                        &container,
+                        attempt,
+                        ip,
+                        &mounted,
+                        processes_of,
+                    )
+                    .await;
                     Done::Prepared { container, result: result.map(Box::new) }
                 });
             }
@@ -334,6 +450,14 @@ impl Worker {
                 self.jobs.spawn(async move {
                     jobs::kill(&shared, &wanted, &container, &known, &pod_ip, grace_seconds).await;
                     Done::Killed { container }
+                });
+            }
+            Action::Resize { containers } => {
+                self.live.resizing = true;
+                let record = self.record.clone();
+                self.jobs.spawn(async move {
+                    let result = jobs::resize(&shared, &wanted, &record, &containers).await;
+                    Done::Resized { containers, result }
                 });
             }
             Action::Teardown => {
@@ -437,6 +561,32 @@ impl Worker {
                     Done::TeardownAgain
                 });
             }
+            Done::Resized { containers, result } => {
+                self.live.resizing = false;
+                let generation = self.wanted.pod.metadata.generation.unwrap_or(0);
+                match result {
+                    Ok(()) => {
+                        for (name, resources) in containers {
+                            if let Some(known) = self.record.containers.get_mut(&name) {
+                                known.resources = Some(resources);
+                            }
+                        }
+                        if let Some((error, _)) = &mut self.record.resize.in_progress {
+                            error.clear();
+                        }
+                    }
+                    Err(error) => {
+                        let told = matches!(&self.record.resize.in_progress, Some((old, _)) if *old == error);
+                        if !told {
+                            let message =
+                                resize::message("Pod resize error", &self.wanted, generation, &error);
+                            self.say(None, true, "ResizeError", message);
+                        }
+                        self.record.resize.in_progress = Some((error, generation));
+                        self.live.resize_retry = Some(self.shared.clock.now() + jobs::RESIZE_RETRY);
+                    }
+                }
+            }
             Done::TeardownAgain => self.live.tearing = false,
             Done::Refreshed(Ok(tokens)) => self.schedule_refresh(&tokens),
             Done::Refreshed(Err(text)) => {
@@ -486,6 +636,12 @@ impl Worker {
         known.spec_hash = hash;
         known.image.clone_from(&prepared.image);
         known.image_id.clone_from(&prepared.image_id);
+        known.resources.clone_from(&container.resources);
+        known.user = Some(Identity {
+            uid: prepared.spec.uid,
+            gid: prepared.spec.gid,
+            groups: runtime::groups(&prepared.spec),
+        });
         let live = self.live(&name);
         live.failure = None;
         live.doomed = None;
@@ -672,6 +828,7 @@ impl Worker {
         let status = status::compute(&self.wanted, &self.record, &self.live, &self.waiting, &host_ip, now);
         if status != self.record.status || !self.reported || self.record.gone {
             self.record.status = status;
+            self.note_allocation();
             if !(self.removed && self.record.gone) {
                 self.shared.report(&self.wanted, &self.record.status, self.record.gone);
             }

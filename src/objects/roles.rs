@@ -179,6 +179,14 @@ pub fn cluster_roles() -> Vec<Value> {
                 rule(&["create", "list", "patch", "update", "watch"], "", &["events"]),
             ],
         ),
+        json!({
+            "metadata": labelled("system:aggregated-metrics-reader", &json!({
+                "rbac.authorization.k8s.io/aggregate-to-admin": "true",
+                "rbac.authorization.k8s.io/aggregate-to-edit": "true",
+                "rbac.authorization.k8s.io/aggregate-to-view": "true",
+            })),
+            "rules": [rule(READ, "metrics.k8s.io", &["nodes", "pods"])],
+        }),
         whole("admin", &Value::Null),
         whole("edit", &json!({"rbac.authorization.k8s.io/aggregate-to-admin": "true"})),
         whole("view", &json!({"rbac.authorization.k8s.io/aggregate-to-edit": "true"})),

@@ -16,7 +16,7 @@ use nix::sys::{
     statfs::{CGROUP2_SUPER_MAGIC, statfs},
 };
 
-use super::{Resources, Stats};
+use super::{Pressure, Resources, Stats};
 
 const MOUNT: &str = "/sys/fs/cgroup";
 /// Length of the period that quotas are given for (µs).
@@ -171,7 +171,18 @@ impl Cgroups {
             memory_usage_bytes: usage,
             memory_rss_bytes: rss,
             pids: number("pids", "pids.current").unwrap_or(0),
+            oom_kills: self.oom_kills(path),
+            cpu_pressure: self.pressure(path, "cpu.pressure"),
+            memory_pressure: self.pressure(path, "memory.pressure"),
+            io_pressure: self.pressure(path, "io.pressure"),
         })
+    }
+
+    /// How long the group's processes have waited (version 2 only).
+    fn pressure(&self, path: &str, file: &str) -> Option<Pressure> {
+        let Self::V2(root) = self else { return None };
+        let text = fs::read_to_string(root.join(path.trim_start_matches('/')).join(file)).ok()?;
+        Pressure::parse(&text)
     }
 
     /// How many processes of the group were killed because memory ran out.
@@ -450,6 +461,14 @@ mod tests {
                     cgroup /sys/fs/cgroup/systemd cgroup rw,name=systemd 0 0\n";
         let names: Vec<_> = v1_mounts(text).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["cpu", "cpuacct"]);
+    }
+
+    #[test]
+    fn pressure_is_read() {
+        let text = "some avg10=1.50 avg60=0.00 avg300=2.25 total=1234\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n";
+        let got = Pressure::parse(text).unwrap();
+        assert_eq!((got.some, got.some_us, got.full_us), ([1.5, 0.0, 2.25], 1234, 7));
+        assert_eq!(Pressure::parse(""), None);
     }
 
     #[test]

@@ -277,7 +277,12 @@ impl Inner {
         if spec.shm_bytes > sandbox::SHM_BYTES_DEFAULT && !sandbox.host_ipc {
             sandbox::resize_shm(&namespaces, spec.shm_bytes).map_err(&fail)?;
         }
+        let pid_namespace = match &spec.processes_of {
+            Some(other) => Some(PathBuf::from(format!("/proc/{}/ns/pid", self.running(other)?))),
+            None => None,
+        };
         let record = Record {
+            pid_namespace,
             cgroup: format!("{}/{}", self.pod_cgroup(&sandbox), spec.id),
             spec: spec.clone(),
             sandbox,
@@ -371,8 +376,16 @@ impl Inner {
         let exit = if let Some(exit) = folder.exit() {
             exit
         } else {
+            // Seen as ended by its files, and removed meanwhile.
+            if !self.containers().contains_key(id) {
+                return Ok(true);
+            }
             // A shim that comes only now finds the lock taken, or the record, and goes.
-            let Some(_lock) = folder.lock()? else { return Ok(false) };
+            let lock = match folder.lock() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+                other => other?,
+            };
+            let Some(_lock) = lock else { return Ok(false) };
             if let Some(exit) = folder.exit() {
                 self.set(id, ContainerState::Exited(exit));
                 return Ok(true);
@@ -663,6 +676,13 @@ impl Runtime for ShimRuntime {
         })
     }
 
+    fn written<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<u64, Error>> {
+        Box::pin(async move {
+            let upper = self.inner.data(id).join("upper");
+            blocking("read usage of", id, move || Ok(super::disk_usage(&upper))).await
+        })
+    }
+
     fn exec<'a>(&'a self, id: &'a str, spec: &'a ExecSpec) -> BoxFuture<'a, Result<Session, Error>> {
         Box::pin(async move {
             let container = self.inner.process(id)?;
@@ -683,7 +703,7 @@ impl Runtime for ShimRuntime {
                 cwd: oci::cwd(&record).to_string_lossy().into_owned(),
                 uid: c.uid,
                 gid: c.gid,
-                groups: oci::groups(&record),
+                groups: oci::groups(c),
                 capabilities: oci::capabilities(&record).map_err(|error| fail(io::Error::other(error)))?,
                 no_new_privileges: c.no_new_privileges,
                 seccomp: if c.privileged { super::Seccomp::Unconfined } else { c.seccomp.clone() },

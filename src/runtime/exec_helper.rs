@@ -64,7 +64,8 @@ fn serve(control: &mut UnixStream) -> Result<(), Unrunnable> {
     nix::sys::prctl::set_dumpable(false).map_err(|e| say("prctl")(e.into()))?;
     let filter = seccomp::filter(&request.seccomp, request.capabilities)
         .map_err(|message| Unrunnable { code: CODE_NOT_EXECUTABLE, message })?;
-    fs::write("/proc/self/oom_score_adj", request.oom_score_adj.to_string()).map_err(say("set oom score"))?;
+    let score = process::oom_score_min().map_or(request.oom_score_adj, |min| request.oom_score_adj.max(min));
+    fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(say("set oom score"))?;
     let cgroups = Cgroups::detect().map_err(say("detect cgroups"))?;
     cgroups.join(&request.cgroup, std::process::id()).map_err(say("join cgroup"))?;
     let mut namespaces = CloneFlags::CLONE_NEWNS

@@ -312,6 +312,10 @@ impl Runtime for FakeRuntime {
         ready(state.find(id).map(|_| state.script_of(id).stats))
     }
 
+    fn written<'a>(&'a self, _id: &'a str) -> BoxFuture<'a, Result<u64, Error>> {
+        Box::pin(std::future::ready(Ok(0)))
+    }
+
     fn exec<'a>(&'a self, id: &'a str, spec: &'a ExecSpec) -> BoxFuture<'a, Result<Session, Error>> {
         let answer = {
             let mut state = self.lock();

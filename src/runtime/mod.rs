@@ -28,6 +28,7 @@ mod wire;
 pub use daemon::{Options, ShimRuntime};
 pub use helper::dispatch as dispatch_helper;
 pub use log::numbered as rotated_log;
+pub use oci::groups;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -103,6 +104,9 @@ pub struct ContainerSpec {
     /// Unique on the node: `<pod uid>_<container name>_<attempt>`.
     pub id: String,
     pub sandbox: String,
+    /// The container of the same sandbox whose processes this one sees, instead of only its own.
+    #[serde(default)]
+    pub processes_of: Option<String>,
     /// Read-only layers, the lowest first; the overlay's upper folder is the runtime's.
     pub layers: Vec<PathBuf>,
     pub read_only_root: bool,
@@ -185,7 +189,7 @@ pub struct Session {
 }
 
 /// Usage read from cgroup files.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Stats {
     pub cpu_usage_ns: u64,
     /// Usage less inactive file pages, as Kubernetes counts it.
@@ -193,6 +197,76 @@ pub struct Stats {
     pub memory_usage_bytes: u64,
     pub memory_rss_bytes: u64,
     pub pids: u64,
+    /// Processes killed because memory ran out.
+    pub oom_kills: u64,
+    /// Version 2 with PSI only.
+    pub cpu_pressure: Option<Pressure>,
+    pub memory_pressure: Option<Pressure>,
+    pub io_pressure: Option<Pressure>,
+}
+
+/// Pressure stall information (Documentation/accounting/psi.rst): hundredths of time over 10, 60 and
+/// 300 seconds, and microseconds in all.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Pressure {
+    pub some: [f64; 3],
+    pub some_us: u64,
+    pub full: [f64; 3],
+    pub full_us: u64,
+}
+
+impl Pressure {
+    /// Reads a file of it; `None` when it is empty.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut out = Self::default();
+        let mut any = false;
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let kind = words.next();
+            let mut number = |key: &str| words.next().and_then(|w| w.strip_prefix(key)).map(str::to_owned);
+            let averages = ["avg10=", "avg60=", "avg300="]
+                .map(|key| number(key).and_then(|t| t.parse::<f64>().ok()).unwrap_or(0.0));
+            let total = number("total=").and_then(|t| t.parse().ok()).unwrap_or(0);
+            match kind {
+                Some("some") => (out.some, out.some_us) = (averages, total),
+                Some("full") => (out.full, out.full_us) = (averages, total),
+                _ => continue,
+            }
+            any = true;
+        }
+        any.then_some(out)
+    }
+
+    pub fn some_seconds(self) -> f64 {
+        self.some_us as f64 / 1e6
+    }
+
+    pub fn full_seconds(self) -> f64 {
+        self.full_us as f64 / 1e6
+    }
+}
+
+/// The bytes that a tree takes on the file system of its root; what cannot be read counts nothing.
+pub fn disk_usage(root: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(top) = std::fs::symlink_metadata(root) else { return 0 };
+    let mut total = top.blocks() * 512;
+    let mut folders = if top.is_dir() { vec![root.to_owned()] } else { Vec::new() };
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.dev() != top.dev() {
+                continue;
+            }
+            // Each name of a file with several counts its part.
+            total +=
+                if meta.is_dir() { meta.blocks() * 512 } else { meta.blocks() * 512 / meta.nlink().max(1) };
+            if meta.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    total
 }
 
 /// Why the runtime could not do what was asked.
@@ -240,6 +314,8 @@ pub trait Runtime: Send + Sync + 'static {
     fn update<'a>(&'a self, id: &'a str, resources: &'a Resources) -> BoxFuture<'a, Result<(), Error>>;
     /// Usage of a container or, by its id, of a whole sandbox.
     fn stats<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Stats, Error>>;
+    /// The bytes of a container's writable layer.
+    fn written<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<u64, Error>>;
 
     fn exec<'a>(&'a self, id: &'a str, spec: &'a ExecSpec) -> BoxFuture<'a, Result<Session, Error>>;
     /// The container's own streams.

@@ -17,7 +17,7 @@ use oci_spec::{
 };
 
 use super::{
-    Propagation, Seccomp,
+    ContainerSpec, Propagation, Seccomp,
     process::{self, DEFAULT_PATH},
     state::Record,
 };
@@ -60,6 +60,8 @@ pub struct Device {
 #[derive(Debug, Clone, Default)]
 pub struct Machine {
     pub cgroup_v2: bool,
+    /// The lowest score that may be given out: of a shim that may not lower its own.
+    pub oom_score_min: Option<i32>,
     /// Files that a process may have open.
     pub open_files_max: u64,
     /// Mount points of version 1 controllers.
@@ -105,10 +107,13 @@ pub fn cwd(record: &Record) -> &Path {
 }
 
 /// The main group and the others, as `setgroups` wants them.
-pub fn groups(record: &Record) -> Vec<u32> {
-    let mut groups = vec![record.spec.gid];
-    groups.extend(&record.spec.additional_gids);
-    groups.dedup();
+pub fn groups(spec: &ContainerSpec) -> Vec<u32> {
+    let mut groups = vec![spec.gid];
+    for group in &spec.additional_gids {
+        if !groups.contains(group) {
+            groups.push(*group);
+        }
+    }
     groups
 }
 
@@ -135,7 +140,7 @@ pub fn spec(record: &Record, machine: &Machine, rootfs: &Path, bits: u64) -> Res
                 .uid(c.uid)
                 .gid(c.gid)
                 .umask(0o022u32)
-                .additional_gids(groups(record))
+                .additional_gids(groups(c))
                 .build()?,
         )
         .capabilities(
@@ -154,7 +159,7 @@ pub fn spec(record: &Record, machine: &Machine, rootfs: &Path, bits: u64) -> Res
                 .hard(machine.open_files_max)
                 .build()?,
         ])
-        .oom_score_adj(c.oom_score_adj);
+        .oom_score_adj(machine.oom_score_min.map_or(c.oom_score_adj, |min| c.oom_score_adj.max(min)));
     if let Some(profile) = &c.apparmor_profile {
         process = process.apparmor_profile(profile.clone());
     }
@@ -211,7 +216,9 @@ fn namespaces(record: &Record, machine: &Machine) -> Result<Vec<LinuxNamespace>,
     if !sandbox.host_ipc {
         wanted.push((LinuxNamespaceType::Ipc, pinned("ipc")));
     }
-    if sandbox.share_pid && !sandbox.host_pid {
+    if let (Some(other), false, false) = (&record.pid_namespace, sandbox.share_pid, sandbox.host_pid) {
+        wanted.push((LinuxNamespaceType::Pid, Some(other.clone())));
+    } else if sandbox.share_pid && !sandbox.host_pid {
         wanted.push((LinuxNamespaceType::Pid, pinned("pid")));
     } else if !sandbox.host_pid {
         wanted.push((LinuxNamespaceType::Pid, None));
@@ -410,7 +417,7 @@ mod tests {
 
     #[test]
     fn groups_start_with_the_main_one() {
-        assert_eq!(groups(&record()), [1000, 2000]);
+        assert_eq!(groups(&record().spec), [1000, 2000]);
     }
 
     #[test]

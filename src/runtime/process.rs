@@ -70,6 +70,7 @@ const CAPABILITIES: [&str; 41] = [
 ];
 pub const CAP_SETPCAP: u64 = 1 << 8;
 pub const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
 /// The capabilities as a bit set; names that no kernel knows are an error that names them.
 pub fn capability_bits(names: &[String]) -> Result<u64, String> {
@@ -92,6 +93,15 @@ pub fn capability_names(bits: u64) -> impl Iterator<Item = &'static str> {
 /// Every capability that this table knows and this process may hand on.
 pub fn all_capabilities() -> u64 {
     sys::bounding_capabilities() & ((1 << CAPABILITIES.len()) - 1)
+}
+
+/// The lowest out-of-memory score that this process may give to another: its own, where it lacks
+/// CAP_SYS_RESOURCE (a daemon inside of a container); else there is no bound.
+pub fn oom_score_min() -> Option<i32> {
+    if all_capabilities() & CAP_SYS_RESOURCE != 0 {
+        return None;
+    }
+    std::fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
 }
 
 /// How many files a container's process may have open: [`OPEN_FILES_MAX`], or our own limit.

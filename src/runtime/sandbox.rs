@@ -81,7 +81,17 @@ fn make(spec: &SandboxSpec, names: &[(&'static str, CloneFlags)], folder: &Path)
         nix::unistd::sethostname(&spec.hostname)?;
     }
     for (name, value) in &spec.sysctls {
-        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        // A slash in a name is a dot in a part of the path: `net.ipv4.conf.eth0/1.rp_filter`.
+        let swap = |c| {
+            if c == '.' {
+                '/'
+            } else if c == '/' {
+                '.'
+            } else {
+                c
+            }
+        };
+        let path = Path::new("/proc/sys").join(name.chars().map(swap).collect::<String>());
         fs::write(&path, value)
             .map_err(|error| io::Error::new(error.kind(), format!("write sysctl {name}={value}: {error}")))?;
     }

@@ -112,6 +112,7 @@ fn create(folder: &Folder, record: &Record) -> Result<Running, String> {
     process::make_folder(&root, oci::cwd(record)).map_err(say("create working directory"))?;
     let machine = oci::Machine {
         cgroup_v2: cgroups.is_v2(),
+        oom_score_min: process::oom_score_min(),
         open_files_max: process::open_files_max(),
         v1_mounts: match &cgroups {
             Cgroups::V1(mounts) => mounts.clone(),

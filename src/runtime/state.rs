@@ -37,6 +37,9 @@ pub struct Record {
     pub data: PathBuf,
     /// Where the sandbox's namespaces are pinned.
     pub namespaces: PathBuf,
+    /// The pid namespace of another container, to be joined.
+    #[serde(default)]
+    pub pid_namespace: Option<PathBuf>,
     /// The boot that the container belongs to; state folders may outlive one.
     pub boot: String,
 }

@@ -5,6 +5,7 @@
 //! is a Status; sessions end with the server and with either side.
 
 mod log;
+mod node;
 mod port_forward;
 mod session;
 mod spdy;
@@ -28,13 +29,14 @@ pub async fn serve(call: &Call, name: &str, request: Request<Incoming>) -> Resul
         "log" => log::serve(call).await,
         "exec" | "attach" => session::serve(call, name == "exec", request).await,
         "portforward" => port_forward::serve(call, request).await,
+        "proxy" if call.kind.kind == "Node" => node::serve(call, request).await,
         _ => Err(Refusal::NoSuchMethod),
     }
 }
 
 /// Whether a subresource is served here.
 pub fn is_stream(name: &str) -> bool {
-    matches!(name, "log" | "exec" | "attach" | "portforward")
+    matches!(name, "log" | "exec" | "attach" | "portforward" | "proxy")
 }
 
 fn nodes(call: &Call) -> Result<Arc<dyn NodeStreams>, Refusal> {

@@ -29,6 +29,7 @@ use k8s_openapi::api::core::v1::{Container, Volume};
 use nix::mount::MntFlags;
 
 pub use content::Token;
+pub use subpath::read as read_inside;
 
 use super::{record::Wanted, shared::Shared};
 use crate::runtime::{Mount, Propagation};

@@ -48,6 +48,24 @@ pub fn pin(base: &Path, sub: &Path, pin: &Path) -> io::Result<()> {
     .map_err(io::Error::from)
 }
 
+/// The text of a file of the volume at `base`, at most `max` bytes; `None` when it is not there.
+///
+/// # Errors
+/// The file leads outside of the volume, is too long, or cannot be read.
+pub fn read(base: &Path, file: &Path, max: u64) -> io::Result<Option<String>> {
+    let root: OwnedFd = fs::File::open(base)?.into();
+    let place = match open_beneath(&root, file) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let shown = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let meta = fs::metadata(&shown)?;
+    if !meta.is_file() || meta.len() > max {
+        return Err(io::Error::other(format!("not a file of at most {max} bytes")));
+    }
+    fs::read_to_string(&shown).map(Some)
+}
+
 /// Makes the missing folders of a part, each inside of the one before it.
 fn make(root: &OwnedFd, sub: &Path) -> io::Result<OwnedFd> {
     let mut here = root.try_clone()?;
@@ -82,5 +100,9 @@ mod tests {
         let root: OwnedFd = fs::File::open(&base).unwrap().into();
         make(&root, Path::new("a/b")).unwrap();
         assert!(base.join("a/b").is_dir());
+        fs::write(base.join("a/f"), "x").unwrap();
+        assert_eq!(read(&base, Path::new("a/f"), 9).unwrap().as_deref(), Some("x"));
+        assert_eq!(read(&base, Path::new("a/g"), 9).unwrap(), None);
+        assert!(read(&base, Path::new("out/passwd"), 1 << 20).is_err());
     }
 }

@@ -1,0 +1,139 @@
+//! `metrics.k8s.io/v1beta1`: what nodes and pods use, as metrics-server serves it.
+//!
+//! In: the table of measurements. Out: `NodeMetrics` and `PodMetrics`. The first question after a
+//! quiet time waits until the nodes have measured.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use hyper::{HeaderMap, StatusCode};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::{Value, json};
+
+use super::{
+    Api,
+    negotiate::{self, Accepted, Shape},
+    reply::{self, Reply},
+    request::{Query, RequestInfo},
+    status::Refusal,
+};
+use crate::{
+    clock::rfc3339_seconds,
+    kinds::{Kind, labels::Selector, metrics, quantity::Quantity},
+    objects::Error,
+    usage::ContainerUse,
+};
+
+/// The rows that discovery shows.
+pub static KINDS: &[Kind] = &[metrics::NODE_METRICS, metrics::POD_METRICS];
+/// The group of [`KINDS`].
+pub const GROUP: &str = "metrics.k8s.io";
+/// How long a first question waits for the nodes.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Answers a request for a resource of the group.
+pub async fn serve(
+    api: &Api,
+    headers: &HeaderMap,
+    query: &Query,
+    info: &RequestInfo,
+) -> Result<Reply, Refusal> {
+    let path = info.resource.as_ref().ok_or(Refusal::NoSuchPath)?;
+    let row = KINDS.iter().find(|k| k.plural == path.plural && k.version == path.version);
+    let row = row.ok_or(Refusal::NoSuchPath)?;
+    if !path.subresource.is_empty() || !row.namespaced && !path.namespace.is_empty() {
+        return Err(Refusal::NoSuchPath);
+    }
+    if !row.verbs.contains(&info.verb) {
+        return Err(Refusal::NoSuchMethod);
+    }
+    let selector = Selector::parse(query.get("labelSelector").unwrap_or_default())
+        .map_err(|e| Refusal::bad_request(e.to_string()))?;
+    api.usage.fresh(PATIENCE).await;
+    let single = info.verb == "get";
+    let mut items = match row.kind {
+        "NodeMetrics" => nodes(api, &path.name, &selector),
+        _ => pods(api, &path.namespace, &path.name, &selector),
+    };
+    let value = if single {
+        let missing =
+            || Error::NotFound { resource: path.resource(), name: named(&path.namespace, &path.name) };
+        items.pop().ok_or_else(missing)?
+    } else {
+        json!({"kind": format!("{}List", row.kind), "apiVersion": "metrics.k8s.io/v1beta1", "metadata": {}, "items": items})
+    };
+    let accepted = negotiate::resource(headers, single, !single)?;
+    let accepted = if accepted.shape == Shape::Whole { accepted } else { Accepted::JSON };
+    Ok(reply::value(StatusCode::OK, accepted.encoding, query.flag("pretty"), &value))
+}
+
+/// As metrics-server names a pod that it knows nothing of: `ns/name`.
+fn named(namespace: &str, name: &str) -> String {
+    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+}
+
+fn nodes(api: &Api, name: &str, selector: &Selector) -> Vec<Value> {
+    let measured = api.usage.nodes();
+    let all = api.objects.list_typed::<Node>(None);
+    let wanted = all.iter().filter(|n| selector.matches_map(n.metadata.labels.as_ref()));
+    wanted
+        .filter_map(|node| {
+            let own = node.metadata.name.as_deref()?;
+            let usage = measured.get(own).filter(|_| name.is_empty() || name == own)?;
+            let mut item =
+                item("NodeMetrics", "", own, node.metadata.labels.as_ref(), usage.at, usage.window);
+            item["usage"] = amounts(usage.cpu_nanocores, usage.memory_bytes);
+            Some(item)
+        })
+        .collect()
+}
+
+fn pods(api: &Api, namespace: &str, name: &str, selector: &Selector) -> Vec<Value> {
+    let all = api.objects.list_typed::<Pod>((!namespace.is_empty()).then_some(namespace));
+    let wanted = all.iter().filter(|p| selector.matches_map(p.metadata.labels.as_ref()));
+    wanted
+        .filter_map(|pod| {
+            let (space, own) = (pod.metadata.namespace.as_deref()?, pod.metadata.name.as_deref()?);
+            if !name.is_empty() && name != own {
+                return None;
+            }
+            let usage = api.usage.of_pod(space, own)?;
+            let mut item =
+                item("PodMetrics", space, own, pod.metadata.labels.as_ref(), usage.at, usage.window);
+            let container =
+                |c: &ContainerUse| json!({"name": c.name, "usage": amounts(c.cpu_nanocores, c.memory_bytes)});
+            item["containers"] = usage.containers.iter().map(container).collect();
+            Some(item)
+        })
+        .collect()
+}
+
+fn item(
+    kind: &str,
+    namespace: &str,
+    name: &str,
+    labels: Option<&BTreeMap<String, String>>,
+    at: Timestamp,
+    window: SignedDuration,
+) -> Value {
+    let mut metadata = json!({"name": name, "creationTimestamp": rfc3339_seconds(at)});
+    if !namespace.is_empty() {
+        metadata["namespace"] = namespace.into();
+    }
+    if let Some(labels) = labels.filter(|l| !l.is_empty()) {
+        metadata["labels"] = json!(labels);
+    }
+    let millis = window.as_millis();
+    let window = if millis % 1000 == 0 {
+        format!("{}s", millis / 1000)
+    } else {
+        format!("{}.{:03}s", millis / 1000, millis % 1000)
+    };
+    json!({"kind": kind, "apiVersion": "metrics.k8s.io/v1beta1", "metadata": metadata,
+        "timestamp": rfc3339_seconds(at), "window": window})
+}
+
+fn amounts(cpu_nanocores: u64, memory_bytes: u64) -> Value {
+    let memory = Quantity::from_bytes(i64::try_from(memory_bytes / 1024 * 1024).unwrap_or(i64::MAX));
+    json!({"cpu": format!("{cpu_nanocores}n"), "memory": memory.to_string()})
+}

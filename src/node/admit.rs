@@ -1,0 +1,277 @@
+//! Whether this node takes a pod at all: a pure function, asked once, before anything is made for it.
+//!
+//! Source: the kubelet's admit handlers (`pkg/kubelet/lifecycle/predicate.go`, `pkg/kubelet/sysctl`,
+//! `pkg/security/apparmor`, `pkg/kubelet/eviction`), in their words. A refused pod is `Failed`.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::PodSpec;
+
+use super::record::{Verdict, Wanted};
+use crate::kinds::resources::{self, ResourceList};
+
+/// Sysctls that only act inside of a pod's own namespaces (upstream's safe set).
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
+/// A pod of at least this priority is needed by the node or the cluster.
+const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
+
+/// What a node is to a pod.
+#[derive(Debug, Clone, Default)]
+pub struct Ground {
+    /// Allocatable amounts, `pods` among them.
+    pub allocatable: ResourceList,
+    /// What other pods of the node have.
+    pub used: ResourceList,
+    pub apparmor: bool,
+    pub selinux: bool,
+    pub allowed_unsafe_sysctls: Vec<String>,
+    pub memory_pressure: bool,
+    pub disk_pressure: bool,
+    pub pid_pressure: bool,
+}
+
+fn refusal(reason: impl Into<String>, message: impl std::fmt::Display) -> Verdict {
+    Verdict { reason: reason.into(), message: format!("Pod was rejected: {message}"), rejected: true }
+}
+
+/// Takes a pod or says why not.
+pub fn admit(wanted: &Wanted, ground: &Ground) -> Result<(), Verdict> {
+    let spec = &wanted.spec;
+    if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
+        return Err(refusal(
+            "PodOSNotSupported",
+            "Failed to admit pod as the OS field doesn't match node OS",
+        ));
+    }
+    pressure(wanted, ground)?;
+    sysctls(spec, ground)?;
+    if !ground.apparmor && wants_apparmor(wanted) {
+        return Err(refusal("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"));
+    }
+    if !ground.selinux && wants_selinux(wanted) {
+        return Err(refusal("SELinux", "Cannot enforce SELinux: SELinux is not enabled on the host"));
+    }
+    match fit(&requests(spec), ground) {
+        Ok(()) => Ok(()),
+        Err(Lack { resource, requested, used, capacity }) => Err(refusal(
+            format!("OutOf{resource}"),
+            format!(
+                "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+            ),
+        )),
+    }
+}
+
+/// What is not there in sufficient quantity: CPU in thousandths, the rest in units.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    pub resource: String,
+    pub requested: i64,
+    pub used: i64,
+    pub capacity: i64,
+}
+
+/// What a pod asks of its node, itself among it.
+pub fn requests(spec: &PodSpec) -> ResourceList {
+    let mut all = resources::pod_requests(spec);
+    all.insert("pods".to_owned(), crate::kinds::quantity::Quantity::from_value(1));
+    all
+}
+
+/// Whether amounts fit beside what is used. Resources that the node does not know are the
+/// scheduler's business: a device may come later than its pod.
+pub fn fit(requests: &ResourceList, ground: &Ground) -> Result<(), Lack> {
+    for (resource, amount) in requests.iter().filter(|(_, q)| !q.is_zero()) {
+        let units = |list: &ResourceList| {
+            let quantity = list.get(resource).copied();
+            quantity.map(|q| if resource == "cpu" { q.milli_value() } else { q.value() })
+        };
+        let Some(capacity) = units(&ground.allocatable) else { continue };
+        let used = units(&ground.used).unwrap_or(0);
+        let requested = if resource == "cpu" { amount.milli_value() } else { amount.value() };
+        if requested > capacity - used {
+            return Err(Lack { resource: resource.clone(), requested, used, capacity });
+        }
+    }
+    Ok(())
+}
+
+/// Under pressure a node takes no more pods of the kind it would evict first.
+fn pressure(wanted: &Wanted, ground: &Ground) -> Result<(), Verdict> {
+    if wanted.spec.priority.is_some_and(|p| p >= SYSTEM_CRITICAL_PRIORITY) {
+        return Ok(());
+    }
+    let best_effort = super::qos::class(&wanted.spec) == super::qos::Class::BestEffort;
+    let tolerated = wanted.spec.tolerations.iter().flatten().any(|t| {
+        let any = t.key.as_deref().unwrap_or_default().is_empty() && t.operator.as_deref() == Some("Exists");
+        any || t.key.as_deref() == Some("node.kubernetes.io/memory-pressure")
+    });
+    let memory = ground.memory_pressure && best_effort && !tolerated;
+    let found: Vec<_> = [
+        ("MemoryPressure", memory),
+        ("DiskPressure", ground.disk_pressure),
+        ("PIDPressure", ground.pid_pressure),
+    ]
+    .into_iter()
+    .filter(|(_, under)| *under)
+    .map(|(name, _)| name)
+    .collect();
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(refusal("Evicted", format!("The node had condition: [{}]. ", found.join(" "))))
+}
+
+fn sysctls(spec: &PodSpec, ground: &Ground) -> Result<(), Verdict> {
+    let forbidden =
+        |name: &str, why: &str| Err(refusal("SysctlForbidden", format!("forbidden sysctl: {name:?} {why}")));
+    for sysctl in spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten()) {
+        let name = sysctl_name(&sysctl.name);
+        let safe = SAFE_SYSCTLS.contains(&name.as_str());
+        let allowed = ground.allowed_unsafe_sysctls.iter().any(|pattern| {
+            let pattern = sysctl_name(pattern);
+            pattern.strip_suffix('*').map_or(pattern == name, |prefix| name.starts_with(prefix))
+        });
+        if !safe && !allowed {
+            return forbidden(&sysctl.name, "not allowlisted");
+        }
+        if name.starts_with("net.") && spec.host_network == Some(true) {
+            return forbidden(&sysctl.name, "not allowed with host net enabled");
+        }
+        let ipc = name.starts_with("kernel.shm") || name.starts_with("kernel.msg") || name == "kernel.sem";
+        if (ipc || name.starts_with("fs.mqueue.")) && spec.host_ipc == Some(true) {
+            return forbidden(&sysctl.name, "not allowed with host ipc enabled");
+        }
+    }
+    Ok(())
+}
+
+/// `net/ipv4/conf/eth0.1/x` and `net.ipv4.conf.eth0/1.x` are one name (sysctl(8)); the form with
+/// dots between the parts.
+pub fn sysctl_name(text: &str) -> String {
+    let swap = |c| match c {
+        '/' => '.',
+        '.' => '/',
+        other => other,
+    };
+    match text.find(['.', '/']) {
+        Some(at) if text[at..].starts_with('/') => text.chars().map(swap).collect(),
+        _ => text.to_owned(),
+    }
+}
+
+fn wants_apparmor(wanted: &Wanted) -> bool {
+    let pod = wanted.spec.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+    let confined = |profile: &k8s_openapi::api::core::v1::AppArmorProfile| profile.type_ != "Unconfined";
+    wanted.containers().any(|(_, c)| {
+        let own = c.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+        own.or(pod).is_some_and(confined)
+    })
+}
+
+fn wants_selinux(wanted: &Wanted) -> bool {
+    let pod = wanted.spec.security_context.as_ref().is_some_and(|s| s.se_linux_options.is_some());
+    let own = |c: &k8s_openapi::api::core::v1::Container| {
+        c.security_context.as_ref().is_some_and(|s| s.se_linux_options.is_some())
+    };
+    pod || wanted.containers().any(|(_, c)| own(c))
+}
+
+/// What pods of this node have been given, by uid.
+pub type Allocations = BTreeMap<String, ResourceList>;
+
+/// The sum of what all pods but one have.
+pub fn used_by_others(allocations: &Allocations, uid: &str) -> ResourceList {
+    let mut total = ResourceList::new();
+    for list in allocations.iter().filter(|(other, _)| *other != uid).map(|(_, list)| list) {
+        resources::add(&mut total, list);
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(spec: serde_json::Value, ground: &Ground) -> String {
+        let pod =
+            serde_json::json!({ "metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": spec });
+        let wanted = Wanted::new(serde_json::from_value(pod).unwrap());
+        match admit(&wanted, ground) {
+            Ok(()) => "admitted".to_owned(),
+            Err(verdict) => format!("{}: {}", verdict.reason, verdict.message),
+        }
+    }
+
+    #[test]
+    fn pods_are_refused_in_kubelets_words() {
+        let list = |pairs: &[(&str, &str)]| -> ResourceList {
+            pairs.iter().map(|(n, q)| ((*n).to_owned(), q.parse().unwrap())).collect()
+        };
+        let ground = Ground {
+            allocatable: list(&[("cpu", "2"), ("memory", "1Gi"), ("pods", "3")]),
+            used: list(&[("cpu", "1500m"), ("pods", "1")]),
+            allowed_unsafe_sysctls: vec!["kernel.msg*".into()],
+            ..Ground::default()
+        };
+        let with = |extra: serde_json::Value| {
+            let mut spec = serde_json::json!({"containers": [{"name": "c"}]});
+            spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            spec
+        };
+        use serde_json::json;
+        let sysctl = |name: &str| json!({"securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
+        let cpu =
+            |amount: &str| json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": amount}}}]});
+        for (spec, expect) in [
+            (with(json!({})), "admitted"),
+            (cpu("500m"), "admitted"),
+            (
+                cpu("600m"),
+                "OutOfcpu: Pod was rejected: Node didn't have enough resource: cpu, requested: 600, used: 1500, capacity: 2000",
+            ),
+            (with(sysctl("kernel.shm_rmid_forced")), "admitted"),
+            (with(sysctl("kernel/msgmax")), "admitted"),
+            (
+                with(sysctl("kernel.pid_max")),
+                "SysctlForbidden: Pod was rejected: forbidden sysctl: \"kernel.pid_max\" not allowlisted",
+            ),
+            (
+                with(json!({"os": {"name": "windows"}})),
+                "PodOSNotSupported: Pod was rejected: Failed to admit pod as the OS field doesn't match node OS",
+            ),
+            (
+                with(json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}})),
+                "AppArmor: Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host",
+            ),
+            (with(json!({"securityContext": {"appArmorProfile": {"type": "Unconfined"}}})), "admitted"),
+        ] {
+            assert_eq!(verdict(spec, &ground), expect);
+        }
+        let pressed = Ground { memory_pressure: true, ..Ground::default() };
+        assert_eq!(
+            verdict(with(json!({})), &pressed),
+            "Evicted: Pod was rejected: The node had condition: [MemoryPressure]. "
+        );
+        assert_eq!(verdict(cpu("1"), &pressed), "admitted");
+    }
+
+    #[test]
+    fn sysctls_have_one_name() {
+        assert_eq!(sysctl_name("net/ipv4/conf/eth0.1/rp_filter"), "net.ipv4.conf.eth0/1.rp_filter");
+        assert_eq!(sysctl_name("kernel.shmmax"), "kernel.shmmax");
+    }
+}
