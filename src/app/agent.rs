@@ -76,7 +76,7 @@ pub async fn build(config: config::Agent) -> anyhow::Result<App> {
     };
     let tasks = Arc::new(Tasks::new());
     worker::start(&tasks, common, membership, Arc::new(SystemClock))?;
-    Ok(App { store: None, tasks })
+    Ok(App { store: None, tasks, claims: Vec::new() })
 }
 
 fn read(folder: &Path) -> anyhow::Result<Option<Membership>> {

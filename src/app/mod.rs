@@ -2,6 +2,7 @@
 //! stop. Sockets are bound while building, served while running.
 
 mod agent;
+mod claim;
 mod ingress;
 mod link;
 mod names;
@@ -14,6 +15,7 @@ mod worker;
 use std::sync::Arc;
 
 use anyhow::Context;
+use claim::Claim;
 
 use crate::{config, store::Store, tasks::Tasks};
 
@@ -22,6 +24,8 @@ pub struct App {
     /// The master's; an agent has none.
     store: Option<Store>,
     tasks: Arc<Tasks>,
+    /// The folders are this daemon's for as long as it lives.
+    claims: Vec<Claim>,
 }
 
 impl App {
@@ -30,8 +34,8 @@ impl App {
     /// # Errors
     /// Whatever keeps the daemon from starting: directories, the store, ports, kernel features.
     pub async fn server(config: config::Server) -> anyhow::Result<Self> {
-        prepare(&config.common)?;
-        server::build(config).await
+        let claims = prepare(&config.common)?;
+        Ok(Self { claims, ..server::build(config).await? })
     }
 
     /// A worker of another board's master; joins first when it is in no cluster yet.
@@ -39,8 +43,8 @@ impl App {
     /// # Errors
     /// As [`App::server`]; and when the master refuses this board.
     pub async fn agent(config: config::Agent) -> anyhow::Result<Self> {
-        prepare(&config.common)?;
-        agent::build(config).await
+        let claims = prepare(&config.common)?;
+        Ok(Self { claims, ..agent::build(config).await? })
     }
 
     /// Runs until `stop` resolves or a part fails, then stops everything in order.
@@ -61,18 +65,21 @@ impl App {
         if let Some(store) = self.store {
             store.close().await;
         }
+        drop(self.claims);
         anyhow::ensure!(!failed, "a part of the daemon failed, see the log above");
         Ok(())
     }
 }
 
 /// What every daemon needs before its parts are built.
-fn prepare(common: &config::Common) -> anyhow::Result<()> {
+fn prepare(common: &config::Common) -> anyhow::Result<Vec<Claim>> {
+    let mut claims = Vec::new();
     for dir in [&common.data_dir, &common.run_dir] {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        claims.push(Claim::of(dir)?);
     }
     // Libraries that make their own TLS configuration look for this one. A second start in one
     // process (tests) finds it there.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Ok(())
+    Ok(claims)
 }

@@ -138,7 +138,7 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         worker::start(&tasks, common, membership, clock)?;
     }
     tracing::info!(api = %here, kubeconfig = %common.data_dir.join("kubeconfig").display(), "the cluster is up");
-    Ok(App { store: Some(store), tasks })
+    Ok(App { store: Some(store), tasks, claims: Vec::new() })
 }
 
 /// The cluster's name among others on one broker: made once, random.
