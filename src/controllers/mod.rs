@@ -4,6 +4,7 @@
 //! (pure) → tests. One [`runner`] watches, plans, acts and tries again. Everything is written
 //! through [`Objects`]; nothing else is seen.
 
+pub mod autoscaler;
 pub mod cluster_role;
 pub mod cron_job;
 pub mod daemon_set;
@@ -36,7 +37,11 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 use runner::Controller;
 
-use crate::{objects::Objects, tasks::Tasks};
+use crate::{
+    objects::Objects,
+    tasks::Tasks,
+    usage::{PodUsage, Unmeasured},
+};
 
 /// How long a node may be silent before it counts as lost (upstream's
 /// `node-monitor-grace-period` is 40 s); nodes with a Last Will are noticed at once.
@@ -54,11 +59,18 @@ pub struct Options {
     pub local_path: Option<String>,
     /// The certificate of the cluster's authority (PEM), published in every namespace.
     pub root_ca: String,
+    /// Who knows what pods use.
+    pub usage: Arc<dyn PodUsage>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { node_grace: NODE_GRACE, local_path: Some(LOCAL_PATH.to_owned()), root_ca: String::new() }
+        Self {
+            node_grace: NODE_GRACE,
+            local_path: Some(LOCAL_PATH.to_owned()),
+            root_ca: String::new(),
+            usage: Arc::new(Unmeasured),
+        }
     }
 }
 
@@ -90,6 +102,7 @@ fn all(options: &Options) -> Vec<Arc<dyn Controller>> {
         Arc::new(job::JobController),
         Arc::new(job::TtlController),
         Arc::new(cron_job::CronJobController),
+        Arc::new(autoscaler::AutoscalerController::new(Arc::clone(&options.usage))),
         Arc::new(storage::ClaimController { local_path: options.local_path.clone() }),
         Arc::new(storage::VolumeController),
         Arc::new(storage::ClaimProtectionController),
