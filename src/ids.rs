@@ -40,8 +40,40 @@ number!(
 /// Random bytes from the system.
 pub fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
+    #[cfg(test)]
+    if seeded::fill(&mut bytes) {
+        return bytes;
+    }
     SystemRandom::new().fill(&mut bytes).expect("the kernel's random source never fails once seeded");
     bytes
+}
+
+/// Random bytes that a test can have again.
+#[cfg(test)]
+pub mod seeded {
+    use std::cell::Cell;
+
+    thread_local!(static STATE: Cell<u64> = const { Cell::new(0) });
+
+    /// From now on this thread's random bytes follow from `seed`.
+    pub fn start(seed: u64) {
+        STATE.set(seed | 1);
+    }
+
+    /// False where no seed was given.
+    pub(super) fn fill(bytes: &mut [u8]) -> bool {
+        let mut state = STATE.get();
+        if state == 0 {
+            return false;
+        }
+        for byte in bytes {
+            // Knuth's MMIX generator; its high bits are the good ones.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *byte = (state >> 56) as u8;
+        }
+        STATE.set(state.max(1));
+        true
+    }
 }
 
 /// A fresh object uid: a random UUID (RFC 9562, version 4).

@@ -31,6 +31,7 @@ pub mod mqtt;
 pub mod net;
 pub mod node;
 pub mod objects;
+pub mod oci;
 pub mod patch;
 pub mod runtime;
 pub mod scheduler;

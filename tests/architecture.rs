@@ -10,7 +10,10 @@ use std::{
 /// Rooms by floor, the lowest first. Rooms of the first floor are one heap of leaves and may import
 /// each other; on the others they do not.
 const FLOORS: &[&[&str]] = &[
-    &["check", "config", "ids", "clock", "tasks", "kinds", "manifest", "patch", "streams", "demo", "usage"],
+    &[
+        "check", "config", "ids", "clock", "tasks", "kinds", "manifest", "patch", "streams", "demo", "usage",
+        "oci",
+    ],
     &["store", "mqtt", "runtime", "image", "net"],
     &["objects", "control"],
     &["api", "controllers", "scheduler", "dispatch", "node", "dns", "ingress"],

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Namespace, Node, mounts_below, must, output, processes_of, unique, wait_for};
+use common::{Namespace, Node, board, mounts_below, must, output, processes_of, unique, wait_for};
 use nix::pty::openpty;
 use tar::EntryType;
 
@@ -39,14 +39,6 @@ spec:
 ---
 {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"colour": "blue"}}
 "#;
-
-fn board(test: &str) -> Node {
-    let name = unique(test);
-    let space = Namespace::new(&name, "192.0.2.10/24");
-    let node = Node::start("server", &name, space, &[]);
-    node.wait_ready();
-    node
-}
 
 #[test]
 fn a_deployment_lives_from_apply_to_delete() {

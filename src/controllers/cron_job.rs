@@ -165,8 +165,16 @@ fn track(jobs: &[Arc<Job>], status: &mut CronJobStatus, plan: &mut Plan) {
         false
     });
     for job in jobs.iter().filter(|job| !job::is_finished(job)) {
-        if !active.iter().any(|entry| entry.uid == job.metadata.uid) {
+        if active.iter().any(|entry| entry.uid == job.metadata.uid) {
+            continue;
+        }
+        if owner::annotation(&job.metadata, SCHEDULED).is_some() {
             active.push(entry(job));
+        } else {
+            // Somebody started it by hand; it is no run of the schedule.
+            let name = owner::name(&job.metadata);
+            let message = format!("Saw a job that the controller did not create or forgot: {name}");
+            plan.event(Note::warning("UnexpectedJob", message));
         }
     }
     let succeeded = jobs.iter().filter(|j| job::is_complete(j));

@@ -5,6 +5,8 @@
 //! through [`Objects`]; nothing else is seen.
 
 pub mod autoscaler;
+#[cfg(test)]
+mod chaos;
 pub mod cluster_role;
 pub mod cron_job;
 pub mod daemon_set;
@@ -98,9 +100,11 @@ fn all(options: &Options) -> Vec<Arc<dyn Controller>> {
         Arc::new(node::NodeLifecycleController { grace: options.node_grace }),
         Arc::new(node::TaintEvictionController),
         Arc::new(node::PodCollector),
+        Arc::new(node::StrandedPodController),
         Arc::new(disruption::DisruptionController),
         Arc::new(job::JobController),
         Arc::new(job::TtlController),
+        Arc::new(job::OrphanController),
         Arc::new(cron_job::CronJobController),
         Arc::new(autoscaler::AutoscalerController::new(Arc::clone(&options.usage))),
         Arc::new(storage::ClaimController { local_path: options.local_path.clone() }),

@@ -7,7 +7,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
 };
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::plan::Plan;
 use crate::{
@@ -87,6 +87,29 @@ where
     O: Metadata<Ty = ObjectMeta>,
     T: Metadata<Ty = ObjectMeta>,
 {
+    claim_held(owner, candidates, selector, None, plan)
+}
+
+/// [`claim`], where the owner's objects carry a finalizer: it comes with adoption and goes with
+/// release.
+pub fn claim_held<O, T>(
+    owner: &O,
+    candidates: &[Arc<T>],
+    selector: &Selector,
+    finalizer: Option<&str>,
+    plan: &mut Plan,
+) -> Vec<Arc<T>>
+where
+    O: Metadata<Ty = ObjectMeta>,
+    T: Metadata<Ty = ObjectMeta>,
+{
+    let with_finalizer = |meta: &ObjectMeta, mut patch: Value, held: bool| {
+        if let Some(finalizer) = finalizer {
+            let others = meta.finalizers.iter().flatten().map(String::as_str).filter(|f| *f != finalizer);
+            patch["metadata"]["finalizers"] = others.chain(held.then_some(finalizer)).collect();
+        }
+        patch
+    };
     let own = uid(owner.metadata());
     let deleting = owner.metadata().deletion_timestamp.is_some();
     let mut kept = Vec::with_capacity(candidates.len());
@@ -100,13 +123,15 @@ where
             Some(_) if deleting => {}
             Some(_) => {
                 let rest: Vec<_> = references.iter().filter(|o| o.uid != own).collect();
-                plan.merge_at(&**candidate, json!({ "metadata": { "ownerReferences": rest } }));
+                let patch = json!({ "metadata": { "ownerReferences": rest } });
+                plan.merge_at(&**candidate, with_finalizer(meta, patch, false));
             }
             None if deleting || meta.deletion_timestamp.is_some() || !matches => {}
             None => {
                 let mut all: Vec<_> = references.iter().filter(|o| o.uid != own).cloned().collect();
                 all.push(controller_reference(owner));
-                plan.merge_at(&**candidate, json!({ "metadata": { "ownerReferences": all } }));
+                let patch = json!({ "metadata": { "ownerReferences": all } });
+                plan.merge_at(&**candidate, with_finalizer(meta, patch, true));
                 kept.push(Arc::clone(candidate));
             }
         }

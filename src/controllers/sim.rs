@@ -1,14 +1,20 @@
 //! A cluster without nodes for tests: a real store in a temporary directory, a clock moved by
 //! hand, the controllers' own plans and executor, and a kubelet of a few lines.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{Metadata, Resource, api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::runner::{Controller, Round, execute, whole_second};
+use super::{
+    plan::Plan,
+    runner::{Controller, Round, execute, whole_second},
+};
 use crate::{
     clock::{Clock, ManualClock},
     kinds::{Subresource, registry},
@@ -26,12 +32,17 @@ pub enum Fate {
     Run,
     RunUnready,
     Fail,
+    Succeed,
     Leave,
 }
 
 pub struct Sim {
     pub objects: Objects,
     pub clock: Arc<ManualClock>,
+    /// Where pods are put; empty: on a node that there is no object of.
+    pub nodes: Vec<String>,
+    /// Nodes that do nothing.
+    pub down: HashSet<String>,
     controllers: Vec<Arc<dyn Controller>>,
     failures: HashMap<(usize, Key), String>,
     options: WriteOptions,
@@ -46,7 +57,8 @@ impl Sim {
         let clock = Arc::new(ManualClock::new(start));
         let objects = Objects::new(store, clock.clone());
         let options = WriteOptions::system("test");
-        Self { objects, clock, controllers, failures: HashMap::new(), options, _dir: dir }
+        let (nodes, down, failures) = (Vec::new(), HashSet::new(), HashMap::new());
+        Self { objects, clock, nodes, down, controllers, failures, options, _dir: dir }
     }
 
     pub fn pass(&self, seconds: i64) {
@@ -115,21 +127,43 @@ impl Sim {
 
     /// Every controller looks at every key once; `check` sees the cluster after each plan.
     pub async fn step(&mut self, check: &mut impl FnMut(&Objects)) {
+        self.faulty_step(&mut |plan| vec![plan], &mut |objects, _| check(objects)).await;
+    }
+
+    /// The same, with what `mangle` makes of each plan; `check` is told whose plan it was.
+    pub async fn faulty_step(
+        &mut self,
+        mangle: &mut impl FnMut(Plan) -> Vec<Plan>,
+        check: &mut impl FnMut(&Objects, &'static str),
+    ) {
         for (index, controller) in self.controllers.clone().iter().enumerate() {
             let keys = self.objects.store().list(controller.primary(), None).items;
             for key in keys.iter().map(|o| o.key.clone()) {
                 let id = (index, key.clone());
                 let round =
                     Round { now: whole_second(self.clock.now()), failure: self.failures.get(&id).cloned() };
-                let plan = controller.plan(&self.objects, &key, &round);
-                match execute(&self.objects, controller.name(), &plan).await {
-                    Ok(()) => self.failures.remove(&id),
-                    Err(error) if error.is_conflict() => None,
-                    Err(error) => self.failures.insert(id, error.to_string()),
-                };
-                check(&self.objects);
+                for plan in mangle(controller.plan(&self.objects, &key, &round)) {
+                    match execute(&self.objects, controller.name(), &plan).await {
+                        Ok(()) => self.failures.remove(&id),
+                        Err(error) if error.is_conflict() => None,
+                        Err(error) => self.failures.insert(id.clone(), error.to_string()),
+                    };
+                    check(&self.objects, controller.name());
+                }
             }
         }
+    }
+
+    /// What the controllers would still do now.
+    pub fn plans(&self) -> Vec<(&'static str, Plan)> {
+        let mut all = Vec::new();
+        for controller in &self.controllers {
+            for object in self.objects.store().list(controller.primary(), None).items {
+                let round = Round { now: whole_second(self.clock.now()), failure: None };
+                all.push((controller.name(), controller.plan(&self.objects, &object.key, &round)));
+            }
+        }
+        all
     }
 
     /// Runs controllers and the kubelet until nothing is written any more.
@@ -150,11 +184,27 @@ impl Sim {
         self.objects.store().find(|o| &*o.key.resource != "events").iter().map(|o| o.revision.0).sum()
     }
 
+    /// The node of a pod that has none yet.
+    fn place<'a>(&'a self, pod: &'a Pod) -> Option<&'a str> {
+        let up: Vec<&String> = self.nodes.iter().filter(|node| !self.down.contains(*node)).collect();
+        match super::daemon_set::target_node(pod) {
+            Some(node) => Some(node).filter(|node| !self.down.contains(*node)),
+            None if self.nodes.is_empty() => Some("node"),
+            None => {
+                let dice = pod.metadata.uid.iter().flat_map(|u| u.bytes()).map(usize::from).sum::<usize>();
+                up.get(dice % up.len().max(1)).map(|node| node.as_str())
+            }
+        }
+    }
+
     /// One pass of the kubelet of all nodes (which also schedules).
     pub async fn kubelet(&self, fate: &impl Fn(&Pod) -> Fate) {
         for pod in self.list::<Pod>() {
             let name = pod.metadata.name.as_deref().unwrap();
             let phase = super::pods::phase(&pod);
+            if self.down.contains(super::pods::node_name(&pod)) {
+                continue;
+            }
             if super::pods::is_deleting(&pod) {
                 if pod.metadata.finalizers.iter().flatten().next().is_none() {
                     self.delete::<Pod>(name, Some(0)).await;
@@ -167,13 +217,14 @@ impl Sim {
                 continue;
             }
             if super::pods::node_name(&pod).is_empty() {
-                let node = super::daemon_set::target_node(&pod).unwrap_or("node");
+                let Some(node) = self.place(&pod) else { continue };
                 self.objects.bind("default", name, None, node, &self.options).await.unwrap();
             }
             let (phase, ready) = match fate(&pod) {
                 Fate::Run => ("Running", true),
                 Fate::RunUnready => ("Running", false),
                 Fate::Fail => ("Failed", false),
+                Fate::Succeed => ("Succeeded", false),
                 Fate::Leave => continue,
             };
             if super::pods::phase(&pod) == phase && super::pods::is_ready(&pod) == ready {

@@ -268,14 +268,14 @@ impl Work<'_> {
         let (namespace, name) = (owner::namespace(&self.set.metadata), owner::name(&self.set.metadata));
         if pods::is_terminal(pod) {
             if !pods::is_deleting(pod) {
-                let (reason, what) = if pods::phase(pod) == "Failed" {
-                    ("RecreatingFailedPod", "failed")
-                } else {
-                    ("RecreatingTerminatedPod", "terminated")
-                };
                 let pod_name = owner::name(&pod.metadata);
-                let message = format!("StatefulSet {namespace}/{name} is recreating {what} Pod {pod_name}");
-                self.plan.event(Note::warning(reason, message));
+                let message =
+                    |what| format!("StatefulSet {namespace}/{name} is recreating {what} Pod {pod_name}");
+                self.plan.event(if pods::phase(pod) == "Failed" {
+                    Note::warning("RecreatingFailedPod", message("failed"))
+                } else {
+                    Note::normal("RecreatingTerminatedPod", message("terminated"))
+                });
                 self.delete(pod);
             }
             return false;

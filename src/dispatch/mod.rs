@@ -322,18 +322,19 @@ impl Dispatch {
     }
 
     async fn status(&mut self, node: &str, status: Status) {
+        // What the node learned first: a pod's failure may be judged by it.
+        if let Some(state) = status.node
+            && let Err(error) = report::node_state(&self.objects, node, &state, &self.writer).await
+        {
+            tracing::warn!(node, %error, "the node's status could not be stored");
+            return;
+        }
         for report in status.pods {
             if let Err(error) = pods::report(&self.objects, node, report, &self.writer).await {
                 // Not acknowledged: the node says it again.
                 tracing::warn!(node, %error, "a pod's status could not be stored");
                 return;
             }
-        }
-        if let Some(state) = status.node
-            && let Err(error) = report::node_state(&self.objects, node, &state, &self.writer).await
-        {
-            tracing::warn!(node, %error, "the node's status could not be stored");
-            return;
         }
         self.say(node, &Down::StatusAck { seq: status.seq }).await;
     }

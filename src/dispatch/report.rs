@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     clock, ids,
-    kinds::{Subresource, registry, volumes},
+    kinds::{Subresource, builds, registry, volumes},
     mqtt::messages::{NodeEvent, NodeState},
     objects::{Error, Objects, WriteOptions},
 };
@@ -73,8 +73,36 @@ pub async fn node_state(
             node["status"]["images"] = images.clone().into();
             Ok(())
         })
-        .await
-        .map(|_| ())
+        .await?;
+    tell_platforms(objects, node, state, writer).await
+}
+
+/// Writes down what the node learned about images, for whoever places pods.
+async fn tell_platforms(
+    objects: &Objects,
+    name: &str,
+    state: &NodeState,
+    writer: &WriteOptions,
+) -> Result<(), Error> {
+    let known = objects.get_typed::<Node>("", name).map(|node| builds::learned(&node)).unwrap_or_default();
+    let told: builds::Learned =
+        state.platforms.iter().map(|(image, all)| (image.clone(), all.iter().cloned().collect())).collect();
+    if known == told {
+        return Ok(());
+    }
+    let text = if told.is_empty() { Value::Null } else { json!(told).to_string().into() };
+    let change = |node: &mut Value| {
+        let annotations = &mut node["metadata"]["annotations"];
+        match (&text, annotations.as_object_mut()) {
+            (Value::Null, Some(annotations)) => {
+                annotations.remove(builds::IMAGES);
+            }
+            (Value::Null, None) => {}
+            _ => annotations[builds::IMAGES] = text.clone(),
+        }
+        Ok(())
+    };
+    objects.modify(registry::of::<Node>(), None, "", name, writer, change).await.map(drop)
 }
 
 /// A node that is gone: nothing is known of it any more.

@@ -16,11 +16,10 @@ use tar::{EntryType, Header};
 
 use super::{
     Error, Image,
-    platform::Platform,
-    reference::Reference,
     store::{Content, NewImage},
     unpack,
 };
+use crate::oci::{Platform, Reference};
 
 /// The image's full name.
 pub const DEMO_IMAGE: &str = "sampan.dev/demo:latest";

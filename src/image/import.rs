@@ -19,13 +19,12 @@ use super::{
     Error, Image,
     digest::{hex_part, sha256},
     manifest::{ConfigHead, Descriptor, Document, MANIFEST_BYTES_MAX, platforms},
-    platform::{Platform, choose},
-    reference::Reference,
     store::{CONFIG_BYTES_MAX, Content, NewImage},
     tar::{Source, TarStream},
     tree, unpack,
     verified::Verified,
 };
+use crate::oci::{Platform, Reference, choose};
 
 /// Entries of an archive.
 const ENTRIES_MAX: usize = 100_000;

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     digest::hex_part,
-    platform::Platform,
     store::{CONFIG_BYTES_MAX, LAYERS_MAX},
 };
+use crate::oci::Platform;
 
 /// Largest manifest or index (bytes); registries refuse larger ones.
 pub const MANIFEST_BYTES_MAX: u64 = 4 << 20;

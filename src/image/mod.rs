@@ -14,9 +14,8 @@ mod import;
 mod index;
 mod keyring;
 mod manifest;
-mod platform;
+mod offers;
 mod pull;
-mod reference;
 mod registry;
 mod store;
 #[allow(unsafe_code, reason = "system calls without a safe wrapper")]
@@ -37,10 +36,9 @@ use futures_util::future::BoxFuture;
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::watch;
 
-pub use self::{
-    collect::Usage, demo::DEMO_IMAGE, keyring::Keyring, platform::Platform, reference::Reference,
-    registry::Mirror, unpack::Depth,
-};
+pub use self::{collect::Usage, demo::DEMO_IMAGE, keyring::Keyring, registry::Mirror, unpack::Depth};
+use crate::oci::InvalidReference;
+pub use crate::oci::{Platform, Reference};
 
 /// An image that can be run.
 #[derive(Debug, Clone)]
@@ -75,8 +73,8 @@ pub struct Progress {
 /// Why an image is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("couldn't parse image name {0:?}: invalid reference format")]
-    InvalidReference(String),
+    #[error(transparent)]
+    InvalidReference(#[from] InvalidReference),
     #[error("image {0:?} not found")]
     NotFound(String),
     /// The registry's or network's answer, for the user.
@@ -97,6 +95,10 @@ pub trait Images: Send + Sync + 'static {
     /// The image by reference, digest or id; as people write it (`nginx` is `docker.io/library/nginx:latest`).
     fn find(&self, reference: &str) -> Option<Arc<Image>>;
     fn list(&self) -> Vec<Arc<Image>>;
+    /// The platforms that registries have said images are built for, by reference.
+    fn platforms(&self) -> BTreeMap<String, Vec<String>> {
+        BTreeMap::new()
+    }
     /// Pulls from the registry; `credentials` are tried in turn, then none.
     fn pull<'a>(
         &'a self,
@@ -251,6 +253,10 @@ impl Images for ImageStore {
 
     fn list(&self) -> Vec<Arc<Image>> {
         self.content.list()
+    }
+
+    fn platforms(&self) -> BTreeMap<String, Vec<String>> {
+        self.pulls.offers.list(std::time::Instant::now())
     }
 
     fn pull<'a>(

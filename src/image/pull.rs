@@ -10,6 +10,7 @@ use std::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use bytes::{Buf, Bytes};
@@ -20,12 +21,12 @@ use super::{
     Credentials, Error, Image, Options, Progress, blocking,
     http::Client,
     manifest::{ConfigHead, Descriptor, Document, Manifest, platforms},
-    platform::choose,
-    reference::Reference,
+    offers::Offers,
     registry::{self, Endpoint, Mirror, Repository},
     store::{Content, NewImage},
     verified::Verified,
 };
+use crate::oci::{Platform, Reference, choose};
 
 /// Layers that are loaded at once on this node; each takes up to 2 MiB, and what its compression needs.
 pub const LAYERS_AT_ONCE_MAX: usize = 2;
@@ -38,13 +39,18 @@ const INDEX_DEPTH_MAX: usize = 3;
 #[derive(Debug)]
 pub struct Shared {
     layers: Semaphore,
+    pub offers: Offers,
     /// One loader a layer.
     locks: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Shared {
     pub fn new() -> Self {
-        Self { layers: Semaphore::new(LAYERS_AT_ONCE_MAX), locks: Mutex::default() }
+        Self {
+            layers: Semaphore::new(LAYERS_AT_ONCE_MAX),
+            offers: Offers::default(),
+            locks: Mutex::default(),
+        }
     }
 
     fn lock(&self, layer: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -134,12 +140,17 @@ impl Pull<'_> {
             return Ok(image);
         }
         let (bytes, digest) = repository.manifest(self.reference.object()).await.map_err(unresolved)?;
-        let manifest = self.choose(repository, &bytes).await?;
+        let document = Document::parse(&bytes).map_err(Failure::Other)?;
+        let is_index = document.is_index();
+        let manifest = self.choose(repository, document).await?;
         let config = repository
             .blob(&manifest.config)
             .await
             .map_err(|error| failed("copy", &manifest.config, &error))?;
         let head = ConfigHead::parse(&config, manifest.layers.len()).map_err(Failure::Other)?;
+        if !is_index {
+            self.learn([&head.platform]);
+        }
         if head.platform.rank_on(&self.options.platform).is_none() {
             return Err(self.wrong_platform(head.platform.to_string()));
         }
@@ -173,13 +184,16 @@ impl Pull<'_> {
     }
 
     /// The manifest of this machine's build.
-    async fn choose(&self, repository: &Repository<'_>, bytes: &[u8]) -> Result<Manifest, Failure> {
-        let mut document = Document::parse(bytes).map_err(Failure::Other)?;
+    async fn choose(&self, repository: &Repository<'_>, mut document: Document) -> Result<Manifest, Failure> {
         for _ in 0..INDEX_DEPTH_MAX {
             if !document.is_index() {
                 return document.manifest().map_err(Failure::Other);
             }
             let builds = document.builds();
+            // A build that does not say what it is for may be for anything.
+            if builds.iter().all(|build| build.platform.is_some()) {
+                self.learn(builds.iter().filter_map(|build| build.platform.as_ref()));
+            }
             let chosen =
                 choose(&builds, |build| build.platform.clone(), &self.options.platform).ok_or_else(|| {
                     self.wrong_platform(platforms(builds.iter().filter_map(|b| b.platform.as_ref())))
@@ -189,6 +203,10 @@ impl Pull<'_> {
             document = Document::parse(&bytes).map_err(Failure::Other)?;
         }
         Err(Failure::Other("indexes are nested too deep".to_owned()))
+    }
+
+    fn learn<'b>(&self, builds: impl IntoIterator<Item = &'b Platform>) {
+        self.shared.offers.learn(&self.reference.to_string(), builds, Instant::now());
     }
 
     fn wrong_platform(&self, found: String) -> Failure {

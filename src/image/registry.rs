@@ -20,8 +20,8 @@ use super::{
     digest::{hex_part, sha256},
     http::{Client, Trust, field, next_chunk, read_body},
     manifest::{DOCKER_LIST, DOCKER_MANIFEST, Descriptor, MANIFEST_BYTES_MAX, OCI_INDEX, OCI_MANIFEST},
-    reference::Reference,
 };
+use crate::oci::Reference;
 
 /// Largest answer of a token server (bytes).
 const TOKEN_BYTES_MAX: u64 = 1 << 20;

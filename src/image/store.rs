@@ -28,9 +28,9 @@ use super::{
     Error, Image,
     digest::{hex_part, sha256},
     index::{ImageRecord, Index, LayerRecord, remove_file},
-    reference::Reference,
     unpack::{self, Depth, Unpacked},
 };
+use crate::oci::Reference;
 
 /// Largest configuration that is read (bytes).
 pub const CONFIG_BYTES_MAX: u64 = 8 << 20;

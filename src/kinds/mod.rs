@@ -7,6 +7,7 @@
 
 pub mod addresses;
 mod at;
+pub mod builds;
 mod certificate_signing_request;
 mod columns;
 mod component_status;

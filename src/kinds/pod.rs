@@ -130,8 +130,48 @@ fn default_pod_level(resources: &mut Value, spec: &Value) {
 }
 
 /// A new pod is Pending, and of the quality that its (defaulted) resources give it.
+/// Writes `matchLabelKeys` and `mismatchLabelKeys` of pod (anti)affinity out into the selectors, with
+/// the pod's own labels, as upstream's strategy does: who places pods reads selectors only.
+fn merge_label_keys(pod: &mut Value) {
+    let labels = pod["metadata"]["labels"].clone();
+    for direction in ["podAffinity", "podAntiAffinity"] {
+        for (list, inner) in [
+            ("requiredDuringSchedulingIgnoredDuringExecution", None),
+            ("preferredDuringSchedulingIgnoredDuringExecution", Some("podAffinityTerm")),
+        ] {
+            let pointer = format!("/spec/affinity/{direction}/{list}");
+            let terms = pod.pointer_mut(&pointer).and_then(Value::as_array_mut);
+            for term in terms.into_iter().flatten() {
+                let Some(term) = (match inner {
+                    Some(field) => term.get_mut(field),
+                    None => Some(term),
+                }) else {
+                    continue;
+                };
+                if !term["labelSelector"].is_object() {
+                    continue;
+                }
+                for (keys, operator) in [("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")] {
+                    for key in term[keys].as_array().cloned().unwrap_or_default() {
+                        let Some(value) = key.as_str().and_then(|key| labels.get(key)) else { continue };
+                        let wanted = json!({"key": key, "operator": operator, "values": [value]});
+                        let selector = &mut term["labelSelector"];
+                        if !selector["matchExpressions"].is_array() {
+                            selector["matchExpressions"] = json!([]);
+                        }
+                        if let Some(all) = selector["matchExpressions"].as_array_mut() {
+                            all.push(wanted);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn prepare_create(pod: &mut Value) {
     default(pod);
+    merge_label_keys(pod);
     let mut status = json!({"phase": "Pending", "qosClass": resources::qos_class(&pod["spec"])});
     if pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
         status["conditions"] = json!([{
@@ -198,6 +238,21 @@ fn selectable(pod: &Value) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn label_keys_of_affinity_become_selectors() {
+        let term = json!({"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "web"}},
+            "matchLabelKeys": ["hash", "absent"], "mismatchLabelKeys": ["tenant"]});
+        let mut pod = json!({"metadata": {"labels": {"hash": "1", "tenant": "a"}}, "spec": {"containers": [], "affinity": {
+            "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}}});
+        merge_label_keys(&mut pod);
+        let term =
+            &pod["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0];
+        assert_eq!(
+            term["labelSelector"]["matchExpressions"],
+            json!([{"key": "hash", "operator": "In", "values": ["1"]}, {"key": "tenant", "operator": "NotIn", "values": ["a"]}])
+        );
+    }
 
     #[test]
     fn a_new_pod_is_pending_with_its_requests() {

@@ -207,6 +207,9 @@ pub struct NodeState {
     pub not_ready: String,
     /// (names, size in bytes) of images, the largest first.
     pub images: Vec<(Vec<String>, i64)>,
+    /// The platforms that registries lately said an image is built for, by reference.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub platforms: BTreeMap<String, Vec<String>>,
 }
 
 /// Statuses that the master has not acknowledged yet.

@@ -533,20 +533,10 @@ impl Agent {
         }
     }
 
-    /// Statuses first, then questions, then events.
+    /// The node's own state first (pods are judged by it), then pods' statuses, questions, events.
     async fn send_news(&mut self) {
         if !self.welcome || !self.bus.connected() {
             return;
-        }
-        loop {
-            self.seq += 1;
-            let pods = self.shared.outbox.take_reports(self.seq, REPORTS_MAX);
-            if pods.is_empty() {
-                break;
-            }
-            if !self.say(&Up::Status(Status { seq: self.seq, pods, node: None })).await {
-                return;
-            }
         }
         let not_ready = self.network_error.clone();
         let state = NodeState { not_ready, ..info::state(self.shared.pressure(), &*self.shared.images) };
@@ -557,6 +547,16 @@ impl Agent {
                 return;
             }
             self.state = Some(state);
+        }
+        loop {
+            self.seq += 1;
+            let pods = self.shared.outbox.take_reports(self.seq, REPORTS_MAX);
+            if pods.is_empty() {
+                break;
+            }
+            if !self.say(&Up::Status(Status { seq: self.seq, pods, node: None })).await {
+                return;
+            }
         }
         for (id, ask) in self.shared.asks.take() {
             self.say(&Up::Ask { id, ask }).await;

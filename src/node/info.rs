@@ -8,7 +8,7 @@ use super::shared::{Options, Pressure};
 use crate::{
     config::Limits,
     image::Images,
-    kinds::{quantity::Quantity, volumes},
+    kinds::{builds, quantity::Quantity, volumes},
     mqtt::messages::{NodeInfo, NodeState},
 };
 
@@ -36,6 +36,8 @@ pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
     let mut addresses: Vec<(String, String)> =
         own.map(|ip| ("InternalIP".to_owned(), ip.to_string())).into_iter().collect();
     addresses.push(("Hostname".to_owned(), options.node.clone()));
+    let mut annotations = local_volumes(&options.local_volumes);
+    annotations.insert(builds::PLATFORM.to_owned(), crate::oci::Platform::host().to_string());
     NodeInfo {
         system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
         machine_id,
@@ -48,7 +50,7 @@ pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
         allocatable: allocatable(&capacity, &options.limits),
         capacity,
         labels,
-        annotations: local_volumes(&options.local_volumes),
+        annotations,
     }
 }
 
@@ -78,6 +80,7 @@ pub fn tasks() -> Option<u64> {
 
 /// How the node is: what it runs short of, and its images, the largest first.
 pub fn state(pressure: Pressure, images: &dyn Images) -> NodeState {
+    let platforms = images.platforms();
     let mut images: Vec<_> = images
         .list()
         .iter()
@@ -93,6 +96,7 @@ pub fn state(pressure: Pressure, images: &dyn Images) -> NodeState {
         pid_pressure: pressure.pid,
         not_ready: String::new(),
         images,
+        platforms,
     }
 }
 

@@ -47,6 +47,9 @@ impl Affinity {
             keys: terms.iter().map(|t| t.topology_key.clone()).collect(),
             ..Self::default()
         };
+        if !pod.is_sociable() && !snapshot.has_sociable() {
+            return affinity;
+        }
         for (node, placed) in snapshot.pods().filter(|(_, placed)| !gone(placed)) {
             for term in placed.anti_affinity.iter().filter(|t| t.selects(pod, names)) {
                 affinity.unwelcome.extend(place(&term.topology_key, node));
@@ -279,6 +282,9 @@ impl Attraction {
         const REQUIRED_WEIGHT: i64 = 1;
         let names = &snapshot.namespaces;
         let mut all = Self::default();
+        if !pod.is_sociable() && !snapshot.has_sociable() {
+            return all;
+        }
         let own = wishes(pod, 0);
         for (node, placed) in snapshot.pods() {
             for (term, weight) in own.iter().filter(|(t, _)| t.selects(placed, names)) {

@@ -9,7 +9,10 @@ use super::{
     snapshot::{Amounts, NodeInfo, PodInfo, Snapshot},
     volumes::{Claims, VolumeFit},
 };
-use crate::kinds::placement::{self, NO_EXECUTE, NO_SCHEDULE, TAINT_UNSCHEDULABLE};
+use crate::kinds::{
+    builds::Wanted,
+    placement::{self, NO_EXECUTE, NO_SCHEDULE, TAINT_UNSCHEDULABLE},
+};
 
 /// What has to change so that a refused pod may fit; which events are worth another try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,6 +52,7 @@ pub struct Cycle<'a> {
     pub claims: &'a Claims,
     pub affinity: Affinity,
     pub spread: Spread,
+    images: Wanted,
 }
 
 impl<'a> Cycle<'a> {
@@ -62,6 +66,7 @@ impl<'a> Cycle<'a> {
         Self {
             affinity: Affinity::new(snapshot, pod, gone),
             spread: Spread::required(snapshot, pod, gone),
+            images: pod.spec().map(|spec| Wanted::of(spec, &snapshot.learned)).unwrap_or_default(),
             pod,
             claims,
         }
@@ -88,6 +93,10 @@ impl<'a> Cycle<'a> {
         }
         if !placement::affinity_allows(spec, node) {
             return Some(Refusal::hard("node(s) didn't match Pod's node affinity/selector", Cause::Node));
+        }
+        if let Some((image, has)) = self.images.misfit(node) {
+            let reason = format!("node(s) can't run the image {image} (it has {has})");
+            return Some(Refusal::hard(reason, Cause::Node));
         }
         let taken = info.pods.iter().map(|p| &**p).chain(beside.iter().copied()).flat_map(|p| &p.ports);
         if !self.pod.ports.is_empty()

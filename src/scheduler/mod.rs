@@ -31,7 +31,7 @@ use k8s_openapi::api::{
 use tokio::time::Instant;
 
 use crate::{
-    kinds::{labels::Selector, placement, pod::is_terminal},
+    kinds::{builds, labels::Selector, placement, pod::is_terminal},
     objects::Objects,
     store::{Event, EventKind, Object, StoreError},
     tasks::{CancellationToken, Tasks},
@@ -292,6 +292,7 @@ fn differs(before: &Node, now: &Node) -> bool {
         || placement::taints(before) != placement::taints(now)
         || before.spec.as_ref().map(|s| s.unschedulable) != now.spec.as_ref().map(|s| s.unschedulable)
         || allocatable(before) != allocatable(now)
+        || builds::learned(before) != builds::learned(now)
 }
 
 fn budgets(objects: &Objects) -> Vec<Budget> {

@@ -54,7 +54,9 @@ pub fn schedule(snapshot: &Snapshot, pod: &PodInfo, claims: &Claims, budgets: &[
     }
     let reasons = histogram(refused.iter().flat_map(|(_, r)| r.reasons.iter().map(|reason| &**reason)));
     let (preemption, outcome) = preempt::find(snapshot, pod, claims, budgets, &refused);
-    let message = format!("0/{total} nodes are available: {reasons}. {outcome}");
+    // A preemption speaks for itself.
+    let outcome = if preemption.is_some() { String::new() } else { format!(" {outcome}") };
+    let message = format!("0/{total} nodes are available: {reasons}.{outcome}");
     let mut causes: Vec<Cause> = Vec::new();
     for (_, refusal) in &refused {
         if !causes.contains(&refusal.cause) {

@@ -8,7 +8,10 @@ use super::{
     affinity::{Attraction, Spread},
     snapshot::{NodeInfo, PodInfo, Snapshot},
 };
-use crate::kinds::placement::{self, PREFER_NO_SCHEDULE};
+use crate::{
+    kinds::placement::{self, PREFER_NO_SCHEDULE},
+    oci::Reference,
+};
 
 /// The best score of a part.
 const SCORE_MAX: i64 = 100;
@@ -115,11 +118,13 @@ fn attraction(attraction: &Attraction, nodes: &[(&Node, &NodeInfo)]) -> Vec<i64>
 fn image_locality(pod: &PodInfo, nodes: &[(&Node, &NodeInfo)]) -> Vec<i64> {
     let none = Vec::new();
     let containers = pod.spec().map_or(&none, |s| &s.containers);
-    let wanted: Vec<&str> = containers.iter().filter_map(|c| c.image.as_deref()).collect();
+    // Nodes know images by their full names.
+    let full = |image: &String| image.parse::<Reference>().map_or_else(|_| image.clone(), |r| r.to_string());
+    let wanted: Vec<String> = containers.iter().filter_map(|c| c.image.as_ref()).map(full).collect();
     let sizes = |node: &Node| -> Vec<i64> {
         let images = node.status.as_ref().and_then(|s| s.images.as_ref());
-        let size = |wanted: &&str| {
-            let is_it = |name: &String| same_image(name, wanted);
+        let size = |wanted: &String| {
+            let is_it = |name: &String| name == wanted;
             images
                 .into_iter()
                 .flatten()
@@ -139,12 +144,6 @@ fn image_locality(pod: &PodInfo, nodes: &[(&Node, &NodeInfo)]) -> Vec<i64> {
         SCORE_MAX * (sum.clamp(IMAGE_SIZE_MIN, upper) - IMAGE_SIZE_MIN) / (upper - IMAGE_SIZE_MIN)
     };
     all.iter().map(one).collect()
-}
-
-/// Whether a name of an image on a node is the image of a container (whose tag may be left out).
-fn same_image(name: &str, wanted: &str) -> bool {
-    let tagged = |text: &str| text.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
-    name == wanted || (!tagged(wanted) && name.strip_suffix(":latest") == Some(wanted))
 }
 
 /// Scales to 0..=100 by the greatest.

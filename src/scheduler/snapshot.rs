@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec};
 
 use crate::kinds::{
+    builds::{self, Learned},
     labels::Selector,
     placement,
     quantity::Quantity,
@@ -137,6 +138,12 @@ impl PodInfo {
         self.spec().and_then(|s| s.priority).unwrap_or(0)
     }
 
+    /// Whether the pod looks for other pods or avoids them.
+    pub fn is_sociable(&self) -> bool {
+        let affinity = self.spec().and_then(|s| s.affinity.as_ref());
+        affinity.is_some_and(|a| a.pod_affinity.is_some() || a.pod_anti_affinity.is_some())
+    }
+
     pub fn is_deleting(&self) -> bool {
         self.pod.metadata.deletion_timestamp.is_some()
     }
@@ -228,6 +235,8 @@ fn claim_names(pod: &Pod) -> Vec<String> {
 pub struct NodeInfo {
     /// `None`: pods name a node that is not there.
     pub node: Option<Arc<Node>>,
+    /// What the node knows of images.
+    learned: Learned,
     pub allocatable: Amounts,
     pub pods_max: i64,
     pub requested: Amounts,
@@ -281,7 +290,12 @@ pub struct Snapshot {
     order: Vec<String>,
     /// Where each placed pod (uid) is.
     placed: HashMap<String, String>,
+    /// How many placed pods look for other pods or avoid them: where there are none, nobody has to
+    /// ask each of them.
+    sociable: usize,
     pub namespaces: Namespaces,
+    /// What the nodes know of images, together.
+    pub learned: Learned,
     /// Pods (uid) that wait for room on a node, made by preemption.
     pub nominated: HashMap<String, (String, Arc<PodInfo>)>,
 }
@@ -308,18 +322,36 @@ impl Snapshot {
         if let Err(index) = self.order.binary_search(&name) {
             self.order.insert(index, name.clone());
         }
-        self.nodes.entry(name).or_default().set_node(node);
+        let learned = builds::learned(&node);
+        let info = self.nodes.entry(name).or_default();
+        info.set_node(node);
+        if info.learned != learned {
+            info.learned = learned;
+            self.learn();
+        }
+    }
+
+    /// Sums up what the nodes know of images.
+    fn learn(&mut self) {
+        let mut all = Learned::new();
+        for (_, info) in self.nodes() {
+            builds::add(&mut all, &info.learned);
+        }
+        self.learned = all;
     }
 
     pub fn remove_node(&mut self, name: &str) {
         if let Ok(index) = self.order.binary_search_by(|n| n.as_str().cmp(name)) {
             self.order.remove(index);
         }
-        if let Some(info) = self.nodes.get_mut(name) {
-            info.node = None;
-            if info.pods.is_empty() {
-                self.nodes.remove(name);
-            }
+        let Some(info) = self.nodes.get_mut(name) else { return };
+        info.node = None;
+        let knew = !std::mem::take(&mut info.learned).is_empty();
+        if info.pods.is_empty() {
+            self.nodes.remove(name);
+        }
+        if knew {
+            self.learn();
         }
     }
 
@@ -328,6 +360,7 @@ impl Snapshot {
         self.remove_pod(pod.uid());
         self.nominated.remove(pod.uid());
         self.placed.insert(pod.uid().to_owned(), node.to_owned());
+        self.sociable += usize::from(pod.is_sociable());
         self.nodes.entry(node.to_owned()).or_default().add(pod);
     }
 
@@ -335,12 +368,18 @@ impl Snapshot {
     pub fn remove_pod(&mut self, uid: &str) -> bool {
         let Some(node) = self.placed.remove(uid) else { return false };
         if let Some(info) = self.nodes.get_mut(&node) {
-            info.remove(uid);
+            let gone = info.remove(uid);
+            self.sociable -= usize::from(gone.is_some_and(|pod| pod.is_sociable()));
             if info.node.is_none() && info.pods.is_empty() {
                 self.nodes.remove(&node);
             }
         }
         true
+    }
+
+    /// Whether any placed pod looks for other pods or avoids them.
+    pub fn has_sociable(&self) -> bool {
+        self.sociable > 0
     }
 
     pub fn is_placed(&self, uid: &str) -> bool {

@@ -171,6 +171,23 @@ fn pods_spread_and_prefer_what_they_are_told_to() {
 }
 
 #[test]
+fn a_pod_stays_off_boards_that_its_image_has_no_build_for() {
+    let on = |platform: &str| json!({"metadata": {"annotations": {"sampan.dev/platform": platform}}});
+    let mut told = on("linux/amd64");
+    told["metadata"]["annotations"]["sampan.dev/image-platforms"] =
+        r#"{"docker.io/library/a:latest": ["linux/arm64"]}"#.into();
+    let mut snapshot =
+        cluster(vec![node("a", "4", "4Gi", told), node("b", "4", "4Gi", on("linux/arm64/v8"))], vec![]);
+    for n in 0..8 {
+        assert_eq!(decide(&snapshot, &pod(&format!("p{n}"), "1", json!({}))).unwrap(), "b");
+    }
+    snapshot.remove_node("b");
+    let refused = decide(&snapshot, &pod("p", "1", json!({}))).unwrap_err();
+    let expected = "0/1 nodes are available: 1 node(s) can't run the image docker.io/library/a:latest (it has linux/arm64). ";
+    assert!(refused.starts_with(expected), "{refused}");
+}
+
+#[test]
 fn preemption_takes_the_least() {
     let prio = |name: &str, cpu: &str, priority: i32| pod(name, cpu, json!({"spec": {"priority": priority}}));
     let snapshot = cluster(

@@ -270,6 +270,15 @@ impl Node {
     }
 }
 
+/// A server alone in a namespace of its own, ready.
+pub fn board(test: &str) -> Node {
+    let name = unique(test);
+    let space = Namespace::new(&name, "192.0.2.10/24");
+    let node = Node::start("server", &name, space, &[]);
+    node.wait_ready();
+    node
+}
+
 fn tail(text: &str, lines: usize) -> String {
     let all: Vec<_> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")

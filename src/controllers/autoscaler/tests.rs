@@ -81,8 +81,9 @@ fn events(plan: &Plan) -> Vec<String> {
 
 #[test]
 fn replicas_follow_the_use() {
-    // Wanted now, what each pod uses (of 100m requested, 50% wanted), what is asked for.
-    let cases: [(i32, &[Option<u64>], Option<i64>); 8] = [
+    /// Wanted now, what each pod uses (of 100m requested, 50% wanted), what is asked for.
+    type Case = (i32, &'static [Option<u64>], Option<i64>);
+    let cases: [Case; 8] = [
         (2, &[Some(100), Some(100)], Some(4)),
         (2, &[Some(52), Some(52)], None),
         (4, &[Some(10), Some(10), Some(10), Some(10)], Some(1)),

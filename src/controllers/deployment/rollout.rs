@@ -373,7 +373,12 @@ impl<'a> Rollout<'a> {
         if super::is_recreate(self.deployment) {
             return self.wanted();
         }
-        let total: i32 = self.all().into_iter().map(replicas).sum();
+        // Upstream counts what is wanted. What is still there counts too: a ReplicaSet that has not
+        // come down yet (the master ended in between) would else make it too many.
+        if self.all().into_iter().any(|rs| !is_observed(rs)) {
+            return current;
+        }
+        let total: i32 = self.all().into_iter().map(|rs| replicas(rs).max(actual(rs))).sum();
         let room = self.max_total() - total;
         if room <= 0 { current } else { current + room.min(self.wanted() - current).max(0) }
     }
@@ -400,7 +405,9 @@ impl<'a> Rollout<'a> {
                 cleaned += unhealthy;
             }
         }
-        let mut spare = self.all().into_iter().map(available).sum::<i32>() - minimum;
+        // Of what is available, what is to go already is not there to be counted on.
+        let lasting = |rs: &ReplicaSet| available(rs).min(replicas(rs));
+        let mut spare = self.all().into_iter().map(lasting).sum::<i32>() - minimum;
         let mut shrunk = 0;
         for index in 0..self.old.len() {
             let size = replicas(&self.old[index]);
@@ -505,6 +512,12 @@ pub fn replicas(rs: &ReplicaSet) -> i32 {
 /// The pods that the ReplicaSet has.
 pub fn actual(rs: &ReplicaSet) -> i32 {
     rs.status.as_ref().map_or(0, |s| s.replicas)
+}
+
+/// Whether a ReplicaSet's status speaks of its present spec; one that is only planned has nothing.
+fn is_observed(rs: &ReplicaSet) -> bool {
+    let observed = rs.status.as_ref().and_then(|s| s.observed_generation);
+    rs.metadata.generation.is_none() || observed >= rs.metadata.generation
 }
 
 pub fn ready(rs: &ReplicaSet) -> i32 {

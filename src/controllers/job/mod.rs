@@ -6,9 +6,11 @@
 //! restart nor a deletion loses or doubles a result.
 
 mod indexes;
+mod orphans;
 mod policy;
 mod ttl;
 
+pub use orphans::OrphanController;
 pub use ttl::TtlController;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -76,7 +78,7 @@ impl Controller for JobController {
         }
         let candidates = owner::candidates(objects, &key.namespace, owner::uid(&job.metadata), &selector);
         let mut plan = Plan::about(&*job);
-        let pods = owner::claim(&*job, &candidates, &selector, &mut plan);
+        let pods = owner::claim_held(&*job, &candidates, &selector, Some(FINALIZER), &mut plan);
         reconcile(&job, spec, &pods, round.now, plan)
     }
 }

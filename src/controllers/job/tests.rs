@@ -70,6 +70,22 @@ async fn a_job_runs_to_completion_and_counts_every_pod_once() {
 }
 
 #[tokio::test]
+async fn pods_of_a_job_that_is_gone_or_let_them_go_can_be_deleted() {
+    let mut sim = Sim::new(vec![Arc::new(JobController), Arc::new(OrphanController)]);
+    create(&sim, json!({"completions": 2, "parallelism": 2})).await;
+    sim.settle(|_| Fate::Run, |_| {}).await;
+    let names = sim.names::<Pod>();
+    sim.change::<Pod>(&names[0], json!({"metadata": {"labels": {"j": "other"}}})).await;
+    sim.settle(|_| Fate::Run, |_| {}).await;
+    let released = sim.get::<Pod>(&names[0]);
+    assert!(owner::controller_of(&released.metadata).is_none() && !has_finalizer(&released));
+    assert!(has_finalizer(&sim.get::<Pod>(&names[1])));
+    sim.delete::<Job>("j", None).await;
+    sim.settle(|_| Fate::Run, |_| {}).await;
+    assert!(sim.list::<Pod>().iter().all(|p| !has_finalizer(p)));
+}
+
+#[tokio::test]
 async fn failures_back_off_and_end_at_the_limit() {
     let mut sim = sim();
     create(&sim, json!({"backoffLimit": 2})).await;

@@ -2,15 +2,17 @@
 //!
 //! [`lifecycle`] turns conditions into taints and silence into `Unknown`; [`eviction`] makes pods
 //! go that do not tolerate a `NoExecute` taint (long enough); [`collector`] removes pods that
-//! nobody else can remove.
+//! nobody else can remove; [`stranded`] moves pods off boards that their image has no build for.
 
 mod collector;
 mod eviction;
 mod lifecycle;
+mod stranded;
 
 pub use collector::PodCollector;
 pub use eviction::TaintEvictionController;
 pub use lifecycle::NodeLifecycleController;
+pub use stranded::StrandedPodController;
 
 use jiff::Timestamp;
 use k8s_openapi::{

@@ -2,7 +2,7 @@
 //!
 //! The order of preference is containerd's `platforms.Only`: the exact architecture, then what it can also run.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +81,21 @@ impl fmt::Display for Platform {
     }
 }
 
+impl FromStr for Platform {
+    type Err = String;
+
+    /// Reads `os/architecture` or `os/architecture/variant`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split('/');
+        let (os, architecture) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        if os.is_empty() || architecture.is_empty() {
+            return Err(format!("{text:?} is no platform"));
+        }
+        let variant = parts.next().filter(|v| !v.is_empty()).map(str::to_owned);
+        Ok(Self { os: os.to_owned(), architecture: architecture.to_owned(), variant })
+    }
+}
+
 /// The best of `offers` (anything with an optional platform; none counts as fitting last).
 pub fn choose<'a, T>(
     offers: &'a [T],
@@ -110,13 +125,7 @@ mod tests {
     use super::*;
 
     fn platform(text: &str) -> Platform {
-        let mut parts = text.split('/');
-        let os = parts.next().unwrap().to_owned();
-        Platform {
-            os,
-            architecture: parts.next().unwrap().to_owned(),
-            variant: parts.next().map(str::to_owned),
-        }
+        text.parse().unwrap()
     }
 
     #[test]

@@ -5,8 +5,6 @@
 
 use std::{fmt, str::FromStr};
 
-use super::Error;
-
 /// Longest `domain/path` (bytes), as upstream.
 const NAME_BYTES_MAX: usize = 255;
 /// Longest tag (bytes).
@@ -15,6 +13,11 @@ const TAG_BYTES_MAX: usize = 128;
 const DIGEST_HEX_MIN: usize = 32;
 /// The registry that names without a domain belong to.
 const DEFAULT_DOMAIN: &str = "docker.io";
+
+/// Text that is no reference.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("couldn't parse image name {0:?}: invalid reference format")]
+pub struct InvalidReference(pub String);
 
 /// A normalised reference: has a domain, and a tag or a digest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,10 +62,10 @@ impl fmt::Display for Reference {
 }
 
 impl FromStr for Reference {
-    type Err = Error;
+    type Err = InvalidReference;
 
-    fn from_str(text: &str) -> Result<Self, Error> {
-        parse(text).ok_or_else(|| Error::InvalidReference(text.to_owned()))
+    fn from_str(text: &str) -> Result<Self, InvalidReference> {
+        parse(text).ok_or_else(|| InvalidReference(text.to_owned()))
     }
 }
 
@@ -243,7 +246,7 @@ mod tests {
             id.as_str(),
             long.as_str(),
         ] {
-            assert!(matches!(written.parse::<Reference>(), Err(Error::InvalidReference(_))), "{written:?}");
+            assert!(matches!(written.parse::<Reference>(), Err(InvalidReference(_))), "{written:?}");
         }
     }
 
