@@ -15,6 +15,8 @@ pub mod disruption;
 pub mod endpoints;
 mod event_collector;
 pub mod garbage;
+#[cfg(test)]
+mod goldens;
 mod history;
 pub mod job;
 pub mod load_balancer;
