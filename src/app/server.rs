@@ -116,6 +116,7 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         let options = controllers::Options {
             local_path: common.enabled(Part::LocalStorage).then(|| volumes.display().to_string()),
             root_ca: pki.ca_pem().to_owned(),
+            usage: measured,
             ..controllers::Options::default()
         };
         controllers::start(&tasks, &objects, &options);

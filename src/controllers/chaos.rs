@@ -3,7 +3,7 @@
 //! back, pods fail and are deleted, the clock jumps. What must never happen is checked after every
 //! plan; when the faults end, everything wanted is there and nothing is left to do.
 //!
-//! `SAMPAN_SEED=n` replays one run, `SAMPAN_RUNS=n` makes as many.
+//! `SAMPAN_SEED=n` replays one run; `SAMPAN_RUNS=n` makes as many, `SAMPAN_FIRST` being the first seed.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -368,8 +368,7 @@ async fn whatever_goes_wrong_the_bounds_hold_and_all_comes_to_rest() {
     let seeds = if let Some(seed) = number("SAMPAN_SEED") {
         seed..seed + 1
     } else {
-        // Another world with every run: the one that fails says how to come back to it.
-        let first = u64::from(std::process::id());
+        let first = number("SAMPAN_FIRST").unwrap_or(1);
         first..first + number("SAMPAN_RUNS").unwrap_or(RUNS)
     };
     for seed in seeds {

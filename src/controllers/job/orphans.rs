@@ -34,7 +34,7 @@ impl Controller for OrphanController {
             let pods = objects.list(registry::of::<Pod>(), Some(&job.key.namespace)).items;
             let of = |pod: &&std::sync::Arc<_>| {
                 let pod: &crate::store::Object = pod;
-                pod.meta.owners.iter().any(|uid| *uid == job.meta.uid)
+                pod.meta.owners.contains(&job.meta.uid)
             };
             pods.iter().filter(of).map(|pod| pod.key.clone()).collect()
         })]
