@@ -1,4 +1,6 @@
-//! RBAC's own guard: nobody grants what they do not hold, unless they may `escalate` or `bind`.
+//! What the authoriser of paths cannot see: nobody grants what they do not hold, unless they may
+//! `escalate` or `bind`; and nobody approves or signs certificates for a signer that is not theirs
+//! (upstream's CertificateApproval and CertificateSigning).
 
 use k8s_openapi::api::rbac::v1::{PolicyRule, RoleRef};
 use serde_json::Value;
@@ -8,13 +10,18 @@ use super::{
     status::Refusal,
     verbs::Call,
 };
-use crate::objects;
+use crate::{kinds::Subresource, objects};
 
+const CERTIFICATES: &str = "certificates.k8s.io";
 const GROUP: &str = "rbac.authorization.k8s.io";
 
 impl Call {
-    /// Refuses a role or binding that grants more than its writer holds.
+    /// Refuses a role or binding that grants more than its writer holds, and an approval or a
+    /// signature of who is not entitled to it.
     pub fn refuse_escalation(&self, value: &Value, old: Option<&Value>) -> Result<(), Refusal> {
+        if self.kind.group == CERTIFICATES {
+            return self.refuse_signing(value, old);
+        }
         if self.kind.group != GROUP || self.user.groups.iter().any(|g| g == MASTERS) {
             return Ok(());
         }
@@ -75,6 +82,37 @@ impl Call {
                 self.user.groups,
                 shown.join("\n")
             ),
+        }
+        .into())
+    }
+
+    fn refuse_signing(&self, value: &Value, old: Option<&Value>) -> Result<(), Refusal> {
+        let Some(old) = old else { return Ok(()) };
+        let (new_status, old_status) = (&value["status"], &old["status"]);
+        let verb = match self.subresource {
+            Some(Subresource::Other("approval")) => "approve",
+            Some(Subresource::Status)
+                if new_status["certificate"] != old_status["certificate"]
+                    || new_status["conditions"] != old_status["conditions"] =>
+            {
+                "sign"
+            }
+            _ => return Ok(()),
+        };
+        let signer = old["spec"]["signerName"].as_str().unwrap_or_default();
+        let any = format!("{}/*", signer.split('/').next().unwrap_or_default());
+        let may = |name: &str| {
+            let resource = "signers".to_owned();
+            let what = Attributes { verb, group: CERTIFICATES, resource, name, ..Attributes::default() };
+            authz::allowed(&self.api.objects, &self.user, &what)
+        };
+        if may(signer) || may(&any) {
+            return Ok(());
+        }
+        Err(objects::Error::Forbidden {
+            resource: self.kind.resource(),
+            name: self.path.name.clone(),
+            message: format!("user not permitted to {verb} requests with signerName {signer:?}"),
         }
         .into())
     }

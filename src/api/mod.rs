@@ -12,6 +12,7 @@ mod discovery;
 mod escalation;
 mod handler;
 mod health;
+mod issue;
 mod negotiate;
 mod openapi;
 mod patching;

@@ -99,8 +99,8 @@ pub fn resource(headers: &HeaderMap, single: bool, list: bool) -> Result<Accepte
             (Some("PartialObjectMetadataList"), Some("meta.k8s.io")) if list => Shape::MetadataList,
             _ => continue,
         };
-        // Tables and bare metadata have no protobuf form here; clients list JSON behind it.
-        if encoding == Encoding::Protobuf && shape != Shape::Whole {
+        // Tables have no protobuf form, upstream's neither; clients list JSON behind it.
+        if encoding == Encoding::Protobuf && shape == Shape::Table {
             continue;
         }
         return Ok(Accepted { encoding, shape, version });
@@ -179,6 +179,11 @@ mod tests {
             ("text/html;q=0.5, */*;q=0.1", Encoding::Json, Shape::Whole),
             ("application/yaml;q=0.5, application/json;q=0.1", Encoding::Yaml, Shape::Whole),
             ("application/json;as=Unknown;g=meta.k8s.io,application/json", Encoding::Json, Shape::Whole),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+                Encoding::Protobuf,
+                Shape::Metadata,
+            ),
         ];
         for (accept, encoding, shape) in cases {
             let got = resource(&headers(accept), true, false).unwrap();

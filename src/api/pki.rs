@@ -154,6 +154,11 @@ impl Pki {
         write_file(path, text.as_bytes(), 0o600)
     }
 
+    /// The key that signs certificates.
+    pub(super) fn authority_key(&self) -> &KeyPair {
+        self.issuer.key()
+    }
+
     /// Where the authority lies.
     pub fn folder(&self) -> &Path {
         &self.folder

@@ -166,11 +166,13 @@ impl Renderer {
             if index > 0 {
                 pieces.push(comma.clone());
             }
-            pieces.push(match self.accepted.shape {
-                Shape::Table => self.row(self.tree(object)).to_string().into(),
-                Shape::Metadata | Shape::MetadataList => self.metadata(self.tree(object)).to_string().into(),
-                Shape::Whole => self.whole(object),
-            });
+            match self.accepted.shape {
+                Shape::Table => pieces.push(self.row(self.tree(object)).to_string().into()),
+                Shape::Metadata | Shape::MetadataList => {
+                    pieces.push(self.metadata(self.tree(object)).to_string().into());
+                }
+                Shape::Whole => pieces.extend(untyped(&self.whole(object))),
+            }
         }
         pieces.push(Bytes::from_static(tail.as_bytes()));
         pieces
@@ -184,5 +186,91 @@ impl Renderer {
     /// Whether an answer can be made of stored text without a tree.
     pub fn is_text(&self, pretty: bool) -> bool {
         self.accepted.encoding == Encoding::Json && !pretty
+    }
+}
+
+/// The slices of a compact object text that leave out its own `apiVersion` and `kind`: the items
+/// of upstream's lists have neither.
+fn untyped(text: &Bytes) -> Vec<Bytes> {
+    let mut kept = Vec::with_capacity(3);
+    let mut from = 0;
+    for member in members(text) {
+        if !matches!(&text[member.key.clone()], b"apiVersion" | b"kind") {
+            continue;
+        }
+        // With the comma behind the member, or the one before it when it is the last.
+        let last = text.get(member.end) != Some(&b',');
+        let begin = member.key.start - 1;
+        let begin = if last && begin > 1 && begin > from { begin - 1 } else { begin };
+        kept.push(text.slice(from..begin));
+        from = if last { member.end } else { member.end + 1 };
+    }
+    kept.push(text.slice(from..));
+    kept
+}
+
+/// A member of a JSON object's text: where its key stands (without quotes) and its value ends.
+struct Member {
+    key: std::ops::Range<usize>,
+    end: usize,
+}
+
+/// The members of a compact JSON object, as serde_json writes it.
+fn members(text: &[u8]) -> Vec<Member> {
+    let mut found = Vec::new();
+    let mut at = 1;
+    while text.get(at) == Some(&b'"') {
+        let key_end = string_end(text, at);
+        let mut end = key_end + 2;
+        let mut depth = 0_u32;
+        while let Some(byte) = text.get(end) {
+            match byte {
+                b'"' => end = string_end(text, end),
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' if depth > 0 => depth -= 1,
+                b',' | b'}' if depth == 0 => break,
+                _ => {}
+            }
+            end += 1;
+        }
+        found.push(Member { key: at + 1..key_end, end });
+        at = end + 1;
+    }
+    found
+}
+
+/// Where the string ends that begins at `at` (its closing quote).
+fn string_end(text: &[u8], at: usize) -> usize {
+    let mut end = at + 1;
+    while let Some(byte) = text.get(end) {
+        match byte {
+            b'"' => break,
+            b'\\' => end += 2,
+            _ => end += 1,
+        }
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_of_lists_name_no_type() {
+        let cases = [
+            json!({"apiVersion": "v1", "data": {"kind": "x", "a\"}": "\\"}, "kind": "ConfigMap", "metadata": {}}),
+            json!({"addressType": "IPv4", "apiVersion": "v1", "kind": "EndpointSlice"}),
+            json!({"apiVersion": "v1", "kind": "Odd"}),
+            json!({"a": [1, {"b": "]"}], "c": null}),
+        ];
+        for mut value in cases {
+            let text = untyped(&value.to_string().into()).concat();
+            for field in ["apiVersion", "kind"] {
+                crate::kinds::remove(&mut value, field);
+            }
+            let text = String::from_utf8(text).unwrap();
+            assert_eq!(serde_json::from_str::<Value>(&text).ok(), Some(value), "{text}");
+        }
     }
 }

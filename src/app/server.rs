@@ -117,6 +117,7 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
             local_path: common.enabled(Part::LocalStorage).then(|| volumes.display().to_string()),
             root_ca: pki.ca_pem().to_owned(),
             usage: measured,
+            authority: Some(authority(&pki)),
             ..controllers::Options::default()
         };
         controllers::start(&tasks, &objects, &options);
@@ -203,6 +204,14 @@ fn desk(pki: &Arc<Pki>) -> Desk {
             .map_err(|error| error.to_string())
     };
     Desk::new(Box::new(sign), pki.ca_pem().to_owned())
+}
+
+/// Signs approved CertificateSigningRequests.
+fn authority(pki: &Arc<Pki>) -> controllers::certificates::Authority {
+    let pki = Arc::clone(pki);
+    controllers::certificates::Authority::new(move |request, usages, life_seconds, now| {
+        pki.sign_request(request, usages, life_seconds, now).map_err(|error| error.to_string())
+    })
 }
 
 /// Service account tokens for pods.

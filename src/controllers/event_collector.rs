@@ -1,4 +1,5 @@
-//! Events go an hour after they were last said.
+//! Events go an hour after they were last written; what they say of their own time does not count,
+//! as upstream's lease does not know it.
 //!
 //! Watches: Events.
 
@@ -34,11 +35,10 @@ impl Controller for EventCollector {
 
 fn reconcile(event: &Event, now: Timestamp) -> Plan {
     let mut plan = Plan::about(event);
-    let seen = event.last_timestamp.as_ref().map(|t| t.0);
-    let series = event.series.as_ref().and_then(|s| s.last_observed_time.as_ref()).map(|t| t.0);
-    let first = event.event_time.as_ref().map(|t| t.0);
-    let created = event.metadata.creation_timestamp.as_ref().map(|t| t.0);
-    let Some(last) = seen.max(series).max(first).or(created) else { return plan };
+    let created = event.metadata.creation_timestamp.as_ref();
+    let written = event.metadata.managed_fields.iter().flatten().filter_map(|entry| entry.time.as_ref());
+    let told = event.last_timestamp.as_ref().map(|t| t.0).filter(|told| *told <= now);
+    let Some(last) = created.into_iter().chain(written).map(|t| t.0).chain(told).max() else { return plan };
     if last + TTL > now {
         plan.requeue_at(last + TTL, now);
     } else {

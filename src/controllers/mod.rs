@@ -5,6 +5,7 @@
 //! through [`Objects`]; nothing else is seen.
 
 pub mod autoscaler;
+pub mod certificates;
 #[cfg(test)]
 mod chaos;
 pub mod cluster_role;
@@ -65,6 +66,8 @@ pub struct Options {
     pub root_ca: String,
     /// Who knows what pods use.
     pub usage: Arc<dyn PodUsage>,
+    /// Signs certificates for requests; `None`: this cluster signs none.
+    pub authority: Option<certificates::Authority>,
 }
 
 impl Default for Options {
@@ -74,6 +77,7 @@ impl Default for Options {
             local_path: Some(LOCAL_PATH.to_owned()),
             root_ca: String::new(),
             usage: Arc::new(Unmeasured),
+            authority: None,
         }
     }
 }
@@ -117,6 +121,9 @@ fn all(options: &Options) -> Vec<Arc<dyn Controller>> {
         Arc::new(load_balancer::LoadBalancerController),
         Arc::new(load_balancer::IngressController),
         Arc::new(event_collector::EventCollector),
+        Arc::new(certificates::Signer { authority: options.authority.clone() }),
+        Arc::new(certificates::Approver),
+        Arc::new(certificates::Cleaner),
         Arc::new(cluster_role::ClusterRoleAggregation),
         Arc::new(garbage::GarbageCollector),
         Arc::new(namespace::NamespaceController),

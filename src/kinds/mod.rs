@@ -8,7 +8,8 @@
 pub mod addresses;
 mod at;
 pub mod builds;
-mod certificate_signing_request;
+pub mod certificate_request;
+pub mod certificate_signing_request;
 mod columns;
 mod component_status;
 mod config_map;
@@ -138,6 +139,8 @@ pub struct Strategy {
     pub validate: fn(&Value) -> ErrorList,
     /// Errors of a change (`validate` has run on `new` already).
     pub validate_update: fn(new: &Value, old: &Value) -> ErrorList,
+    /// Errors of a change through a subresource, where they are others than `validate_update`'s.
+    pub validate_part: Option<fn(Subresource, new: &Value, old: &Value) -> ErrorList>,
     /// `Warning` header texts for a create or an update (deprecated or unsupported fields).
     pub warnings: fn(&Value) -> Vec<String>,
     /// The kind's own field selectors beside `metadata.name` and `metadata.namespace`.
@@ -155,6 +158,7 @@ impl Strategy {
         prepare_status: |_, _| {},
         validate: |_| Vec::new(),
         validate_update: |new, old| meta::check_update(new, old, |_, _, _| {}),
+        validate_part: None,
         warnings: |_| Vec::new(),
         selectable: |_| Vec::new(),
         cells: name_and_age,

@@ -3,7 +3,6 @@
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
-pub use super::pod_update::{check_ephemeral_containers, check_resize};
 use super::{
     Durability, ErrorList, Kind, Strategy, Subresource,
     edit::{child, each, present, set_default},
@@ -36,6 +35,11 @@ pub const POD: Kind = Kind {
         prepare_status: |new, old| keep_all_but_status(new, old, true),
         validate,
         validate_update: pod_update::check_update,
+        validate_part: Some(|part, new, old| match part {
+            Subresource::Other("ephemeralcontainers") => pod_update::check_ephemeral_containers(new, old),
+            Subresource::Other("resize") => pod_update::check_resize(new, old),
+            _ => pod_update::check_update(new, old),
+        }),
         warnings: pod_warnings::of_pod,
         selectable,
         cells: pod_cells::cells,

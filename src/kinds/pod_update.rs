@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{ErrorList, FieldError, at::At, meta, names, quantity::Quantity, remove, replace, resources};
+use super::{ErrorList, FieldError, at::At, meta, names, remove, replace, resources};
 
 const STATIC_POD: &str = "kubernetes.io/config.mirror";
 const CONTAINER_LISTS: [&str; 2] = ["containers", "initContainers"];
@@ -219,17 +219,6 @@ fn check_container_resize(new: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
             errors.push(now.forbidden(format!("resource {list} cannot be removed")));
         }
     }
-    let restarts = new.get("resizePolicy").items().any(|p| {
-        p.get("resourceName").str() == "memory" && p.get("restartPolicy").str() == "RestartContainer"
-    });
-    let limit = |at: &At<'_>| Quantity::from_json(at.get("limits").key("memory").value).ok();
-    if let (false, Some(now), Some(then)) = (restarts, limit(&resources), limit(&had))
-        && now < then
-    {
-        let at = resources.get("limits").key("memory");
-        let detail = "memory limits cannot be decreased unless resizePolicy is RestartContainer";
-        errors.push(at.forbidden(detail));
-    }
 }
 
 /// Errors of a Binding.
@@ -307,9 +296,12 @@ mod tests {
             )
         };
         assert_eq!(starts(&check_resize(&c("2", "2Gi"), &c("1", "1Gi"))), Vec::<String>::new());
+        assert_eq!(starts(&check_resize(&c("2", "1Gi"), &c("1", "2Gi"))), Vec::<String>::new());
+        let mut without = c("1", "1Gi");
+        remove(&mut without["spec"]["containers"][0]["resources"]["limits"], "memory");
         assert_eq!(
-            starts(&check_resize(&c("2", "1Gi"), &c("1", "2Gi"))),
-            ["spec.containers[0].resources.limits[memory]: Forbidden: memo"]
+            starts(&check_resize(&without, &c("1", "1Gi"))),
+            ["spec.containers[0].resources.limits: Forbidden: resource lim"]
         );
         let mut other = c("1", "1Gi");
         other["spec"]["containers"][0]["image"] = "x".into();

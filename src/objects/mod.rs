@@ -17,6 +17,7 @@ mod events;
 mod eviction;
 mod follow;
 pub mod quota;
+pub mod rbac;
 mod roles;
 pub mod scale;
 pub mod token;

@@ -163,7 +163,11 @@ impl Objects {
             return Ok(current);
         }
         refuse_invalid(kind, name, (kind.strategy.validate)(&value))?;
-        refuse_invalid(kind, name, (kind.strategy.validate_update)(&value, &old))?;
+        let errors = match (subresource, kind.strategy.validate_part) {
+            (Some(part), Some(validate)) => validate(part, &value, &old),
+            _ => (kind.strategy.validate_update)(&value, &old),
+        };
+        refuse_invalid(kind, name, errors)?;
         admission::validate(&request, &value)?;
         let durable = kind.durability == Durability::Disk;
         let change = if is_finished(kind, &value) {

@@ -3,6 +3,7 @@
 //! Every plugin is a function over the request and the object, reading the store's view. Order and
 //! names are upstream's. Deliberately absent: webhooks (they will be one more link).
 
+mod certificates;
 mod defaults;
 mod limits;
 mod namespace;
@@ -57,6 +58,7 @@ pub fn mutate(request: &Request<'_>, value: &mut Value) -> Result<(), Error> {
     namespace::admit(request, value)?;
     limits::default(request, value);
     service_account::admit(request, value)?;
+    certificates::write_down(request, value);
     defaults::priority(request, value)?;
     defaults::tolerations(request, value);
     defaults::storage_class(request, value);
@@ -71,6 +73,7 @@ pub fn validate(request: &Request<'_>, value: &Value) -> Result<(), Error> {
     }
     limits::check(request, value)?;
     node::restrict(request, value)?;
+    certificates::restrict_subject(request, value)?;
     quota::check(request, value)
 }
 
