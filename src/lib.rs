@@ -38,4 +38,5 @@ pub mod scheduler;
 pub mod store;
 pub mod streams;
 pub mod tasks;
+pub mod trust;
 pub mod usage;

@@ -19,6 +19,25 @@ use sampan::{
     tasks::CancellationToken,
 };
 
+/// The port on which pods speak HTTP instead of echoing.
+const WEB: u16 = 80;
+
+/// Answers one HTTP request with its own head, in a page with a link.
+async fn web(mut io: tokio::io::DuplexStream) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let (mut head, mut buffer) = (String::new(), [0; 256]);
+    while !head.contains("\r\n\r\n") {
+        match io.read(&mut buffer).await {
+            Ok(count) if count > 0 => head.push_str(&String::from_utf8_lossy(&buffer[..count])),
+            _ => return,
+        }
+    }
+    let page = format!("<a href=\"/next\">{}</a>", head.to_ascii_lowercase().replace("\r\n", "|"));
+    let answer =
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\n\r\n{page}", page.len());
+    let _ = io.write_all(answer.as_bytes()).await;
+}
+
 /// A node whose containers echo; the first word of a command is its exit code.
 struct Echo;
 
@@ -66,8 +85,13 @@ impl NodeStreams for Echo {
         Box::pin(async move { Err(StreamError::NodeAway(target.node.clone())) })
     }
 
-    fn connect<'a>(&'a self, _: &'a Target, _: u16) -> Answer<'a, Connection> {
+    fn connect<'a>(&'a self, _: &'a Target, port: u16) -> Answer<'a, Connection> {
         let (near, far) = tokio::io::duplex(1024);
+        if port == WEB {
+            tokio::spawn(web(far));
+            let (read, write) = tokio::io::split(near);
+            return Box::pin(async move { Ok(Connection { read: Box::new(read), write: Box::new(write) }) });
+        }
         tokio::spawn(async move {
             let (mut read, mut write) = tokio::io::split(far);
             tokio::io::copy(&mut read, &mut write).await
@@ -83,6 +107,7 @@ impl NodeStreams for Echo {
 
 struct Cluster {
     folder: tempfile::TempDir,
+    pki: Arc<Pki>,
     address: SocketAddr,
     stop: CancellationToken,
 }
@@ -116,7 +141,7 @@ impl Cluster {
         pki.write_kubeconfig(&folder.path().join("admin.conf"), &format!("https://{address}")).unwrap();
         let stop = CancellationToken::new();
         tokio::spawn(server.run(stop.clone()));
-        Self { folder, address, stop }
+        Self { folder, pki, address, stop }
     }
 
     fn config(&self) -> PathBuf {
@@ -125,6 +150,10 @@ impl Cluster {
 
     /// Runs kubectl with words split at blanks; `input` goes to its standard input.
     async fn kubectl(&self, words: &str, input: &str) -> Output {
+        self.kubectl_with(words, input, &[]).await
+    }
+
+    async fn kubectl_with(&self, words: &str, input: &str, env: &[(&str, &str)]) -> Output {
         use std::io::Write as _;
         let mut command = Command::new("kubectl");
         command
@@ -133,6 +162,7 @@ impl Cluster {
             .arg("--cache-dir")
             .arg(self.folder.path().join("cache"))
             .args(words.split_whitespace())
+            .envs(env.iter().copied())
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .stderr(std::process::Stdio::piped());
@@ -304,7 +334,27 @@ async fn kubectl_streams() {
     let away = cluster.refused("attach away", "").await;
     assert!(away.contains("not connected"), "{away}");
     assert!(cluster.refused("logs p -c nope", "").await.contains("container nope is not valid for pod p"));
+    forwards(&cluster, "true").await;
+    // The ways of clients before there were WebSockets.
+    let old = [("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false")];
+    let echoed = cluster.kubectl_with("exec -i p -- 0", "hello", &old).await;
+    assert_eq!(String::from_utf8_lossy(&echoed.stdout), "hello");
+    let failed = cluster.kubectl_with("exec p -- 3", "", &old).await;
+    assert_eq!(failed.status.code(), Some(3), "{}", String::from_utf8_lossy(&failed.stderr));
+    forwards(&cluster, "false").await;
+    let proxy = "/api/v1/namespaces/default/pods/p:80/proxy";
+    let page = cluster.ok(&format!("get --raw {proxy}/a%20b?c=d"), "").await;
+    assert!(page.starts_with(&format!("<a href=\"{proxy}/next\">get /a%20b?c=d http/1.1|")), "{page}");
+    assert!(!page.contains("authorization"), "{page}");
+    let lost = "/api/v1/namespaces/default/services/kubernetes:nope/proxy/";
+    let lost = cluster.refused(&format!("get --raw {lost}"), "").await;
+    assert!(lost.contains("no endpoints available for service"), "{lost}");
+}
+
+/// Bytes sent to a forwarded port come back.
+async fn forwards(cluster: &Cluster, websockets: &str) {
     let mut child = tokio::process::Command::new("kubectl")
+        .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets)
         .arg("--kubeconfig")
         .arg(cluster.config())
         .args(["port-forward", "pod/p", ":8080"])
@@ -321,4 +371,192 @@ async fn kubectl_streams() {
     tokio::io::AsyncWriteExt::write_all(&mut far, b"hello").await.unwrap();
     tokio::io::AsyncReadExt::read_exact(&mut far, &mut answer).await.unwrap();
     assert_eq!(&answer, b"hello");
+}
+
+/// Who asks over a bare connection: a certificate and its key (PEM), a bearer token, or neither.
+#[derive(Default)]
+struct Asker {
+    credential: Option<(String, String)>,
+    token: Option<String>,
+}
+
+impl Asker {
+    fn certificate(credential: sampan::api::pki::Credential) -> Self {
+        Self { credential: Some((credential.certificate, credential.key)), token: None }
+    }
+
+    fn token(token: &str) -> Self {
+        Self { credential: None, token: Some(token.trim().to_owned()) }
+    }
+}
+
+type Tls = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
+
+impl Cluster {
+    async fn connect(&self, asker: &Asker) -> Tls {
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.pki.ca_der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match &asker.credential {
+            Some((certificate, key)) => builder
+                .with_client_auth_cert(
+                    vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+                    PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+                )
+                .unwrap(),
+            None => builder.with_no_client_auth(),
+        };
+        let stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+    }
+
+    /// The status code and body of one request, sent as plain bytes.
+    async fn raw(&self, asker: &Asker, method: &str, path: &str, extra: &str, body: &[u8]) -> (u16, String) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut io = self.connect(asker).await;
+        let token =
+            asker.token.as_ref().map(|t| format!("authorization: Bearer {t}\r\n")).unwrap_or_default();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{token}{extra}content-length: {}\r\n\r\n",
+            body.len()
+        );
+        // A server that refuses early reads no further.
+        let _ = io.write_all(head.as_bytes()).await;
+        let _ = io.write_all(body).await;
+        let mut answer = Vec::new();
+        let _ = io.read_to_end(&mut answer).await;
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        (text.split(' ').nth(1).and_then(|c| c.parse().ok()).unwrap_or(0), text)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_who_they_say_is_refused() {
+    use rcgen::{CertificateParams, DnType, KeyPair};
+    if !have_kubectl() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let other = tempfile::tempdir().unwrap();
+    let other = Pki::open(other.path()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "jane");
+    params.distinguished_name.push(DnType::OrganizationName, "system:masters");
+    let request = params.serialize_request(&key).unwrap().pem().unwrap();
+    let request = sampan::kinds::certificate_request::CertificateRequest::parse(request.as_bytes()).unwrap();
+    let long_ago = "2026-10-01T00:00:00Z".parse().unwrap();
+    let expired = cluster.pki.sign_request(&request, &["client auth"], Some(600), long_ago).unwrap();
+    let expired = Asker { credential: Some((expired, key.serialize_pem())), token: None };
+    let masters = |pki: &Pki| Asker::certificate(pki.issue_client("jane", "system:masters").unwrap());
+    let nodes = "/api/v1/nodes";
+    for (who, asker, code) in [
+        ("the right one", masters(&cluster.pki), 200),
+        ("nobody", Asker::default(), 403),
+        ("another authority's", masters(&other), 401),
+        ("an expired one", expired, 401),
+        ("a made up token", Asker::token("a.b.c"), 401),
+        ("no administrator", Asker::certificate(cluster.pki.issue_client("joe", "staff").unwrap()), 403),
+    ] {
+        let (got, text) = cluster.raw(&asker, "GET", nodes, "", b"").await;
+        assert_eq!(got, code, "{who}: {text}");
+        assert!(text.contains("\"kind\":\"Status\"") || code == 200, "{who}: {text}");
+    }
+
+    for name in ["here", "there"] {
+        cluster.ok(&format!("create ns {name}"), "").await;
+        cluster.ok(&format!("create sa robot -n {name}"), "").await;
+        cluster.ok(&format!("create secret generic key -n {name} --from-literal=k=v"), "").await;
+    }
+    cluster.ok("create role reader -n here --verb=get --resource=secrets", "").await;
+    cluster.ok("create rolebinding reader -n here --role=reader --serviceaccount=here:robot", "").await;
+    let robot = Asker::token(&cluster.ok("create token robot -n here", "").await);
+    for (namespace, code) in [("here", 200), ("there", 403)] {
+        let path = format!("/api/v1/namespaces/{namespace}/secrets/key");
+        assert_eq!(cluster.raw(&robot, "GET", &path, "", b"").await.0, code, "{namespace}");
+    }
+    cluster.ok("delete sa robot -n here", "").await;
+    assert_eq!(cluster.raw(&robot, "GET", "/api/v1/namespaces/here/secrets/key", "", b"").await.0, 401);
+
+    for (pod, node) in [("mine", "a"), ("yours", "b")] {
+        let secret = "volumes: [{name: v, secret: {secretName: key}}]";
+        let manifest = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: there}}\nspec: {{nodeName: {node}, serviceAccountName: robot, \
+             containers: [{{name: c, image: demo}}], {}}}\n",
+            if node == "b" { secret } else { "volumes: []" }
+        );
+        cluster.ok("create --validate=false -f -", &manifest).await;
+    }
+    let node = |name: &str| {
+        Asker::certificate(cluster.pki.issue_client(&format!("system:node:{name}"), "system:nodes").unwrap())
+    };
+    let secret = "/api/v1/namespaces/there/secrets/key";
+    for (name, path, code) in [
+        ("a", secret, 403),
+        ("b", secret, 200),
+        ("a", "/api/v1/namespaces/there/pods/mine", 200),
+        ("a", "/api/v1/namespaces/there/pods/yours", 403),
+        ("a", "/api/v1/secrets", 403),
+    ] {
+        assert_eq!(cluster.raw(&node(name), "GET", path, "", b"").await.0, code, "{name} {path}");
+    }
+    let patch = br#"{"status":{"phase":"Failed"}}"#;
+    let kind = "content-type: application/merge-patch+json\r\n";
+    for (pod, code) in [("mine", 200), ("yours", 403)] {
+        let path = format!("/api/v1/namespaces/there/pods/{pod}/status");
+        assert_eq!(cluster.raw(&node("a"), "PATCH", &path, kind, patch).await.0, code, "{pod}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_clients_do_not_keep_others_out() {
+    use tokio::io::AsyncWriteExt as _;
+    let cluster = Cluster::start().await;
+    let admin = Asker::certificate(cluster.pki.issue_client("jane", "system:masters").unwrap());
+    let mut held = Vec::new();
+    for _ in 0..200 {
+        held.push(tokio::net::TcpStream::connect(cluster.address).await.unwrap());
+    }
+    let mut slow = Vec::new();
+    for _ in 0..50 {
+        let mut io = cluster.connect(&Asker::default()).await;
+        io.write_all(b"GET /api HTTP/1.1\r\nhost: loc").await.unwrap();
+        slow.push(io);
+    }
+    let served = cluster.raw(&admin, "GET", "/api/v1/namespaces/default", "", b"");
+    let (code, text) = tokio::time::timeout(std::time::Duration::from_secs(10), served).await.unwrap();
+    assert_eq!(code, 200, "{text}");
+    let long = format!("x-long: {}\r\n", "x".repeat(100 * 1024));
+    let (code, _) = cluster.raw(&admin, "GET", "/version", &long, b"").await;
+    assert!(matches!(code, 0 | 431), "{code}: a head of 100 KB is refused");
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let (code, text) = cluster.raw(&admin, "POST", maps, "", &vec![b' '; 4 << 20]).await;
+    assert!(code == 413 || code == 0, "{code} {text}");
+    let deep = format!("{{\"metadata\":{}1{}}}", "{\"a\":".repeat(50_000), "}".repeat(50_000));
+    let bomb = format!(
+        "a: &a [x, x, x, x, x, x, x, x]\n{}",
+        (0..9).fold(String::new(), |text, n| {
+            let (from, to) = ((b'a' + n) as char, (b'b' + n) as char);
+            let list = vec![format!("*{from}"); 8].join(", ");
+            format!("{text}{to}: &{to} [{list}]\n")
+        })
+    );
+    for (what, body, kind) in [
+        ("deep nesting", deep.as_str(), "application/json"),
+        ("an anchor bomb", bomb.as_str(), "application/yaml"),
+        ("a huge number", "{\"metadata\":{\"generation\":1e999}}", "application/json"),
+        ("no object", "\u{0}", "application/vnd.kubernetes.protobuf"),
+    ] {
+        let kind = format!("content-type: {kind}\r\n");
+        let (code, text) = cluster.raw(&admin, "POST", maps, &kind, body.as_bytes()).await;
+        assert_eq!(code, 400, "{what}: {text}");
+        assert!(text.contains("\"reason\":\"BadRequest\""), "{what}: {text}");
+    }
+    drop((held, slow));
 }

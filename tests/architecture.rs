@@ -11,8 +11,8 @@ use std::{
 /// each other; on the others they do not.
 const FLOORS: &[&[&str]] = &[
     &[
-        "check", "config", "ids", "clock", "tasks", "kinds", "manifest", "patch", "streams", "demo", "usage",
-        "oci",
+        "check", "config", "ids", "clock", "tasks", "kinds", "manifest", "patch", "streams", "trust", "demo",
+        "usage", "oci",
     ],
     &["store", "mqtt", "runtime", "image", "net"],
     &["objects", "control"],

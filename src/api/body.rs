@@ -56,6 +56,11 @@ impl FieldValidation {
         }
     }
 
+    /// What the decoder does about unknown fields.
+    pub fn mode(self) -> Mode {
+        if self == Self::Ignore { Mode::Drop } else { Mode::Tell }
+    }
+
     /// Refuses, warns of or ignores problems.
     pub fn judge(self, problems: &[Problem], warnings: &mut Vec<String>) -> Result<(), Refusal> {
         match self {
@@ -82,14 +87,33 @@ pub struct Expected<'a> {
 
 /// A tree as it stands in a body, with the keys that stood twice.
 pub fn parse(bytes: &[u8], encoding: Encoding) -> Result<json::Parsed, Refusal> {
+    parsed(bytes, encoding).map_err(Refusal::bad_request)
+}
+
+fn parsed(bytes: &[u8], encoding: Encoding) -> Result<json::Parsed, String> {
     let parsed = match encoding {
         Encoding::Json => json::parse(bytes),
         Encoding::Yaml => json::parse_yaml(bytes),
-        Encoding::Protobuf => {
-            return Err(Refusal::UnsupportedMediaType("this body cannot be protobuf".to_owned()));
-        }
+        Encoding::Protobuf => return Err("this body cannot be protobuf".to_owned()),
     };
-    parsed.map_err(|e| Refusal::bad_request(e.to_string()))
+    parsed.map_err(|error| match error {
+        json::ParseError::Json(error) if error.is_eof() => "unexpected end of JSON input".to_owned(),
+        error => error.to_string(),
+    })
+}
+
+/// The beginning of a body, as refusals show it.
+fn summary(bytes: &[u8]) -> String {
+    const SHOWN_MAX: usize = 30;
+    let cut = |text: String| match text.char_indices().nth(SHOWN_MAX) {
+        Some((at, _)) => format!("{} ...", &text[..at]),
+        None => text,
+    };
+    match bytes {
+        [] => "<empty>".to_owned(),
+        [b'{', ..] => cut(String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHOWN_MAX)]).into_owned()),
+        _ => cut(crate::ids::hex(&bytes[..bytes.len().min(SHOWN_MAX)])),
+    }
 }
 
 /// Decodes an object of the expected type; one that names no kind is taken for it.
@@ -108,7 +132,13 @@ pub fn object(
         name_type(&mut value, expected);
         return Ok(value);
     }
-    let parsed = parse(bytes, encoding)?;
+    let parsed = parsed(bytes, encoding).map_err(|error| {
+        Refusal::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: {error} ({})",
+            expected.kind,
+            summary(bytes)
+        ))
+    })?;
     let given = |field: &str| parsed.value[field].as_str().unwrap_or_default();
     check_type(given("apiVersion"), given("kind"), expected)?;
     let mut problems: Vec<Problem> = parsed.duplicates.into_iter().map(Problem::Duplicate).collect();
@@ -125,12 +155,11 @@ pub fn fit(
     schema: &'static Type,
     validation: FieldValidation,
 ) -> Result<(Value, Vec<Problem>), Refusal> {
-    let mode = if validation == FieldValidation::Ignore { Mode::Drop } else { Mode::Tell };
-    schema::decode(value, schema, mode).map_err(|e| {
+    schema::decode(value, schema, validation.mode()).map_err(|e| {
+        let name = schema.short_name();
         Refusal::bad_request(format!(
-            "{} in version cannot be handled as a {}: {e}",
-            schema.short_name(),
-            schema.short_name()
+            "{name} in version {:?} cannot be handled as a {name}: {e}",
+            schema.version
         ))
     })
 }
@@ -159,4 +188,53 @@ fn check_type(api_version: &str, kind: &str, expected: &Expected<'_>) -> Result<
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn config_map(bytes: &[u8], encoding: Encoding) -> Result<Value, Refusal> {
+        let schema = schema::lookup("io.k8s.api.core.v1.ConfigMap").unwrap();
+        let expected = Expected { api_version: "v1", kind: "ConfigMap", schema };
+        object(bytes, encoding, &expected, FieldValidation::Warn, &mut Vec::new())
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused_in_upstreams_words() {
+        let cases = [
+            (
+                &b""[..],
+                "the object provided is unrecognized (must be of type ConfigMap): couldn't get version/kind; json parse error: unexpected end of JSON input (<empty>)",
+            ),
+            (
+                b"{\"a\"",
+                "the object provided is unrecognized (must be of type ConfigMap): couldn't get version/kind; json parse error: unexpected end of JSON input ({\"a\")",
+            ),
+            (
+                b"[]",
+                "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: json: cannot unmarshal array into Go value of type v1.ConfigMap",
+            ),
+            (
+                b"{\"kind\":\"Pod\"}",
+                "Pod in version \"v1\" cannot be handled as a ConfigMap: converting (Pod) to (ConfigMap): unknown conversion",
+            ),
+        ];
+        for (body, message) in cases {
+            assert_eq!(config_map(body, Encoding::Json).unwrap_err().to_string(), message);
+        }
+        assert_eq!(summary(&[0xab; 99]), format!("{} ...", "ab".repeat(15)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_breaks_the_decoder(bytes in prop::collection::vec(any::<u8>(), 0..96), envelope in any::<bool>()) {
+            let body = if envelope { [&b"k8s\0"[..], &bytes].concat() } else { bytes };
+            for encoding in [Encoding::Json, Encoding::Yaml, Encoding::Protobuf] {
+                let _ = config_map(&body, encoding);
+            }
+        }
+    }
 }

@@ -7,6 +7,7 @@ use hyper::{
     body::Incoming,
     header::{ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, VARY},
 };
+use k8s_openapi::api::core::v1::Endpoints;
 use serde_json::{Value, json};
 
 use super::{
@@ -86,7 +87,7 @@ async fn documents(api: &Api, headers: &HeaderMap, query: &Query, path: &str) ->
             .ok_or(Refusal::NoSuchPath),
         ["apis", group, version] => resources(headers, group, version),
         [".well-known", "openid-configuration"] => {
-            let document = json!({"issuer": token::ISSUER, "jwks_uri": format!("https://{}/openid/v1/jwks", api.address),
+            let document = json!({"issuer": token::ISSUER, "jwks_uri": format!("{}/openid/v1/jwks", token::ISSUER),
                 "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
                 "id_token_signing_alg_values_supported": ["ES256"]});
             Ok(reply::json(StatusCode::OK, &document))
@@ -111,12 +112,23 @@ fn roots(api: &Api, headers: &HeaderMap, core: bool) -> Reply {
     let form = negotiate::discovery(headers);
     let document = match form {
         Discovery::Aggregated(version) => discovery::aggregated(KINDS, core, version),
-        Discovery::Legacy if core => discovery::core_versions(&api.address.to_string()),
+        Discovery::Legacy if core => discovery::core_versions(&reached_at(api)),
         Discovery::Legacy => discovery::group_list(KINDS),
     };
     let mut answer = tagged(headers, &discovery::content_type(form), &document);
     answer.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
     answer
+}
+
+/// Where the API says it can be reached: at its own endpoint, when it listens everywhere.
+fn reached_at(api: &Api) -> String {
+    let own = || {
+        let endpoints = api.objects.get_typed::<Endpoints>("default", "kubernetes")?;
+        let address = endpoints.subsets.as_ref()?.first()?.addresses.as_ref()?.first()?;
+        Some(format!("{}:{}", address.ip, api.address.port()))
+    };
+    let listening = api.address.to_string();
+    if api.address.ip().is_unspecified() { own().unwrap_or(listening) } else { listening }
 }
 
 /// A document with its digest as entity tag; `304` when the client has it.

@@ -221,8 +221,9 @@ pub async fn check(api: &Api, path: &str, query: &Query) -> Option<Reply> {
     let mut parts = path.trim_matches('/').splitn(2, '/');
     let probe = parts.next().unwrap_or_default();
     let single = parts.next();
-    let checks: [(&str, Result<(), String>); 3] = [
+    let checks: [(&str, Result<(), String>); 4] = [
         ("ping", Ok(())),
+        ("log", Ok(())),
         ("etcd", api.objects.store().check().await.map_err(|e| e.to_string())),
         (
             "shutdown",

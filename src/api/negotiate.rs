@@ -48,7 +48,8 @@ impl Accepted {
     pub const JSON: Self = Self { encoding: Encoding::Json, shape: Shape::Whole, version: "v1" };
 }
 
-const RESOURCE_TYPES: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+/// What resources can be answered in.
+pub const RESOURCE_TYPES: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 /// A media range: its quality, its type, its parameters.
 type Range<'a> = (f32, &'a str, Vec<(&'a str, &'a str)>);

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     kinds::{
         FieldError, Subresource,
-        schema::{Problem, Type},
+        schema::{self, Problem, Type},
     },
     objects::{self, WriteOptions, scale},
     patch::{self, PatchError},
@@ -31,7 +31,62 @@ enum Patch {
     Strategic(Value),
 }
 
+/// A patch as it came.
+struct Given {
+    patch: Patch,
+    /// How refusals show it.
+    shown: String,
+    /// Keys that stood twice.
+    duplicates: Vec<Problem>,
+}
+
+impl Given {
+    /// A patch whose outcome is no object of the type.
+    fn refused(&self, detail: impl Into<String>) -> Refusal {
+        let errors = vec![FieldError::invalid("patch", self.shown.as_str(), detail)];
+        objects::Error::Invalid { kind: String::new(), name: String::new(), errors }.into()
+    }
+
+    /// The outcome, fitted to its type; what the patch says wrongly is judged.
+    fn fit(
+        &self,
+        value: Value,
+        schema: &'static Type,
+        validation: FieldValidation,
+        warnings: &mut Vec<String>,
+    ) -> Result<Value, Refusal> {
+        let (value, unknown) =
+            schema::decode(value, schema, validation.mode()).map_err(|e| self.refused(e.to_string()))?;
+        let problems = [&self.duplicates[..], &unknown].concat();
+        validation.judge(&problems, warnings).map_err(|refusal| self.refused(refusal.to_string()))?;
+        Ok(value)
+    }
+}
+
+/// A tree as Go prints a map.
+fn go_map(value: &Value) -> String {
+    match value {
+        Value::Object(map) => {
+            let entries: Vec<_> = map.iter().map(|(k, v)| format!("{k}:{}", go_map(v))).collect();
+            format!("map[{}]", entries.join(" "))
+        }
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(go_map).collect::<Vec<_>>().join(" "))
+        }
+        Value::String(text) => text.clone(),
+        Value::Null => "<nil>".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 impl Patch {
+    fn shown(&self, bytes: &[u8]) -> String {
+        match self {
+            Self::Strategic(change) => go_map(change),
+            Self::Json(_) | Self::Merge(_) => String::from_utf8_lossy(bytes).into_owned(),
+        }
+    }
+
     fn apply(&self, live: &Value, schema: &'static Type) -> Result<Value, PatchError> {
         match self {
             Self::Json(operations) => patch::json_patch(live, operations),
@@ -68,8 +123,11 @@ impl Call {
                 )));
             }
         };
-        let duplicates: Vec<_> = duplicates.into_iter().map(Problem::Duplicate).collect();
-        validation.judge(&duplicates, &mut self.warnings)?;
+        let given = Given {
+            shown: patch.shown(bytes),
+            patch,
+            duplicates: duplicates.into_iter().map(Problem::Duplicate).collect(),
+        };
         let schema = if self.subresource == Some(Subresource::Scale) {
             super::subresources::scale_schema()?
         } else {
@@ -81,7 +139,7 @@ impl Call {
         let patched = objects
             .modify(self.stored, self.subresource, self.namespace(), &self.path.name, &options, |stored| {
                 warnings.clear();
-                match self.patched(stored, &patch, schema, validation, &mut warnings) {
+                match self.patched(stored, &given, schema, validation, &mut warnings) {
                     Ok(value) => {
                         *stored = value;
                         Ok(())
@@ -182,12 +240,10 @@ impl Call {
         match error {
             PatchError::BadRequest(message) => Refusal::bad_request(message),
             PatchError::TooLarge(_) => Refusal::TooLarge(body::BODY_BYTES_MAX),
-            PatchError::Unprocessable(message) => objects::Error::Invalid {
-                kind: self.full_kind(),
-                name: self.path.name.clone(),
-                errors: vec![FieldError::invalid("patch", Value::Null, message)],
+            PatchError::Unprocessable(message) => {
+                tracing::debug!(name = %self.path.name, message, "a patch that cannot be applied");
+                Refusal::Inapplicable
             }
-            .into(),
         }
     }
 
@@ -195,7 +251,7 @@ impl Call {
     fn patched(
         &self,
         stored: &Value,
-        patch: &Patch,
+        given: &Given,
         schema: &'static Type,
         validation: FieldValidation,
         warnings: &mut Vec<String>,
@@ -203,17 +259,15 @@ impl Call {
         let refuse = |error: PatchError| self.patch_refused(error);
         if self.subresource == Some(Subresource::Scale) {
             let live = scale::of(stored);
-            let value = patch.apply(&live, schema).map_err(refuse)?;
-            let (value, problems) = body::fit(value, schema, validation)?;
-            validation.judge(&problems, warnings)?;
+            let value = given.patch.apply(&live, schema).map_err(refuse)?;
+            let value = given.fit(value, schema, validation, warnings)?;
             let mut object = stored.clone();
             scale::apply(self.stored, &mut object, &value)?;
             return Ok(object);
         }
         let live = self.requested_form(stored.clone());
-        let value = patch.apply(&live, schema).map_err(refuse)?;
-        let (value, problems) = body::fit(value, schema, validation)?;
-        validation.judge(&problems, warnings)?;
+        let value = given.patch.apply(&live, schema).map_err(refuse)?;
+        let value = given.fit(value, schema, validation, warnings)?;
         for (field, what) in [("name", "name"), ("namespace", "namespace")] {
             let (new, old) = (&value["metadata"][field], &live["metadata"][field]);
             if !new.is_null() && new != old {

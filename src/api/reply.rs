@@ -1,6 +1,9 @@
 //! Answers: bodies, headers, compression.
 
-use std::{convert::Infallible, io::Write as _};
+use std::{
+    convert::Infallible,
+    io::{self, Write as _},
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
@@ -16,7 +19,7 @@ use super::{negotiate::Encoding, status::Refusal};
 use crate::kinds::schema::{self, proto};
 
 /// The body of every answer.
-pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub type Reply = Response<Body>;
 
 /// Answers smaller than this are not compressed (bytes), as upstream.
@@ -26,12 +29,18 @@ const CHUNK_BYTES: usize = 64 * 1024;
 
 /// A whole body.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).boxed_unsync()
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
 }
 
 /// A body that comes in pieces.
 pub fn streamed(pieces: impl Stream<Item = Bytes> + Send + 'static) -> Body {
     StreamBody::new(pieces.map(|piece| Ok(Frame::data(piece)))).boxed_unsync()
+}
+
+/// A body that somebody else sends; its failure ends the connection, so that nobody takes a part
+/// for the whole.
+pub fn frames(frames: impl Stream<Item = io::Result<Frame<Bytes>>> + Send + 'static) -> Body {
+    StreamBody::new(frames).boxed_unsync()
 }
 
 /// An answer with a media type.

@@ -231,4 +231,14 @@ mod tests {
         assert_eq!(query.get("bad"), Some("%zz"));
         assert!(query.flag("watch") && !query.flag("dryRun"));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_path_and_query_are_read(path in "(/(api|apis|v1|watch|namespaces|a|%2|%zz|))*|\\PC{0,32}", query in "\\PC{0,48}") {
+            let query = Query::parse(&query);
+            for method in [Method::GET, Method::DELETE, Method::OPTIONS] {
+                let _ = RequestInfo::parse(&method, &path, &query);
+            }
+        }
+    }
 }

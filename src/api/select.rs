@@ -301,4 +301,12 @@ mod tests {
             watch("sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true");
         assert!(initial.unwrap().initial_events_end);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_page_is_answered(token in "[A-Za-z0-9_=-]{0,40}", limit in "\\PC{0,8}", version in "[0-9a-z-]{0,20}") {
+            let _ = Page::parse(&Query::parse(&format!("continue={token}&limit={limit}")));
+            let _ = WatchOptions::parse(&Query::parse(&format!("resourceVersion={version}&timeoutSeconds={limit}")));
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! Connections: accept, TLS, HTTP/1.1 and 2, limits, an end.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
-    sync::{Arc, OnceLock},
+    net::IpAddr,
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -31,6 +33,9 @@ use crate::{
 
 /// Connections at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 4096;
+/// Connections at once of one address; more are closed at once, so that one neighbour cannot take
+/// all of them.
+const CONNECTIONS_PER_ADDRESS_MAX: usize = 1500;
 /// How long a client may take for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take for the head of a request.
@@ -44,6 +49,38 @@ const KEEP_ALIVE_PERIOD: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long running requests may take after the server was told to stop.
 const DRAIN: Duration = Duration::from_secs(3);
+
+/// How many connections each address has.
+#[derive(Debug, Clone, Default)]
+struct Neighbours(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One connection of an address.
+struct Counted(Neighbours, IpAddr);
+
+impl Neighbours {
+    /// Counts one more connection; `None` when the address has as many as it may.
+    fn count(&self, address: IpAddr) -> Option<Counted> {
+        let mut all = self.0.lock().expect("no holder panics");
+        let own = all.entry(address).or_default();
+        if *own >= CONNECTIONS_PER_ADDRESS_MAX {
+            return None;
+        }
+        *own += 1;
+        Some(Counted(self.clone(), address))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut all = self.0.0.lock().expect("no holder panics");
+        if let Some(own) = all.get_mut(&self.1) {
+            *own -= 1;
+            if *own == 0 {
+                all.remove(&self.1);
+            }
+        }
+    }
+}
 
 /// The API server, bound and not yet serving.
 pub struct Server {
@@ -60,7 +97,7 @@ impl Server {
         let witness = pki.folder().join("ca.crt");
         let store = objects.store().path().to_owned();
         let time = TrustedTime::new(Arc::clone(objects.clock()), &[&witness, &store]);
-        let first_service = config.service_cidr.nth(1).map(std::net::IpAddr::from);
+        let first_service = config.service_cidr.nth(1).map(IpAddr::from);
         let mut names = config.tls_san.clone();
         names.push(format!("kubernetes.default.svc.{}", config.cluster_domain));
         let extra: Vec<_> = first_service.into_iter().collect();
@@ -102,6 +139,7 @@ impl Server {
     /// Serves until `stop`, then lets running requests end.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ApiError> {
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let neighbours = Neighbours::default();
         let mut connections = JoinSet::new();
         loop {
             let permit = tokio::select! {
@@ -113,14 +151,18 @@ impl Server {
                 accepted = self.listener.accept() => accepted,
             };
             while connections.try_join_next().is_some() {}
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match accepted {
+                Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
                 Err(error) => {
                     // Out of descriptors: wait for connections to end instead of spinning.
                     tracing::warn!(%error, "accepting a connection");
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
+            };
+            let Some(counted) = neighbours.count(peer) else {
+                tracing::debug!(%peer, "too many connections of one address");
+                continue;
             };
             let connection = Connection {
                 acceptor: self.acceptor.clone(),
@@ -130,7 +172,7 @@ impl Server {
             };
             connections.spawn(async move {
                 connection.serve(stream).await;
-                drop(permit);
+                drop((permit, counted));
             });
         }
         self.api.stop.cancel();
@@ -212,5 +254,23 @@ impl Connection {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Server({})", self.api.address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_cannot_take_all_connections() {
+        let neighbours = Neighbours::default();
+        let (greedy, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let mut held: Vec<_> =
+            (0..CONNECTIONS_PER_ADDRESS_MAX).map(|_| neighbours.count(greedy).unwrap()).collect();
+        assert!(neighbours.count(greedy).is_none() && neighbours.count(other).is_some());
+        held.pop();
+        assert!(neighbours.count(greedy).is_some());
+        drop(held);
+        assert!(neighbours.0.lock().unwrap().is_empty());
     }
 }

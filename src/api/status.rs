@@ -26,6 +26,9 @@ pub enum Refusal {
     NotAcceptable(&'static str),
     #[error("{0}")]
     UnsupportedMediaType(String),
+    /// A patch that cannot be applied; upstream does not say why.
+    #[error("the server rejected our request due to an error in our request")]
+    Inapplicable,
     #[error("Request entity too large: limit is {0}")]
     TooLarge(usize),
     /// A continue token whose revision is gone; the token continues inconsistently.
@@ -70,6 +73,7 @@ impl Refusal {
             Self::NoSuchMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable(_) => StatusCode::NOT_ACCEPTABLE,
             Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Inapplicable => StatusCode::UNPROCESSABLE_ENTITY,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ContinueExpired { .. } => StatusCode::GONE,
             Self::TooLargeResourceVersion { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -100,6 +104,7 @@ impl Refusal {
             Self::NoSuchMethod => "MethodNotAllowed",
             Self::NotAcceptable(_) => "NotAcceptable",
             Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
+            Self::Inapplicable => "Invalid",
             Self::TooLarge(_) => "RequestEntityTooLarge",
             Self::ContinueExpired { .. } => "Expired",
             Self::TooLargeResourceVersion { .. } => "Timeout",
@@ -141,7 +146,7 @@ impl Refusal {
                 _ => return self.retry_after().map(|s| json!({"retryAfterSeconds": s})),
             },
             Self::Forbidden { resource, name, .. } => named(resource, name),
-            Self::NoSuchPath | Self::NoSuchMethod => json!({}),
+            Self::NoSuchPath | Self::NoSuchMethod | Self::Inapplicable => json!({}),
             Self::TooLargeResourceVersion { .. } => {
                 json!({"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]})
             }

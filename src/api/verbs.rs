@@ -85,9 +85,8 @@ pub async fn handle(
     if subresource.is_none() && !kind.verbs.contains(&verb) {
         return Err(Refusal::NoSuchMethod);
     }
-    if matches!(verb, "get" | "create")
-        && let Some(Subresource::Other(name)) = subresource
-        && streaming::is_stream(name)
+    if let Some(Subresource::Other(name)) = subresource
+        && streaming::is_stream(name, verb)
     {
         return streaming::serve(&call, name, request).await;
     }
@@ -379,12 +378,6 @@ impl Call {
             .ok_or_else(|| Refusal::internal(format!("{} has no schema", self.kind.kind)))
     }
 
-    /// `Deployment.apps`, as errors name a kind.
-    pub fn full_kind(&self) -> String {
-        let Kind { kind, group, .. } = self.kind;
-        if group.is_empty() { (*kind).to_owned() } else { format!("{kind}.{group}") }
-    }
-
     async fn create(&mut self, bytes: &Bytes) -> Result<Reply, Refusal> {
         let options = self.write_options()?;
         let value = self.decode(bytes)?;
@@ -486,13 +479,14 @@ impl Call {
 
     /// A kind that is answered and not stored.
     async fn answer(&mut self, value: Value, options: &WriteOptions) -> Result<Reply, Refusal> {
-        match self.kind.kind {
-            "Binding" => {
-                let pod = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-                self.bind_to(&pod, &value, options).await
-            }
-            _ => self.review(value),
+        if self.kind.kind == "Binding" {
+            let pod = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            return self.bind_to(&pod, &value, options).await;
         }
+        if negotiate::resource(&self.headers, true, false)?.shape == Shape::Table {
+            return Err(Refusal::NotAcceptable(negotiate::RESOURCE_TYPES));
+        }
+        self.review(value)
     }
 
     async fn delete(&mut self, bytes: &Bytes) -> Result<Reply, Refusal> {

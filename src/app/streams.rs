@@ -1,13 +1,21 @@
 //! Joins the API's streaming subresources to the dispatcher's streams over MQTT.
 //!
 //! A node refuses what it cannot do in its first frame; so the first frame is waited for, as long
-//! as a node needs to refuse, before the client is answered.
+//! as a node needs to refuse, before the client is answered. Not so for connections to ports: there
+//! the client may have to speak first, and a refusal is what its first read tells.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::Future as _,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     sync::{mpsc, oneshot},
     time::timeout,
 };
@@ -40,11 +48,15 @@ struct Opened {
 }
 
 impl NodeLinks {
-    async fn open(&self, target: &Target, request: Request) -> Result<Opened, StreamError> {
-        let mut stream = self.0.open(&target.node, &request).await.map_err(|error| match error {
+    async fn ask(&self, target: &Target, request: Request) -> Result<Stream, StreamError> {
+        self.0.open(&target.node, &request).await.map_err(|error| match error {
             Unopened::Away(node) => StreamError::NodeAway(node),
             link @ Unopened::Link { .. } => StreamError::Refused(link.to_string()),
-        })?;
+        })
+    }
+
+    async fn open(&self, target: &Target, request: Request) -> Result<Opened, StreamError> {
+        let mut stream = self.ask(target, request).await?;
         match timeout(FIRST_FRAME, stream.next()).await {
             Ok(None) => Err(StreamError::NodeAway(target.node.clone())),
             Ok(Some(Incoming::End(Outcome { error: Some(error), refused: true, .. }))) => {
@@ -142,6 +154,33 @@ async fn resizes(mut sizes: mpsc::Receiver<TerminalSize>, sender: StreamSender) 
     }
 }
 
+/// What comes from a port; its end says why, when it is a failure.
+struct Told {
+    pipe: DuplexStream,
+    exit: Option<oneshot::Receiver<Exit>>,
+}
+
+impl AsyncRead for Told {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.pipe).poll_read(cx, buffer))?;
+        if buffer.filled().len() > before || buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let Some(exit) = &mut self.exit else { return Poll::Ready(Ok(())) };
+        let told = ready!(Pin::new(exit).poll(cx));
+        self.exit = None;
+        Poll::Ready(match told {
+            Ok(Exit::Failed(text)) => Err(io::Error::other(text)),
+            Ok(Exit::Code(_)) | Err(_) => Ok(()),
+        })
+    }
+}
+
 fn output(outputs: &mut Vec<(u8, DuplexStream)>, channel: u8, wanted: bool) -> Option<Reader> {
     wanted.then(|| {
         let (near, far) = duplex(PIPE_BYTES);
@@ -208,12 +247,14 @@ impl NodeStreams for NodeLinks {
 
     fn connect<'a>(&'a self, target: &'a Target, port: u16) -> Answer<'a, Connection> {
         Box::pin(async move {
-            let opened = self.open(target, Request::PortForward { place: place(target), port }).await?;
+            let stream = self.ask(target, Request::PortForward { place: place(target), port }).await?;
             let (written, far_write) = duplex(PIPE_BYTES);
-            tokio::spawn(feed(written, opened.stream.sender(), STDIN));
+            tokio::spawn(feed(written, stream.sender(), STDIN));
             let (near, far_read) = duplex(PIPE_BYTES);
-            tokio::spawn(pump(opened, Outputs(vec![(STDIN, near)]), None));
-            Ok(Connection { read: Box::new(far_read), write: Box::new(far_write) })
+            let (exited, exit) = oneshot::channel();
+            tokio::spawn(pump(Opened { stream, first: None }, Outputs(vec![(STDIN, near)]), Some(exited)));
+            let read = Told { pipe: far_read, exit: Some(exit) };
+            Ok(Connection { read: Box::new(read), write: Box::new(far_write) })
         })
     }
 

@@ -39,6 +39,9 @@ const BATCH_MAX: usize = 128;
 /// How often every key is looked at although nothing happened.
 const RESYNC: Duration = Duration::from_mins(5);
 
+/// The manager of fields that controllers write, as upstream's.
+const FIELD_MANAGER: &str = "kube-controller-manager";
+
 /// Which keys an event of one object concerns.
 pub type Mapper = Box<dyn Fn(&Objects, &Object) -> Vec<Key> + Send + Sync>;
 
@@ -185,7 +188,8 @@ fn follow<'a>(objects: &Objects, index: usize, resource: &'static str) -> BoxStr
 
 /// Acts on a plan: in order, and no further than the first failure.
 pub async fn execute(objects: &Objects, writer: &str, plan: &Plan) -> Result<(), Error> {
-    let act = Act { objects, writer, about: plan.about.as_ref(), options: WriteOptions::system(writer) };
+    let options = WriteOptions::system(writer).tracked_as(FIELD_MANAGER);
+    let act = Act { objects, writer, about: plan.about.as_ref(), options };
     let mut rest = plan.actions.as_slice();
     let mut batch = 1;
     while let Some(first) = rest.first() {

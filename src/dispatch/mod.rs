@@ -137,7 +137,7 @@ impl Dispatch {
             events,
             tokens,
             desk: None,
-            writer: WriteOptions::system("node"),
+            writer: WriteOptions::system("node").tracked_as("kubelet"),
             boot: ids::hex(&ids::random_bytes::<8>()),
             links: BTreeMap::new(),
             shared: BTreeMap::new(),

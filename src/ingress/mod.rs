@@ -11,7 +11,6 @@ mod certificates;
 mod head;
 mod pool;
 mod proxy;
-mod trust;
 
 use std::{
     convert::Infallible,

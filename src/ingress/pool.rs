@@ -27,8 +27,8 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
 
-use super::{Error, trust};
-use crate::{net::routes::BackendProtocol, tasks::CancellationToken};
+use super::Error;
+use crate::{net::routes::BackendProtocol, tasks::CancellationToken, trust};
 
 /// How long a backend may take to accept a connection, and for its TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -194,7 +194,8 @@ pub(super) mod tests {
         let node = |dns| parse("system:node:a", "system:nodes", dns);
         let client = ["digital signature", "client auth"];
         let serving = ["server auth", "key encipherment", "digital signature"];
-        let cases: &[(&str, CertificateRequest, &[&str], Option<Result<(), &str>>)] = &[
+        type Verdict = Option<Result<(), &'static str>>;
+        let cases: &[(&str, CertificateRequest, &[&str], Verdict)] = &[
             (API_CLIENT, parse("jane", "ops", None), &client, Some(Ok(()))),
             (
                 API_CLIENT,

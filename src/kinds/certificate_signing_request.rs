@@ -313,7 +313,8 @@ mod tests {
     fn a_request_is_checked_whole() {
         let validate = CERTIFICATE_SIGNING_REQUEST.strategy.validate;
         assert_eq!(errors(validate(&csr(|_| {}))), Vec::<String>::new());
-        let cases: &[(fn(&mut Value), &str)] = &[
+        type Change = fn(&mut Value);
+        let cases: &[(Change, &str)] = &[
             (
                 |c| c["spec"]["request"] = STANDARD.encode("x").into(),
                 "PEM block type must be CERTIFICATE REQUEST",

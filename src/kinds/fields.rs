@@ -129,4 +129,11 @@ mod tests {
         assert_eq!(text(r"a=b\c"), r"invalid field selector: invalid escape sequence: \c");
         assert_eq!(text("a=b=c"), "invalid field selector: unescaped character in value: 61");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_selector_is_answered(text in "[a-z!=,.\\\\]{0,32}|\\PC{0,32}") {
+            let _ = Selector::parse(&text);
+        }
+    }
 }

@@ -472,4 +472,14 @@ mod tests {
         assert!(!Selector::from_json(&Value::Null).expect("nothing").matches(|_| Some("b")));
         assert!(Selector::from_json(&json!({})).expect("all").is_everything());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_selector_is_answered(text in "[a-z!=,() /.<>]{0,32}|\\PC{0,32}") {
+            if let Ok(selector) = Selector::parse(&text) {
+                let labels = json!({"a": "b"});
+                let _ = selector.matches_json(&labels);
+            }
+        }
+    }
 }

@@ -17,7 +17,7 @@ const NAME: &str = "kubernetes";
 impl Objects {
     /// Makes what is missing of what every cluster has; `api` is where pods and nodes reach the API.
     pub async fn bootstrap(&self, api: SocketAddr) -> Result<(), Error> {
-        let options = WriteOptions::system("apiserver");
+        let options = WriteOptions::system("apiserver").tracked_as("kube-apiserver");
         for name in NAMESPACES {
             self.ensure("v1", "Namespace", "", json!({"metadata": {"name": name}}), &options).await?;
         }
@@ -53,7 +53,14 @@ impl Objects {
             {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
             {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
         ]}});
-        self.ensure("v1", "Service", "kube-system", service, &WriteOptions::system("apiserver")).await
+        self.ensure(
+            "v1",
+            "Service",
+            "kube-system",
+            service,
+            &WriteOptions::system("apiserver").tracked_as("kube-apiserver"),
+        )
+        .await
     }
 
     async fn ensure_roles(&self, options: &WriteOptions) -> Result<(), Error> {

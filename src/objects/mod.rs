@@ -64,6 +64,12 @@ impl WriteOptions {
         let user = User { name: format!("system:{manager}"), ..User::default() };
         Self { user, manager: manager.to_owned(), ..Self::default() }
     }
+
+    /// The same, noted in managed fields under the name of upstream's program.
+    #[must_use]
+    pub fn tracked_as(self, manager: &str) -> Self {
+        Self { manager: manager.to_owned(), tracked: true, ..self }
+    }
 }
 
 /// What to do with the objects that a deleted one owns.

@@ -41,6 +41,13 @@ fn whole(name: &str, labels: &Value) -> Value {
         "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {label: "true"}}]}})
 }
 
+/// A role that approves for one signer.
+fn approver(name: &str, signer: &str) -> Value {
+    let mut signers = rule(&["approve"], "certificates.k8s.io", &["signers"]);
+    signers["resourceNames"] = json!([signer]);
+    role(&format!("system:certificates.k8s.io:{name}"), vec![signers])
+}
+
 /// The ClusterRoles.
 pub fn cluster_roles() -> Vec<Value> {
     let discovery = &[
@@ -169,6 +176,10 @@ pub fn cluster_roles() -> Vec<Value> {
             "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient",
             vec![rule(&["create"], "certificates.k8s.io", &["certificatesigningrequests/selfnodeclient"])],
         ),
+        approver("kube-apiserver-client-approver", "kubernetes.io/kube-apiserver-client"),
+        approver("kube-apiserver-client-kubelet-approver", "kubernetes.io/kube-apiserver-client-kubelet"),
+        approver("kubelet-serving-approver", "kubernetes.io/kubelet-serving"),
+        approver("legacy-unknown-approver", "kubernetes.io/legacy-unknown"),
         role(
             "system:persistent-volume-provisioner",
             vec![

@@ -372,5 +372,8 @@ proptest! {
         let _ = apply(Some(&live), &patch, ty, true, writer("a", 0));
         let _ = track_update(Some(&live), &patch, ty, writer("a", 0));
         let _ = super::super::strategic_merge(&live, &patch, ty);
+        let _ = super::super::merge_patch(&live, &patch);
+        let operation = json!({"op": (["add", "move", "test", "x"][(seed % 4) as usize]), "path": text, "from": text, "value": patch});
+        let _ = super::super::json_patch(&live, &json!([operation]));
     }
 }

@@ -39,7 +39,7 @@ impl Outcome {
 }
 
 fn options() -> WriteOptions {
-    WriteOptions::system(NAME)
+    WriteOptions::system(NAME).tracked_as("kube-scheduler")
 }
 
 pub async fn bind(objects: Objects, pod: Arc<PodInfo>, node: String) -> Written {

@@ -1,14 +1,20 @@
-//! Subresources that stream: log, exec, attach, portforward.
+//! Subresources that stream: log, exec, attach, portforward, proxy.
 //!
 //! In: a request and the way to nodes ([`NodeStreams`]). Out: a chunked body, or an upgraded
 //! connection. Invariants: the node is reached before the client is answered, so that every failure
 //! is a Status; sessions end with the server and with either side.
 
+mod links;
 mod log;
 mod node;
+mod pipe;
 mod port_forward;
+mod proxy;
 mod session;
 mod spdy;
+mod spdy_front;
+mod upgrade;
+mod web_front;
 mod websocket;
 
 use std::sync::Arc;
@@ -23,20 +29,26 @@ use crate::{
     streams::{NodeStreams, StreamError, Target},
 };
 
-/// Serves a streaming subresource of a pod.
+/// Serves a streaming subresource.
 pub async fn serve(call: &Call, name: &str, request: Request<Incoming>) -> Result<Reply, Refusal> {
     match name {
         "log" => log::serve(call).await,
         "exec" | "attach" => session::serve(call, name == "exec", request).await,
         "portforward" => port_forward::serve(call, request).await,
         "proxy" if call.kind.kind == "Node" => node::serve(call, request).await,
+        "proxy" => proxy::serve(call, request).await,
         _ => Err(Refusal::NoSuchMethod),
     }
 }
 
-/// Whether a subresource is served here.
-pub fn is_stream(name: &str) -> bool {
-    matches!(name, "log" | "exec" | "attach" | "portforward" | "proxy")
+/// Whether a subresource is served here, for a verb (empty for methods that are none).
+pub fn is_stream(name: &str, verb: &str) -> bool {
+    match name {
+        "log" => verb == "get",
+        "exec" | "attach" | "portforward" => matches!(verb, "get" | "create"),
+        "proxy" => true,
+        _ => false,
+    }
 }
 
 fn nodes(call: &Call) -> Result<Arc<dyn NodeStreams>, Refusal> {

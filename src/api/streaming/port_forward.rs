@@ -1,24 +1,25 @@
-//! `pods/portforward`: SPDY/3.1 inside a WebSocket (`SPDY/3.1+portforward.k8s.io`).
+//! `pods/portforward`: SPDY/3.1, plain or inside a WebSocket (`SPDY/3.1+portforward.k8s.io`).
 //!
 //! For each connection the client opens two streams with the same request id: one for errors, one
 //! for data (`k8s.io/apimachinery/pkg/util/portforward`).
 
 use std::collections::HashMap;
 
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, TryFutureExt as _, future::BoxFuture};
 use hyper::{Request, body::Incoming};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::mpsc,
     task::JoinSet,
 };
-use tokio_tungstenite::tungstenite::Message;
 
 use super::{
+    pipe::Pipe,
     pod,
     spdy::{Decoder, Encoder, Frame, REFUSED_STREAM},
-    target, way_to,
-    websocket::{Offer, Socket},
+    target,
+    upgrade::{self, Offered},
+    way_to,
 };
 use crate::{
     api::{reply::Reply, status::Refusal, verbs::Call},
@@ -26,7 +27,8 @@ use crate::{
     tasks::CancellationToken,
 };
 
-const PROTOCOLS: &[&str] = &["SPDY/3.1+portforward.k8s.io"];
+const WEB_PROTOCOLS: &[&str] = &["SPDY/3.1+portforward.k8s.io"];
+const SPDY_PROTOCOLS: &[&str] = &["portforward.k8s.io"];
 /// Streams at once of one client.
 const STREAMS_MAX: usize = 512;
 /// Chunks that wait for a slow pod before the client is slowed down.
@@ -48,12 +50,21 @@ pub async fn serve(call: &Call, request: Request<Incoming>) -> Result<Reply, Ref
         return Err(Refusal::bad_request(message));
     }
     let nodes = way_to(call, &target.node)?;
-    let offer = Offer::of(request, PROTOCOLS)?;
-    let (answer, socket) = offer.accept();
+    let (answer, pipe): (_, BoxFuture<'static, _>) =
+        match upgrade::offered(request, WEB_PROTOCOLS, SPDY_PROTOCOLS)? {
+            Offered::Web(offer) => {
+                let (answer, socket) = offer.accept();
+                (answer, socket.map_ok(|socket| Pipe::Web(Box::new(socket))).boxed())
+            }
+            Offered::Spdy(offer) => {
+                let (answer, pipe) = offer.accept();
+                (answer, pipe.boxed())
+            }
+        };
     let stop = call.api.stop.clone();
     call.api.sessions.spawn(async move {
-        match socket.await {
-            Ok(socket) => forward(socket, nodes, target, stop).await,
+        match pipe.await {
+            Ok(pipe) => forward(pipe, nodes, target, stop).await,
             Err(error) => tracing::debug!(%error, "a port-forward's upgrade"),
         }
     });
@@ -73,7 +84,7 @@ fn pair_key(headers: &[(String, String)]) -> String {
 }
 
 async fn forward(
-    mut socket: Socket,
+    mut pipe: Pipe,
     nodes: std::sync::Arc<dyn NodeStreams>,
     target: Target,
     stop: CancellationToken,
@@ -84,22 +95,18 @@ async fn forward(
     let mut errors: HashMap<String, u32> = HashMap::new();
     let mut connections = JoinSet::new();
     loop {
-        let message = tokio::select! {
+        let bytes = tokio::select! {
             () = stop.cancelled() => break,
             Some(frame) = frames.recv() => {
-                if socket.send(Message::Binary(frame.into())).await.is_err() {
+                if !pipe.send(frame).await {
                     break;
                 }
                 continue;
             }
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            message = socket.next() => message,
+            bytes = pipe.receive() => bytes,
         };
-        let bytes = match message {
-            Some(Ok(Message::Binary(bytes))) => bytes,
-            Some(Ok(Message::Close(_)) | Err(_)) | None => break,
-            Some(Ok(_)) => continue,
-        };
+        let Some(bytes) = bytes else { break };
         decoder.push(&bytes);
         let mut answers: Vec<Vec<u8>> = Vec::new();
         loop {
@@ -151,7 +158,7 @@ async fn forward(
                                 tokio::select! {
                                     _ = &mut sending => break,
                                     Some(frame) = frames.recv() => {
-                                        if socket.send(Message::Binary(frame.into())).await.is_err() {
+                                        if !pipe.send(frame).await {
                                             return;
                                         }
                                     }
@@ -172,7 +179,7 @@ async fn forward(
             }
         }
         for answer in answers {
-            if socket.send(Message::Binary(answer.into())).await.is_err() {
+            if !pipe.send(answer).await {
                 return;
             }
         }
@@ -194,15 +201,12 @@ impl Link {
         port: u16,
         mut from_client: mpsc::Receiver<Vec<u8>>,
     ) {
+        let failed = |error: &dyn std::fmt::Display| {
+            format!("error forwarding port {port} to pod {}, uid {}: {error}", target.pod, target.uid)
+        };
         let connection = match nodes.connect(target, port).await {
             Ok(connection) => connection,
-            Err(error) => {
-                let text = format!(
-                    "error forwarding port {port} to pod {}, uid {}: {error}",
-                    target.pod, target.uid
-                );
-                return self.end(text.as_bytes()).await;
-            }
+            Err(error) => return self.end(failed(&error).as_bytes()).await,
         };
         let (mut read, mut write) = (connection.read, connection.write);
         let to_pod = async {
@@ -216,20 +220,23 @@ impl Link {
         let to_client = async {
             let mut buffer = vec![0; CHUNK_BYTES];
             loop {
-                let count = read.read(&mut buffer).await.unwrap_or(0);
+                let count = match read.read(&mut buffer).await {
+                    Ok(count) => count,
+                    Err(error) => return failed(&error),
+                };
                 if count == 0
                     || self.outgoing.send(Encoder::data(self.stream, &buffer[..count], false)).await.is_err()
                 {
-                    break;
+                    return String::new();
                 }
             }
         };
         // When the pod has nothing more to say, the connection is over, as upstream has it.
-        tokio::select! {
-            () = to_client => {}
-            () = async { to_pod.await; std::future::pending().await } => {}
-        }
-        self.end(b"").await;
+        let text = tokio::select! {
+            text = to_client => text,
+            never = async { to_pod.await; std::future::pending::<String>().await } => never,
+        };
+        self.end(text.as_bytes()).await;
     }
 
     /// Ends both streams, the error stream with a text if there is one.

@@ -1,5 +1,6 @@
-//! TLS towards backends: encrypted, the peer not verified, as the `backend-protocol: HTTPS`
-//! annotation means it (pods have certificates of their own making).
+//! TLS towards peers that nobody vouches for: encrypted, the peer not verified. Ingress speaks so to
+//! backends of the `backend-protocol: HTTPS` annotation, the API's proxy to what pods serve (pods
+//! have certificates of their own making).
 
 use std::sync::Arc;
 
