@@ -86,13 +86,13 @@ pub struct Limits {
         value_name = "AMOUNTS"
     )]
     pub system_reserved: Vec<Amount>,
-    /// Below these amounts pods are evicted
+    /// Below these amounts pods are evicted (5% of a disk, not kubelet's 10%: cards are small and full)
     #[arg(
         long,
         env = "SAMPAN_EVICTION_HARD",
         value_delimiter = ',',
         value_parser = threshold,
-        default_value = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,pid.available<10%",
+        default_value = "memory.available<100Mi,nodefs.available<5%,nodefs.inodesFree<5%,pid.available<10%",
         value_name = "THRESHOLDS"
     )]
     pub eviction_hard: Vec<Threshold>,
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(standard.max_pods, 110);
         assert_eq!(standard.container_log_max_size, 10 << 20);
         assert_eq!(standard.eviction_hard.len(), 4);
-        assert_eq!(standard.eviction_hard[1].least.of(1000), 100);
+        assert_eq!(standard.eviction_hard[1].least.of(1000), 50);
         assert_eq!(standard.eviction_hard[0].least.of(1), 100 << 20);
         let both = Limits {
             kube_reserved: vec![amount("cpu=100m").unwrap()],
