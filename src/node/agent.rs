@@ -39,7 +39,8 @@ use crate::{
     mqtt::{
         self, Bus, Event, Events, Priority, Will,
         messages::{
-            self, Desired, Down, Hello, Item, ItemKey, ItemKind, NodeConfig, NodeState, PROTOCOL, Status, Up,
+            self, Desired, Down, Hello, Item, ItemKey, ItemKind, NodeConfig, NodeEvent, NodeState, PROTOCOL,
+            Status, Up,
         },
         stream::Mux,
         topics::{self, Leaf},
@@ -130,6 +131,8 @@ pub struct Agent {
     network_error: String,
     /// The state of the node that the master was told last on this connection.
     state: Option<NodeState>,
+    /// What events have told: memory, disk, processes, readiness are as they should be.
+    told: Option<[bool; 4]>,
     services: Option<(Vec<ServicePort>, Vec<crate::net::HostPort>)>,
     peers: Option<Vec<Peer>>,
 }
@@ -192,6 +195,7 @@ impl Agent {
             network_start: String::new(),
             network_error: String::new(),
             state: None,
+            told: None,
             services: None,
             peers: None,
         })
@@ -546,6 +550,7 @@ impl Agent {
             if !self.say(&Up::Status(status)).await {
                 return;
             }
+            self.tell_state(&state);
             self.state = Some(state);
         }
         loop {
@@ -564,6 +569,48 @@ impl Agent {
         let events = self.shared.outbox.take_events();
         if !events.is_empty() && !self.say(&Up::Events(events.clone())).await {
             self.shared.outbox.return_events(events);
+        }
+    }
+
+    /// Events of the node itself: its start, and what has changed of its conditions.
+    fn tell_state(&mut self, state: &NodeState) {
+        let node = self.shared.options.node.clone();
+        let event = |warning: bool, reason: &str, message: String| NodeEvent {
+            namespace: String::new(),
+            name: node.clone(),
+            // Upstream names a node by its name here, and clients look for that.
+            uid: node.clone(),
+            field_path: String::new(),
+            warning,
+            reason: reason.to_owned(),
+            message,
+            time: self.shared.clock.now(),
+        };
+        let mut events = Vec::new();
+        if self.told.is_none() {
+            events.push(event(false, "Starting", "Starting kubelet.".to_owned()));
+        }
+        let flags = |state: &NodeState| {
+            let NodeState { memory_pressure, disk_pressure, pid_pressure, not_ready, .. } = state;
+            [!memory_pressure, !disk_pressure, !pid_pressure, not_ready.is_empty()]
+        };
+        let before = self.told;
+        let words = [
+            ["NodeHasSufficientMemory", "NodeHasInsufficientMemory"],
+            ["NodeHasNoDiskPressure", "NodeHasDiskPressure"],
+            ["NodeHasSufficientPID", "NodeHasInsufficientPID"],
+            ["NodeReady", "NodeNotReady"],
+        ];
+        let now = flags(state);
+        for (n, [good, bad]) in words.into_iter().enumerate() {
+            if before.is_none_or(|before| before[n] != now[n]) {
+                let reason = if now[n] { good } else { bad };
+                events.push(event(false, reason, format!("Node {node} status is now: {reason}")));
+            }
+        }
+        self.told = Some(now);
+        for event in events {
+            self.shared.outbox.event(event);
         }
     }
 

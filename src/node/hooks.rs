@@ -24,6 +24,8 @@ use crate::runtime::{ExecSpec, Runtime};
 
 /// What of a command's output or a response's body is kept (bytes; kubelet's `maxRespBodyLength`).
 const OUTPUT_BYTES_MAX: usize = 10 * 1024;
+/// Redirects that are followed (net/http's bound).
+const REDIRECTS_MAX: usize = 10;
 /// How long a connection without its own timeout may take.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -162,14 +164,72 @@ async fn drain(from: Option<Box<dyn AsyncRead + Send + Unpin>>, into: &mut Vec<u
     }
 }
 
+/// Asks, and follows redirects on the same host; one that leads elsewhere is an answer as well
+/// (kubelet's `RedirectChecker`).
 async fn get(target: &Target, action: &HTTPGetAction) -> Result<(), String> {
     let host = action.host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| target.pod_ip.clone());
-    let port = target.port(&action.port)?;
-    let scheme = action.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase();
     let path = action.path.clone().filter(|p| !p.is_empty()).unwrap_or_else(|| "/".to_owned());
-    let path = if path.starts_with('/') { path } else { format!("/{path}") };
+    let mut place = Place {
+        scheme: action.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase(),
+        port: target.port(&action.port)?,
+        path: if path.starts_with('/') { path } else { format!("/{path}") },
+        host,
+    };
+    for _ in 0..REDIRECTS_MAX {
+        match ask(&place, action).await? {
+            (200..300, _) => return Ok(()),
+            (300..400, location) => match location.and_then(|to| place.after(&to)) {
+                Some(next) => place = next,
+                None => return Ok(()),
+            },
+            (code, _) => return Err(format!("HTTP probe failed with statuscode: {code}")),
+        }
+    }
+    Err(format!("stopped after {REDIRECTS_MAX} redirects"))
+}
+
+/// Where an HTTP request goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    scheme: String,
+    host: String,
+    port: u16,
+    path: String,
+}
+
+impl Place {
+    /// Where a `Location` leads, when that is on the same host.
+    fn after(&self, location: &str) -> Option<Self> {
+        let Some((scheme, rest)) = location.split_once("://") else {
+            let path = if location.starts_with('/') {
+                location.to_owned()
+            } else {
+                let folder = self.path.rsplit_once('/').map_or("", |(folder, _)| folder);
+                format!("{folder}/{location}")
+            };
+            return Some(Self { path, ..self.clone() });
+        };
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let default = if scheme == "https" { 443 } else { 80 };
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse().ok()?),
+            None => (authority, default),
+        };
+        (host == self.host).then(|| Self {
+            scheme: scheme.to_owned(),
+            host: host.to_owned(),
+            port,
+            path: format!("/{path}"),
+        })
+    }
+}
+
+/// One request: its status, and where it is redirected to.
+async fn ask(place: &Place, action: &HTTPGetAction) -> Result<(u16, Option<String>), String> {
+    let Place { scheme, host, port, path } = place;
+    let port = *port;
     let url = format!("{scheme}://{host}:{port}{path}");
-    let mut request = Request::get(&path);
+    let mut request = Request::get(path);
     let mut named: Vec<String> = Vec::new();
     for header in action.http_headers.iter().flatten() {
         named.push(header.name.to_ascii_lowercase());
@@ -189,20 +249,16 @@ async fn get(target: &Target, action: &HTTPGetAction) -> Result<(), String> {
     let stream = TcpStream::connect((host.as_str(), port))
         .await
         .map_err(|e| failed(&format!("dial tcp {host}:{port}: connect: {}", plain(&e))))?;
-    let response = if scheme == "https" {
-        let stream = tls(stream, &host).await.map_err(|e| failed(&e))?;
+    if scheme == "https" {
+        let stream = tls(stream, host).await.map_err(|e| failed(&e))?;
         send(stream, request).await
     } else {
         send(stream, request).await
     }
-    .map_err(|e| failed(&e))?;
-    match response {
-        200..400 => Ok(()),
-        code => Err(format!("HTTP probe failed with statuscode: {code}")),
-    }
+    .map_err(|e| failed(&e))
 }
 
-async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<u16, String>
+async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<(u16, Option<String>), String>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -210,7 +266,8 @@ where
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
-        Ok(response.status().as_u16())
+        let location = response.headers().get("location").and_then(|l| l.to_str().ok());
+        Ok((response.status().as_u16(), location.map(str::to_owned)))
     };
     tokio::select! {
         answer = answer => answer,
@@ -316,5 +373,25 @@ async fn grpc_health(target: &Target, port: i32, service: &str) -> Result<(), St
                 .to_owned())
         }
         (code, _) => Err(format!("error: health rpc probe failed with status {code}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_are_followed_on_the_same_host_only() {
+        let here = Place { scheme: "http".into(), host: "10.42.0.5".into(), port: 8080, path: "/a/b".into() };
+        for (location, expect) in [
+            ("/x", Some("http 8080 /x")),
+            ("c", Some("http 8080 /a/c")),
+            ("http://10.42.0.5:9090/y", Some("http 9090 /y")),
+            ("https://10.42.0.5", Some("https 443 /")),
+            ("http://example.com/", None),
+        ] {
+            let next = here.after(location).map(|p| format!("{} {} {}", p.scheme, p.port, p.path));
+            assert_eq!(next.as_deref(), expect, "{location}");
+        }
     }
 }

@@ -48,6 +48,8 @@ pub struct Plan {
     pub verdict: Option<Verdict>,
     /// Containers whose next start follows a failure: their back-off grows.
     pub crashed: Vec<String>,
+    /// All containers have ended, and the pod begins anew in its sandbox.
+    pub anew: bool,
 }
 
 impl Plan {
@@ -78,7 +80,9 @@ pub fn outcome(wanted: &Wanted, record: &Record, live: &Live) -> Outcome {
     for (role, container) in wanted.containers().filter(|(role, _)| *role == Role::Main) {
         any = true;
         match live.now(&container.name, record) {
-            Now::Ended(past) if !wanted.restarts(role, container, past.exit.code) => {}
+            Now::Ended(past)
+                if record.container(&container.name).epoch >= record.anew
+                    && !wanted.restarts(role, container, past.exit.code) => {}
             _ => return Outcome::Going,
         }
     }
@@ -172,8 +176,52 @@ struct Context<'a> {
     now: Timestamp,
 }
 
+/// A container has ended in a way that makes the whole pod begin anew: first everything ends. `true`
+/// while that goes on.
+fn begin_anew(context: Context<'_>, plan: &mut Plan) -> bool {
+    let Context { wanted, record, live, now } = context;
+    let cause = wanted.containers().find_map(|(_, c)| match live.now(&c.name, record) {
+        Now::Ended(past)
+            if record.container(&c.name).epoch == record.epoch && Wanted::restarts_all(c, past.exit.code) =>
+        {
+            Some((c, past))
+        }
+        _ => None,
+    });
+    let Some((cause, past)) = cause else { return false };
+    let mut alive = false;
+    for (_, container) in wanted.containers() {
+        let mine = live.container(&container.name);
+        let running = matches!(live.now(&container.name, record), Now::Running { .. });
+        alive |= running || mine.job.is_some();
+        if running && mine.job.is_none() {
+            plan.actions.push(Action::Kill {
+                container: container.name.clone(),
+                message: format!("Stopping container {}", container.name),
+                grace_seconds: wanted.grace_seconds(),
+            });
+        }
+    }
+    if alive {
+        return true;
+    }
+    let crash = live.container(&cause.name).crash;
+    if let Some(until) = crash.until(past.exit.finished_at, now) {
+        let text = back_off_text(&crash, cause, wanted);
+        plan.waiting.insert(cause.name.clone(), ("CrashLoopBackOff".to_owned(), text));
+        plan.wake_at(until);
+    } else {
+        plan.crashed.push(cause.name.clone());
+        plan.anew = true;
+    }
+    true
+}
+
 fn start(context: Context<'_>, plan: &mut Plan) {
     let Context { wanted, record, live, .. } = context;
+    if begin_anew(context, plan) {
+        return;
+    }
     let initialized = wanted.containers().any(|(role, c)| {
         role == Role::Main && record.containers.get(&c.name).is_some_and(|known| known.epoch == record.epoch)
     });
@@ -314,7 +362,8 @@ fn step(context: Context<'_>, role: Role, container: &Container, here: Now, plan
             let new_sandbox = known.epoch != record.epoch;
             let changed = known.spec_hash != spec_hash(container)
                 || resized(container, &known) == Resized::Restart && role != Role::Init;
-            if !changed && !wanted.restarts(role, container, past.exit.code) {
+            let anew = known.epoch < record.anew && role != Role::Ephemeral;
+            if !changed && !anew && !wanted.restarts(role, container, past.exit.code) {
                 return;
             }
             if mine.failure.is_some() || mine.job.is_some() {
@@ -562,6 +611,25 @@ mod tests {
         assert_eq!(case.actions(), ["prepare i1"]);
         case.record.containers.get_mut("i1").unwrap().epoch = 1;
         assert_eq!(case.actions(), ["prepare s"]);
+    }
+
+    #[test]
+    fn an_exit_code_makes_the_whole_pod_begin_anew() {
+        let spec = r#"{"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [
+            {"name": "a", "restartPolicyRules": [{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [7]}}]},
+            {"name": "b"}]}"#;
+        let case = Case::new(spec).ended("i", 0).running("b");
+        assert_eq!(case.ended("a", 7).actions(), ["kill b 30"]);
+        let mut case = Case::new(spec).ended("i", 0).ended("a", 7).ended("b", 143);
+        let plan = case.plan(false);
+        assert!(plan.anew && plan.crashed == ["a"] && plan.actions.is_empty());
+        case.record.epoch = 1;
+        case.record.anew = 1;
+        assert_eq!(case.actions(), ["prepare i"]);
+        case.record.containers.get_mut("i").unwrap().epoch = 1;
+        assert_eq!(case.actions(), ["prepare a", "prepare b"]);
+        let case = Case::new(spec).ended("i", 0).running("b");
+        assert!(!case.ended("a", 1).plan(false).anew);
     }
 
     #[test]

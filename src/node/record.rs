@@ -15,6 +15,8 @@ const BACKOFF_FIRST: SignedDuration = SignedDuration::from_secs(10);
 const BACKOFF_MAX: SignedDuration = SignedDuration::from_mins(5);
 /// Without a failure for so long, pauses begin anew.
 const BACKOFF_FORGET: SignedDuration = SignedDuration::from_mins(10);
+/// The action of a rule that makes a pod begin anew.
+const RESTART_ALL: &str = "RestartAllContainers";
 /// The exit code of a container whose end nobody saw (the machine went down).
 pub const LOST_EXIT_CODE: i32 = 255;
 
@@ -128,6 +130,16 @@ impl Wanted {
         format!("{}_{}({})", self.name, self.namespace, self.uid)
     }
 
+    /// Whether an end with `code` makes the whole pod begin anew, in place.
+    pub fn restarts_all(container: &Container, code: i32) -> bool {
+        container.restart_policy_rules.iter().flatten().any(|rule| {
+            rule.action == RESTART_ALL
+                && rule.exit_codes.as_ref().is_some_and(|codes| {
+                    (codes.operator == "In") == codes.values.iter().flatten().any(|v| *v == code)
+                })
+        })
+    }
+
     /// Whether a container that ended with `code` runs again
     /// (`restartPolicy`, and the container's own policy and rules).
     pub fn restarts(&self, role: Role, container: &Container, code: i32) -> bool {
@@ -140,7 +152,7 @@ impl Wanted {
         for rule in container.restart_policy_rules.iter().flatten() {
             let Some(codes) = &rule.exit_codes else { continue };
             let listed = codes.values.iter().flatten().any(|v| *v == code);
-            if (codes.operator == "In") == listed && rule.action == "Restart" {
+            if (codes.operator == "In") == listed && matches!(&*rule.action, "Restart" | RESTART_ALL) {
                 return true;
             }
         }
@@ -223,6 +235,9 @@ pub struct Record {
     pub ip: Option<Ipv4Addr>,
     /// Counts the sandboxes the pod had.
     pub epoch: u32,
+    /// The epoch in which the whole pod began anew by a rule: what ended before runs again, whatever
+    /// its policy.
+    pub anew: u32,
     pub containers: BTreeMap<String, ContainerRecord>,
     pub verdict: Option<Verdict>,
     /// The node has taken the pod.

@@ -226,7 +226,9 @@ impl World {
                             }
                         }
                     }
-                    Up::Events(events) => self.told.extend(events),
+                    Up::Events(events) => {
+                        self.told.extend(events.into_iter().filter(|event| !event.namespace.is_empty()));
+                    }
                     _ => {}
                 }
             }

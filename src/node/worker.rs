@@ -287,7 +287,7 @@ impl Worker {
         if ending && self.live.ending.is_none() {
             self.live.ending = Some(now + SignedDuration::from_secs(self.wanted.grace_seconds()));
         }
-        let Plan { actions, waiting, wake, verdict, crashed } =
+        let Plan { actions, waiting, mut wake, verdict, crashed, anew } =
             plan::plan(&self.wanted, &self.record, &self.live, self.removed, now);
         if let Some(verdict) = verdict {
             self.say(None, false, &verdict.reason, verdict.message.clone());
@@ -295,6 +295,11 @@ impl Worker {
         }
         for name in &crashed {
             self.live(name).crash.note(now);
+        }
+        if anew {
+            self.record.epoch += 1;
+            self.record.anew = self.record.epoch;
+            wake = Some(now);
         }
         self.tell_waiting(&waiting);
         self.waiting = waiting;

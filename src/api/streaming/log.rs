@@ -1,11 +1,16 @@
 //! `pods/log`: a chunked body.
 
-use futures_util::StreamExt as _;
-use hyper::StatusCode;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures_util::{SinkExt as _, StreamExt as _};
+use hyper::{Request, StatusCode, body::Incoming, header::UPGRADE};
 use jiff::SignedDuration;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_util::io::ReaderStream;
 
-use super::{nodes, pod, refused, target};
+use super::{
+    nodes, pod, refused, target,
+    websocket::{Offer, Socket},
+};
 use crate::{
     api::{
         reply::{self, Reply},
@@ -13,13 +18,16 @@ use crate::{
         verbs::Call,
     },
     clock::Clock as _,
-    streams::LogOptions,
+    streams::{LogOptions, Reader},
 };
 
 /// Bytes that are read at once.
 const CHUNK_BYTES: usize = 16 * 1024;
 
-pub async fn serve(call: &Call) -> Result<Reply, Refusal> {
+/// What a client that wants a WebSocket may ask for: each message is a piece of the log.
+const PROTOCOLS: &[&str] = &["binary.k8s.io", "base64.binary.k8s.io"];
+
+pub async fn serve(call: &Call, request: Request<Incoming>) -> Result<Reply, Refusal> {
     let options = options(call)?;
     let pod = pod(call)?;
     let container = call.query.get("container").unwrap_or_default();
@@ -27,13 +35,42 @@ pub async fn serve(call: &Call) -> Result<Reply, Refusal> {
         // Not on a node yet: there is nothing to read, as upstream says it.
         return Ok(reply::text(StatusCode::OK, ""));
     };
+    let offer = match request.headers().get(UPGRADE) {
+        Some(_) => Some(Offer::of(request, PROTOCOLS)?),
+        None => None,
+    };
     let lines = nodes(call)?.logs(&target, &options).await.map_err(refused)?;
     let stop = call.api.stop.clone();
+    if let Some(offer) = offer {
+        let base64 = offer.protocol.starts_with("base64");
+        let (answer, socket) = offer.accept();
+        call.api.sessions.spawn(async move {
+            match socket.await {
+                Ok(socket) => drop(stop.run_until_cancelled(carry(socket, lines, base64)).await),
+                Err(error) => tracing::debug!(%error, "a log's upgrade"),
+            }
+        });
+        return Ok(answer);
+    }
     let pieces = ReaderStream::with_capacity(lines, CHUNK_BYTES)
         .take_while(|piece| std::future::ready(piece.is_ok()))
         .filter_map(|piece| std::future::ready(piece.ok()))
         .take_until(async move { stop.cancelled().await });
     Ok(reply::reply(StatusCode::OK, "text/plain", reply::streamed(pieces)))
+}
+
+/// Sends a log in messages, and closes.
+async fn carry(mut socket: Socket, lines: Reader, base64: bool) {
+    let mut pieces = ReaderStream::with_capacity(lines, CHUNK_BYTES);
+    while let Some(Ok(piece)) = pieces.next().await {
+        let message =
+            if base64 { Message::Text(STANDARD.encode(&piece).into()) } else { Message::Binary(piece) };
+        // The client is gone when this fails.
+        if socket.send(message).await.is_err() {
+            return;
+        }
+    }
+    let _ = socket.close(None).await;
 }
 
 fn options(call: &Call) -> Result<LogOptions, Refusal> {

@@ -32,7 +32,7 @@ use crate::{
 /// Serves a streaming subresource.
 pub async fn serve(call: &Call, name: &str, request: Request<Incoming>) -> Result<Reply, Refusal> {
     match name {
-        "log" => log::serve(call).await,
+        "log" => log::serve(call, request).await,
         "exec" | "attach" => session::serve(call, name == "exec", request).await,
         "portforward" => port_forward::serve(call, request).await,
         "proxy" if call.kind.kind == "Node" => node::serve(call, request).await,
