@@ -194,8 +194,9 @@ fn level(shared: &Shared, signal: &str) -> Option<Level> {
         },
         // Images and pods lie on one file system.
         "nodefs.available" | "imagefs.available" => {
+            // Of what anybody may use: blocks that are kept for root are nobody's to run short of.
             let disk = disk();
-            Level { available: disk.available_bytes, capacity: disk.capacity_bytes }
+            Level { available: disk.available_bytes, capacity: disk.used_bytes + disk.available_bytes }
         }
         "nodefs.inodesFree" | "imagefs.inodesFree" => {
             let disk = disk();
