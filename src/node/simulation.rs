@@ -440,6 +440,36 @@ async fn missing_images_and_secrets_are_told_as_kubelet_does() {
 }
 
 #[tokio::test]
+async fn nothing_is_left_of_a_pod_that_ended_and_was_removed_later() {
+    let mut world = World::new().await;
+    world.runtime.script("", Script { exit: Some((Duration::from_millis(10), 0)), ..Script::default() });
+    world.pod("p", r#"{"restartPolicy": "Never", "containers": [{"name": "a", "image": "x"}]}"#);
+    world.until(|_, s| s.phase.as_deref() == Some("Succeeded")).await;
+    let files = world.dir.path().join("data/pods/u-p");
+    let logs = world.dir.path().join("log/pods/ns_p_u-p");
+    assert!(files.exists() && logs.exists(), "the logs of a pod that ended were to stay");
+    let key = ItemKey::new(ItemKind::Pod, "ns", "p");
+    world.items.remove(&key);
+    world.generation += 1;
+    let digest = messages::digest_of(world.items.iter().map(|(k, i)| (k, i.hash.as_str())));
+    world
+        .say(&Down::Desired(Desired {
+            generation: Generation(world.generation),
+            put: vec![],
+            delete: vec![key],
+            digest: Some(digest),
+        }))
+        .await;
+    let gone = async {
+        while files.exists() || logs.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("files are left");
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_lost_message_is_healed_by_the_next_exchange() {
     let mut world = World::new().await;
     world.pod("p", SIMPLE);

@@ -283,6 +283,10 @@ impl Worker {
             self.admit();
             self.allocate().await;
         }
+        if (self.removed || self.wanted.deleting()) && !self.live.tearing {
+            // Ended by itself before: its files and logs were kept, and go now.
+            self.live.torn_down = false;
+        }
         let ending = over || self.record.verdict.is_some();
         if ending && self.live.ending.is_none() {
             self.live.ending = Some(now + SignedDuration::from_secs(self.wanted.grace_seconds()));
