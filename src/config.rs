@@ -86,6 +86,21 @@ pub struct Common {
         help = "The same for HTTPS"
     )]
     pub ingress_https_port: u16,
+    /// Load balancers in front of Ingresses, whose connections begin with a PROXY protocol header
+    #[arg(
+        long,
+        env = "SAMPAN_INGRESS_PROXY_PROTOCOL_FROM",
+        value_delimiter = ',',
+        value_name = "CIDRS",
+        value_parser = parse_network
+    )]
+    pub ingress_proxy_protocol_from: Vec<String>,
+    /// File for a line a request to Ingresses [default: none is written]
+    #[arg(long, env = "SAMPAN_INGRESS_ACCESS_LOG", value_name = "FILE")]
+    pub ingress_access_log: Option<PathBuf>,
+    /// Address where Prometheus reads counters of Ingresses [default: nowhere]
+    #[arg(long, env = "SAMPAN_INGRESS_METRICS_LISTEN", value_name = "IP:PORT")]
+    pub ingress_metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     pub limits: Limits,
     /// Parts to leave out
@@ -138,6 +153,13 @@ pub struct Agent {
     /// The token that `sampan token create` printed; needed once
     #[arg(long, env = "SAMPAN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+}
+
+/// A network of load balancers: an address or a CIDR, of any size.
+fn parse_network(text: &str) -> Result<String, String> {
+    let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
+    let right = address.parse::<Ipv4Addr>().is_ok() && prefix.parse::<u8>().is_ok_and(|p| p <= 32);
+    if right { Ok(format!("{address}/{prefix}")) } else { Err("not an IPv4 network".to_owned()) }
 }
 
 impl Common {

@@ -12,7 +12,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName},
 };
 use sampan::{
-    ingress::Server,
+    ingress::{Options, Server},
     net::routes::{IngressCertificate, IngressRule, IngressTable},
     tasks::CancellationToken,
 };
@@ -115,7 +115,7 @@ async fn world() -> World {
             key: made.signing_key.serialize_pem(),
         }],
     };
-    let server = Arc::new(Server::bind(LOCAL, LOCAL).await.unwrap());
+    let server = Arc::new(Server::bind(LOCAL, LOCAL, Options::default()).await.unwrap());
     server.set_table(Arc::new(table));
     let stop = CancellationToken::new();
     let (run, token) = (Arc::clone(&server), stop.clone());
@@ -230,4 +230,36 @@ async fn upgraded_connections_pass_and_end_with_the_server() {
     assert_eq!(&echoed, b"ping");
     world.stop.cancel();
     timeout(PATIENCE, world.running).await.expect("the server stops in time").unwrap();
+}
+
+#[tokio::test]
+async fn a_balancer_in_front_says_who_the_client_is() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let options = Options {
+        proxied_from: vec!["127.0.0.0/8".parse().unwrap()],
+        access_log: Some(log.path().to_owned()),
+    };
+    let server = Arc::new(Server::bind(LOCAL, LOCAL, options).await.unwrap());
+    let rule = IngressRule { path: "/".into(), endpoints: vec![backend().await], ..IngressRule::default() };
+    server.set_table(Arc::new(IngressTable { rules: vec![rule], certificates: Vec::new() }));
+    let (run, stop) = (Arc::clone(&server), CancellationToken::new());
+    let token = stop.clone();
+    let running = tokio::spawn(async move { run.run(token).await });
+    let open = async || TcpStream::connect(server.addresses().0).await.unwrap();
+    let request = get("web.test", "/told");
+    let answer = ask(open().await, &format!("PROXY TCP4 203.0.113.7 192.0.2.1 4711 80\r\n{request}")).await;
+    assert!(answer.contains("x-forwarded-for: 203.0.113.7"), "{answer}");
+    // Without the header nobody knows who it is.
+    let mut stream = open().await;
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut rest = Vec::new();
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("the connection ends");
+    assert_eq!(rest, b"");
+    stop.cancel();
+    running.await.unwrap();
+    assert!(server.metrics().contains("_count{ingress=\"\",code=\"200\"} 1\n"), "{}", server.metrics());
+    let logged = || std::fs::read_to_string(log.path()).unwrap().contains("203.0.113.7 - - [");
+    while !logged() {
+        tokio::task::yield_now().await;
+    }
 }

@@ -12,7 +12,10 @@ use std::{
 };
 
 use lab::{Node, Ns, Server, ask_over, wait};
-use sampan::net::{Backend, HostPort, Network, Peer, Protocol, ServicePort};
+use sampan::net::{
+    Backend, HostPort, Network, Peer, Protocol, ServicePort,
+    policy::{Flow, PodPolicy},
+};
 
 const fn ip(a: u8, b: u8, c: u8, d: u8) -> Ipv4Addr {
     Ipv4Addr::new(a, b, c, d)
@@ -34,7 +37,7 @@ struct Lab {
     outside: Ns,
     pod_a: Ns,
     pod_b: Ns,
-    _pod_a2: Ns,
+    pod_a2: Ns,
     _switch: Ns,
     _servers: Vec<Server>,
 }
@@ -61,24 +64,25 @@ fn lab() -> Lab {
     let (pod_a, pod_a2, pod_b) = (a.pod("a", POD_A), a.pod("a2", POD_A2), b.pod("b", POD_B));
     let servers = [(&pod_a, "a"), (&pod_a2, "a2"), (&pod_b, "b")];
     let servers = servers.map(|(ns, name)| Server::new(ns, name, 8080)).into();
-    Lab { a, b, outside, pod_a, pod_b, _pod_a2: pod_a2, _switch: switch, _servers: servers }
+    Lab { a, b, outside, pod_a, pod_b, pod_a2, _switch: switch, _servers: servers }
 }
 
 /// A service at [`VIP`]:80 and [`NODE_PORT`], as the node with these pods sees it.
 fn service(protocol: Protocol, endpoints: &[Ipv4Addr], third: u8) -> ServicePort {
-    let backend =
-        |address: &Ipv4Addr| Backend { address: *address, port: 8080, local: address.octets()[2] == third };
+    let backend = |address: &Ipv4Addr| Backend::new(*address, 8080, address.octets()[2] == third);
     ServicePort {
         name: format!("default/web:{protocol:?}"),
         protocol,
         port: 80,
         cluster_ips: vec![VIP],
         external_ips: Vec::new(),
+        balancer_ips: Vec::new(),
         node_port: Some(NODE_PORT),
         affinity_seconds: None,
         external_local: false,
         internal_local: false,
         source_ranges: Vec::new(),
+        health_check_port: None,
         backends: endpoints.iter().map(backend).collect(),
     }
 }
@@ -194,6 +198,20 @@ fn a_client_sticks_to_its_endpoint() {
         all.insert(lab.outside.ask_from(ip(192, 0, 2, last), (NODE_A, NODE_PORT)).unwrap().server);
     }
     assert_eq!(all, names(["a", "a2", "b"]));
+    // Who has an endpoint keeps it when others come, and gets another when it goes.
+    let sticky = |service: &mut ServicePort| service.affinity_seconds = Some(10800);
+    let asked = || lab.pod_b.ask((VIP, 80)).unwrap().server;
+    for (first, second, name) in [(POD_A, POD_A2, "a"), (POD_A2, POD_B, "a2"), (POD_B, POD_A, "b")] {
+        lab.serve(&[first], sticky);
+        assert_eq!(asked(), name);
+        lab.serve(&[first, second, POD_A, POD_A2, POD_B], sticky);
+        assert_eq!(answering(&lab.pod_b, (VIP, 80)), names([name]));
+    }
+    // Its time: a second after the last connection it may be anybody again.
+    lab.serve(&[POD_A, POD_A2, POD_B], |service| service.affinity_seconds = Some(1));
+    let listed = || lab.b.ns.command("nft", &["list map ip sampan affinity"]);
+    assert!(!asked().is_empty());
+    assert!(listed().contains(&POD_B.to_string()), "{}", listed());
 }
 
 #[test]
@@ -233,7 +251,7 @@ fn only_allowed_sources_reach_a_restricted_address() {
     lab.outside.ip(&format!("route add {external} via {NODE_A}"));
     lab.outside.ip("addr add 192.0.2.130/24 dev eth0");
     lab.serve(&[POD_A], |service| {
-        service.external_ips = vec![external];
+        service.balancer_ips = vec![external];
         service.source_ranges = vec!["192.0.2.128/25".to_owned(), "192.0.2.130/32".to_owned()];
     });
     assert_eq!(lab.outside.ask_from(ip(192, 0, 2, 130), (external, 80)).unwrap().server, "a");
@@ -304,6 +322,12 @@ fn foreign_tables_stay_and_our_own_is_repaired() {
         set(&[POD_A]);
         assert_eq!(ours(), one, "after {damage}");
     }
+    // A firewall that would drop the pods' packets is found.
+    let blockers = || node.ns.run(|| sampan::net::dropping_forwarders().unwrap());
+    assert!(blockers().is_empty());
+    nft("add chain inet theirs ways { type filter hook forward priority 0; policy drop; }");
+    assert_eq!(blockers(), ["inet theirs ways"]);
+    nft("delete chain inet theirs ways");
     nft("delete element inet theirs s { 192.0.2.2 }");
     assert_eq!(nft("list table inet theirs"), theirs);
     wait(node.net.stop()).unwrap();
@@ -343,6 +367,175 @@ fn udp_clients_follow_their_service() {
     answers("a2");
     lab.serve(&[POD_B], |_| {});
     answers("b");
+}
+
+/// Asks the cluster's DNS for one address, from inside a namespace.
+fn resolve(ns: &Ns, name: &str) -> Ipv4Addr {
+    let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(label.len() as u8);
+        query.extend(label.bytes());
+    }
+    query.extend([0, 0, 1, 0, 1]);
+    let socket = ns.udp();
+    socket.set_read_timeout(Some(lab::PATIENCE)).unwrap();
+    socket.send_to(&query, (lab::DNS, 53)).unwrap();
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer).unwrap();
+    assert_eq!((answer[3] & 15, answer[7]), (0, 1), "one answer for {name}");
+    // The only record is the last thing in the message, and its address the last of it.
+    Ipv4Addr::from(<[u8; 4]>::try_from(&answer[length - 4..length]).unwrap())
+}
+
+/// Every way to a pod, from everywhere, by TCP and UDP.
+#[test]
+fn every_way_leads_to_the_pod_from_everywhere() {
+    use sampan::{
+        dns,
+        net::names::{DnsEndpoint, DnsService, DnsTable, DnsTarget},
+        tasks::CancellationToken,
+    };
+    let lab = lab();
+    let external = ip(192, 0, 2, 200);
+    for ns in [&lab.outside, &lab.b.ns] {
+        ns.ip(&format!("route add {external} via {NODE_A}"));
+    }
+    for (node, third) in [(&lab.a, 0), (&lab.b, 1)] {
+        let services = [Protocol::Tcp, Protocol::Udp].map(|protocol| ServicePort {
+            external_ips: vec![external],
+            balancer_ips: vec![NODE_A, NODE_B],
+            ..service(protocol, &[POD_A], third)
+        });
+        let ports = [Protocol::Tcp, Protocol::Udp].map(|protocol| HostPort {
+            protocol,
+            host_ip: None,
+            host_port: 8000,
+            pod_ip: POD_A,
+            pod_port: 8080,
+        });
+        wait(node.net.set_services(&services, if third == 0 { &ports } else { &[] })).unwrap();
+    }
+    let table = DnsTable {
+        domain: "cluster.local".into(),
+        dns_address: Some(lab::DNS),
+        networks: vec!["10.42.0.0/16".into()],
+        namespaces: vec!["default".into()],
+        services: vec![DnsService {
+            namespace: "default".into(),
+            name: "headless".into(),
+            target: DnsTarget::Headless {
+                endpoints: vec![DnsEndpoint { address: POD_A, hostname: None, ports: Vec::new() }],
+            },
+        }],
+    };
+    let stop = CancellationToken::new();
+    let dns: Vec<_> = [&lab.a, &lab.b]
+        .map(|node| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let server = node.ns.run(|| {
+                let at = [(lab::DNS, 53).into()];
+                runtime.block_on(dns::Server::bind(&at, dns::ForwardOptions::default())).unwrap()
+            });
+            server.set_table(&table).unwrap();
+            let stop = stop.clone();
+            std::thread::spawn(move || runtime.block_on(server.run(stop)).unwrap())
+        })
+        .into();
+    let sources = [
+        ("host", &lab.a.ns),
+        ("other host", &lab.b.ns),
+        ("pod on the same node", &lab.pod_a2),
+        ("pod on another node", &lab.pod_b),
+        ("the pod itself", &lab.pod_a),
+        ("outside", &lab.outside),
+    ];
+    let ways = [
+        ("ClusterIP", (VIP, 80)),
+        ("NodePort", (NODE_A, NODE_PORT)),
+        ("NodePort of another node", (NODE_B, NODE_PORT)),
+        ("LoadBalancer", (NODE_A, 80)),
+        ("LoadBalancer on another node", (NODE_B, 80)),
+        ("externalIP", (external, 80)),
+        ("hostPort", (NODE_A, 8000)),
+        ("headless", (Ipv4Addr::UNSPECIFIED, 8080)),
+    ];
+    let mut failed = Vec::new();
+    for (source, ns) in sources {
+        for (way, (address, port)) in ways {
+            // Cluster addresses and names are for the cluster.
+            if source == "outside" && matches!(way, "ClusterIP" | "headless") {
+                continue;
+            }
+            let address =
+                if way == "headless" { resolve(ns, "headless.default.svc.cluster.local") } else { address };
+            for (protocol, answer) in [("TCP", ns.ask((address, port))), ("UDP", ns.ask_udp((address, port)))]
+            {
+                match answer {
+                    Ok(answer) if answer.server == "a" => {}
+                    other => failed.push(format!("{source} → {way} over {protocol}: {other:?}")),
+                }
+            }
+        }
+    }
+    stop.cancel();
+    for thread in dns {
+        thread.join().unwrap();
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// What a pod may do with these addresses: everything, or one TCP port.
+fn flow(first: Ipv4Addr, last: Ipv4Addr, port: Option<u16>) -> Flow {
+    let (protocols, ports) = port.map_or(((0, 255), (0, u16::MAX)), |p| ((6, 6), (p, p)));
+    Flow { peers: (first, last), protocols, ports }
+}
+
+#[test]
+fn isolated_pods_talk_to_whom_they_may() {
+    let lab = lab();
+    lab.serve(&[POD_A], |_| {});
+    let set = |ingress: Option<Vec<Flow>>, egress: Option<Vec<Flow>>| {
+        let pod = PodPolicy { address: POD_A, ingress, egress };
+        wait(lab.a.net.set_policies(&[pod])).unwrap();
+    };
+    let reaches = |ns: &Ns, to| ns.ask(to).is_ok();
+    // What is dropped takes seconds to be seen so: all at once.
+    let reached = |asked: &[(&Ns, (Ipv4Addr, u16))]| -> Vec<bool> {
+        std::thread::scope(|scope| {
+            let asking: Vec<_> = asked.iter().map(|(ns, to)| scope.spawn(|| ns.ask(*to).is_ok())).collect();
+            asking.into_iter().map(|asking| asking.join().unwrap()).collect()
+        })
+    };
+    let (direct, vip, port) = ((POD_A, 8080), (VIP, 80), (NODE_A, NODE_PORT));
+    // Nobody may come but the node itself and the pod itself; what the pod begins is answered.
+    set(Some(Vec::new()), None);
+    let strangers = [(&lab.pod_b, direct), (&lab.pod_b, vip), (&lab.pod_a2, direct), (&lab.outside, port)];
+    assert_eq!(reached(&strangers), [false; 4]);
+    for (ns, to) in [(&lab.a.ns, direct), (&lab.a.ns, vip), (&lab.pod_a, vip), (&lab.pod_a, (POD_B, 8080))] {
+        assert!(reaches(ns, to), "{to:?}");
+    }
+    // One pod, one port, also through a service; the outside by its own address.
+    set(Some(vec![flow(POD_B, POD_B, Some(8080)), flow(OUTSIDER, OUTSIDER, None)]), None);
+    for (ns, to) in [(&lab.pod_b, direct), (&lab.pod_b, vip), (&lab.outside, port)] {
+        assert!(reaches(ns, to), "{to:?}");
+    }
+    let _other = Server::new(&lab.pod_a, "a-other", 8081);
+    assert_eq!(reached(&[(&lab.pod_a2, direct), (&lab.pod_b, (POD_A, 8081))]), [false; 2]);
+    assert!(lab.pod_b.ask_udp(direct).is_err(), "another protocol");
+    // A connection that is there stays when it would not be let in any more (UDP, the same socket).
+    set(Some(vec![flow(POD_B, POD_B, None)]), None);
+    let socket = lab.pod_b.udp();
+    assert!(ask_over(&socket, direct).is_ok());
+    set(Some(Vec::new()), None);
+    assert!(ask_over(&socket, direct).is_ok());
+    // Outward: to one network only, but always to its own node.
+    set(None, Some(vec![flow(ip(10, 42, 1, 0), ip(10, 42, 1, 255), None)]));
+    let _host = Server::new(&lab.a.ns, "host-a", 9090);
+    let ways = [(POD_B, 8080), (POD_A2, 8080), (NODE_B, 9090), (NODE_A, 9090)].map(|to| (&lab.pod_a, to));
+    assert_eq!(reached(&ways), [true, false, false, true]);
+    assert!(reaches(&lab.pod_b, direct), "who comes in is not its business");
+    wait(lab.a.net.set_policies(&[])).unwrap();
+    assert!(reaches(&lab.pod_a, (POD_A2, 8080)));
 }
 
 /// Prints the figures (`--nocapture`); the bounds are generous, for the machine is shared.

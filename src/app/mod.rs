@@ -8,6 +8,7 @@ mod link;
 mod names;
 mod notify;
 mod server;
+mod service_health;
 mod streams;
 mod usage;
 mod worker;

@@ -4,11 +4,11 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use anyhow::{Context, bail};
 
-use super::{link, names};
+use super::{link, names, service_health};
 use crate::{
     check,
     clock::SharedClock,
-    config::{Cidr, Common},
+    config::{Cidr, Common, Part},
     control,
     image::{self, ImageStore},
     mqtt::session::Address,
@@ -67,6 +67,7 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
     let options = node::Options {
         local_volumes: common.data_dir.join("volumes"),
         limits: common.limits.clone(),
+        serves_ingress: common.enabled(Part::Ingress),
         ..node::Options::new(&member.cluster, &member.node, state, common.log_dir.clone())
     };
     let ground =
@@ -77,6 +78,8 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
         let tables = agent.tables();
         tasks.spawn("dns", |stop| names::run(address, tables, stop));
     }
+    let tables = agent.tables();
+    tasks.spawn("services' health", |stop| service_health::run(tables, stop));
     super::ingress::start(tasks, common, agent.tables());
     tasks.spawn("agent", |stop| agent.run(stop));
     Ok(())

@@ -57,6 +57,8 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// TCP ports the daemon would listen on.
     pub ports: Vec<u16>,
+    /// Chains of other programs that drop forwarded packets, as `ip filter FORWARD`.
+    pub forward_drops: Vec<String>,
 }
 
 /// What keeps a node from running at all: the rules that a daemon looks at before it starts, none of

@@ -56,6 +56,7 @@ pub fn all(host: &Host, options: &Options) -> Vec<Finding> {
         wear(host),
         engines(host),
         firewall(host),
+        forwarding(&options.forward_drops),
         bridge_netfilter(host),
         default_route(host),
         resolver(host),
@@ -299,7 +300,7 @@ fn engines(host: &Host) -> Finding {
         if kubernetes {
             "two Kubernetes on one board compete for ports 6443, 80, 443 and for addresses: stop the other one"
         } else {
-            "they go together; Docker's firewall policy drops forwarded traffic, which Sampan's own rules accept first"
+            "they go together; if Docker's firewall drops forwarded traffic, that is said apart"
         },
     )
 }
@@ -321,6 +322,27 @@ fn firewall(host: &Host) -> Finding {
         format!("{} is on and may drop the pods' traffic", found.join(" and ")),
         "allow forwarding from and to the cluster CIDR (10.42.0.0/16), and TCP 6443 and 8883 from the other nodes",
     )
+}
+
+/// Every chain at the kernel's forward hook has to let a packet pass: ours cannot overrule another's.
+fn forwarding(drops: &[String]) -> Finding {
+    const ID: &str = "forwarding";
+    let Some(first) = drops.first() else {
+        return Finding::ok(ID, "no firewall drops forwarded packets by default");
+    };
+    let remedy = if first == "ip filter FORWARD" {
+        "let pods pass: iptables -I FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables -I FORWARD -d 10.42.0.0/16 -j ACCEPT \
+         (where Docker runs, in DOCKER-USER instead of FORWARD: Docker keeps that chain; with ufw: \
+         ufw route allow from 10.42.0.0/16; ufw route allow to 10.42.0.0/16)"
+            .to_owned()
+    } else {
+        format!(
+            "let pods pass: nft insert rule {first} ip saddr 10.42.0.0/16 accept; \
+             nft insert rule {first} ip daddr 10.42.0.0/16 accept"
+        )
+    };
+    let summary = format!("{} drops forwarded packets by default: pods are not reached", drops.join(" and "));
+    Finding::bad(ID, Severity::Warning, summary, remedy)
 }
 
 fn bridge_netfilter(host: &Host) -> Finding {
@@ -511,6 +533,15 @@ mod tests {
             assert_eq!(finding.severity, *severity, "{path}: {text:?}: {finding:?}");
             assert_eq!(finding.severity == Ok, finding.remedy.is_empty(), "{finding:?}");
         }
+    }
+
+    #[test]
+    fn a_chain_that_drops_is_told_how_to_let_pass() {
+        assert_eq!(forwarding(&[]).severity, Severity::Ok);
+        let docker = forwarding(&["ip filter FORWARD".to_owned()]);
+        assert!(docker.remedy.contains("DOCKER-USER"), "{docker:?}");
+        let other = forwarding(&["inet own fwd".to_owned()]);
+        assert!(other.remedy.contains("nft insert rule inet own fwd ip saddr"), "{other:?}");
     }
 
     #[test]

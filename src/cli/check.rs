@@ -4,7 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 
-use crate::check::{self, Finding, Host, Severity};
+use crate::{
+    check::{self, Finding, Host, Severity},
+    net,
+};
 
 #[derive(Debug, Args)]
 pub struct Check {
@@ -24,7 +27,12 @@ pub struct Check {
 
 /// Prints the findings; the exit code is 1 when one of them is an error.
 pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
-    let options = check::Options { data_dir: args.data_dir.clone(), ports: args.ports.clone() };
+    let options = check::Options {
+        data_dir: args.data_dir.clone(),
+        ports: args.ports.clone(),
+        // Whoever may not ask is told to be root.
+        forward_drops: net::dropping_forwarders().unwrap_or_default(),
+    };
     let mut findings = check::run(&Host::default(), &options);
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     if args.output == "json" {

@@ -16,7 +16,10 @@ use super::{
     runner::{Controller, Round, Source},
 };
 use crate::{
-    kinds::placement,
+    kinds::{
+        ingress::{is_ours, not_understood},
+        placement,
+    },
     objects::Objects,
     store::{Key, Object},
 };
@@ -124,7 +127,9 @@ fn reconcile(service: &Service, nodes: &[Arc<Node>], services: &[Arc<Service>]) 
     plan
 }
 
-/// Keeps the addresses of Ingresses.
+const INGRESSES: &str = "ingresses.networking.k8s.io";
+
+/// Keeps the addresses of Ingresses of ours, and says what of them has no effect.
 pub struct IngressController;
 
 impl Controller for IngressController {
@@ -137,23 +142,38 @@ impl Controller for IngressController {
     }
 
     fn sources(&self) -> Vec<Source> {
-        vec![Source::new("nodes", all("ingresses.networking.k8s.io"))]
+        vec![
+            Source::new("nodes", all(INGRESSES)),
+            Source::new("ingressclasses.networking.k8s.io", all(INGRESSES)),
+        ]
     }
 
     fn plan(&self, objects: &Objects, key: &Key, _round: &Round) -> Plan {
         let Some(ingress) = objects.get_typed::<Ingress>(&key.namespace, &key.name) else {
             return Plan::default();
         };
-        let mut plan = Plan::about(&*ingress);
-        let addresses = addresses(&objects.list_typed(None)).into_iter();
-        let all: Vec<IngressLoadBalancerIngress> = addresses
-            .map(|ip| IngressLoadBalancerIngress { ip: Some(ip), ..IngressLoadBalancerIngress::default() })
-            .collect();
-        let balancer = IngressLoadBalancerStatus { ingress: (!all.is_empty()).then_some(all) };
-        let status = IngressStatus { load_balancer: Some(balancer) };
-        plan.status(&*ingress, ingress.status.as_ref(), &status);
-        plan
+        if !is_ours(&ingress, &objects.list_typed(None)) {
+            return Plan::default();
+        }
+        ingress_plan(&ingress, &objects.list_typed(None))
     }
+}
+
+fn ingress_plan(ingress: &Ingress, nodes: &[Arc<Node>]) -> Plan {
+    let mut plan = Plan::about(ingress);
+    let all: Vec<IngressLoadBalancerIngress> = addresses(nodes)
+        .into_iter()
+        .map(|ip| IngressLoadBalancerIngress { ip: Some(ip), ..IngressLoadBalancerIngress::default() })
+        .collect();
+    let balancer = IngressLoadBalancerStatus { ingress: (!all.is_empty()).then_some(all) };
+    let status = IngressStatus { load_balancer: Some(balancer) };
+    plan.status(ingress, ingress.status.as_ref(), &status);
+    let vain = not_understood(ingress);
+    if !vain.is_empty() {
+        let list = vain.join(", ");
+        plan.event(Note::warning("UnsupportedAnnotation", format!("annotations without effect: {list}")));
+    }
+    plan
 }
 
 #[cfg(test)]
@@ -181,5 +201,20 @@ mod tests {
         assert_eq!(reconcile(&services[0], &nodes, &services).actions.len(), 1);
         let plan = reconcile(&services[1], &nodes, &services);
         assert_eq!((plan.actions.len(), plan.events[0].reason), (0, "SyncLoadBalancerFailed"));
+    }
+
+    #[test]
+    fn annotations_without_effect_are_said() {
+        let ingress = |name: &str| -> Ingress {
+            let key = format!("nginx.ingress.kubernetes.io/{name}");
+            serde_json::from_value(json!({"metadata": {"name": "i", "annotations": {key: "x"}}, "spec": {}}))
+                .unwrap()
+        };
+        let plan = ingress_plan(&ingress("auth-url"), &[]);
+        assert_eq!(
+            plan.events[0].message,
+            "annotations without effect: nginx.ingress.kubernetes.io/auth-url"
+        );
+        assert!(ingress_plan(&ingress("rewrite-target"), &[]).events.is_empty());
     }
 }

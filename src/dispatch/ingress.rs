@@ -14,17 +14,10 @@ use k8s_openapi::api::{
 
 use super::services;
 use crate::{
+    kinds::ingress::{ANNOTATIONS, is_ours},
     net::routes::{BackendProtocol, Captures, IngressCertificate, IngressOptions, IngressRule, IngressTable},
     objects::Objects,
 };
-
-/// The controller that an IngressClass names to mean this one, and a class that does without.
-const CONTROLLER: &str = "sampan.dev/ingress";
-const CLASS: &str = "sampan";
-/// The way to name a class before there were classes.
-const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
-/// The annotations that are understood are ingress-nginx's.
-const ANNOTATIONS: &str = "nginx.ingress.kubernetes.io/";
 
 /// The table of every namespace that has Ingresses of ours.
 pub fn tables(objects: &Objects) -> BTreeMap<String, IngressTable> {
@@ -46,16 +39,6 @@ pub fn tables(objects: &Objects) -> BTreeMap<String, IngressTable> {
         tables.entry(namespace).or_default().extend(world.table(ingress));
     }
     tables
-}
-
-fn is_ours(ingress: &Ingress, classes: &[Arc<IngressClass>]) -> bool {
-    let annotation = ingress.metadata.annotations.as_ref().and_then(|a| a.get(CLASS_ANNOTATION));
-    let named = ingress.spec.as_ref().and_then(|spec| spec.ingress_class_name.as_ref());
-    let Some(class) = annotation.or(named).filter(|class| !class.is_empty()) else { return true };
-    match classes.iter().find(|c| c.metadata.name.as_ref() == Some(class)) {
-        Some(class) => class.spec.as_ref().and_then(|s| s.controller.as_deref()) == Some(CONTROLLER),
-        None => class == CLASS,
-    }
 }
 
 struct World<'a> {
@@ -147,10 +130,11 @@ impl World<'_> {
         });
         let Some(port) = port else { return Vec::new() };
         let all = spec.publish_not_ready_addresses.unwrap_or(false);
-        services::backends(&slices, port.name.as_deref().unwrap_or_default(), all)
-            .into_iter()
-            .map(|backend| SocketAddrV4::new(backend.address, backend.port))
-            .collect()
+        let mut backends = services::backends(&slices, port.name.as_deref().unwrap_or_default(), all);
+        if backends.iter().any(|backend| !backend.ending) {
+            backends.retain(|backend| !backend.ending);
+        }
+        backends.into_iter().map(|backend| SocketAddrV4::new(backend.address, backend.port)).collect()
     }
 }
 
@@ -211,29 +195,7 @@ fn bytes(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn classes_decide_whose_an_ingress_is() {
-        let class = |name: &str, controller: &str| -> Arc<IngressClass> {
-            let class = json!({"metadata": {"name": name}, "spec": {"controller": controller}});
-            Arc::new(serde_json::from_value(class).unwrap())
-        };
-        let classes = [class("mine", CONTROLLER), class("nginx", "k8s.io/ingress-nginx")];
-        for (class, want) in [
-            (None, true),
-            (Some("sampan"), true),
-            (Some("mine"), true),
-            (Some("nginx"), false),
-            (Some("x"), false),
-        ] {
-            let by_field: Ingress =
-                serde_json::from_value(json!({"metadata": {}, "spec": {"ingressClassName": class}})).unwrap();
-            assert_eq!(is_ours(&by_field, &classes), want, "{class:?}");
-        }
-    }
 
     #[test]
     fn annotations_become_options() {

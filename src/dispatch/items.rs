@@ -25,6 +25,8 @@ pub enum Reach {
     Holders(ItemKind),
     /// Every node.
     All,
+    /// Nodes with pods that a NetworkPolicy selects.
+    Policies,
 }
 
 /// The resources that sets are made of.
@@ -43,6 +45,8 @@ pub const SOURCES: &[(&str, Reach)] = &[
     ("ingressclasses.networking.k8s.io", Reach::All),
     // Certificates of Ingresses; what is sent differs only when one of these did.
     ("secrets", Reach::All),
+    ("networkpolicies.networking.k8s.io", Reach::Policies),
+    ("pods", Reach::Policies),
 ];
 
 /// The node that an object belongs to.
@@ -61,7 +65,8 @@ pub fn is_about_itself(key: &ItemKey, node: &str) -> bool {
     key.kind == ItemKind::Peer && key.name == node
 }
 
-fn item(kind: ItemKind, namespace: &str, name: &str, body: &impl serde::Serialize) -> Item {
+/// An item with this body.
+pub fn item(kind: ItemKind, namespace: &str, name: &str, body: &impl serde::Serialize) -> Item {
     let body = serde_json::to_string(body).expect("plain data can be written as JSON");
     Item::new(ItemKey::new(kind, namespace, name), body)
 }

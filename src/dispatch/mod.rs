@@ -12,6 +12,7 @@ mod items;
 pub mod join;
 mod names;
 mod pods;
+mod policies;
 mod register;
 mod report;
 mod services;
@@ -41,7 +42,8 @@ use crate::{
     mqtt::{
         self, Bus, Event, Events, Priority,
         messages::{
-            self, Answer, Ask, Desired, Down, Hello, ITEMS_BYTES_MAX, Item, ItemKey, PROTOCOL, Status, Up,
+            self, Answer, Ask, Desired, Down, Hello, ITEMS_BYTES_MAX, Item, ItemKey, ItemKind, PROTOCOL,
+            Status, Up,
         },
         topics::{self, Leaf},
     },
@@ -93,6 +95,7 @@ struct Link {
     generation: Generation,
     /// The hash of every item the node holds, or will when it has what was sent.
     held: BTreeMap<ItemKey, String>,
+    serves_ingress: bool,
     dirty: bool,
 }
 
@@ -113,6 +116,9 @@ pub struct Dispatch {
     /// The part of every node's set that is the same for all.
     shared: BTreeMap<ItemKey, Item>,
     shared_is_stale: bool,
+    /// The NetworkPolicies of every node.
+    policies: BTreeMap<String, Vec<Item>>,
+    policies_are_stale: bool,
     all_dirty: bool,
 }
 
@@ -142,6 +148,8 @@ impl Dispatch {
             links: BTreeMap::new(),
             shared: BTreeMap::new(),
             shared_is_stale: true,
+            policies: BTreeMap::new(),
+            policies_are_stale: true,
             all_dirty: false,
         }
     }
@@ -194,7 +202,10 @@ impl Dispatch {
                 }
                 _ = resync.tick() => self.everything_may_have_changed(),
             }
-            let work = self.shared_is_stale || self.all_dirty || self.links.values().any(|link| link.dirty);
+            let work = self.shared_is_stale
+                || self.policies_are_stale
+                || self.all_dirty
+                || self.links.values().any(|link| link.dirty);
             if work && flush_at.is_none() {
                 flush_at = Some(Instant::now() + DEBOUNCE);
             }
@@ -273,7 +284,7 @@ impl Dispatch {
             return;
         }
         self.refresh_shared();
-        let items = self.items_of(node);
+        let items = self.items_of(node, hello.info.serves_ingress);
         let digest = digest(&items);
         let known = if digest == hello.digest {
             hashes(&items)
@@ -287,6 +298,7 @@ impl Dispatch {
             machine: hello.info.machine_id,
             generation: hello.generation,
             held: known,
+            serves_ingress: hello.info.serves_ingress,
             dirty: false,
         };
         if self.links.get(node).is_some_and(|old| old.session != link.session) {
@@ -401,11 +413,30 @@ impl Dispatch {
                 }
             }
             items::Reach::All => self.shared_is_stale = true,
+            items::Reach::Policies => self.policies_are_stale = true,
         }
     }
 
+    /// Policies are made of pods and namespaces too; without any there is nothing to do.
+    fn refresh_policies(&mut self) {
+        if !std::mem::take(&mut self.policies_are_stale) {
+            return;
+        }
+        let fresh = policies::by_node(&self.objects);
+        let hashes = |items: Option<&Vec<Item>>| -> Vec<(ItemKey, String)> {
+            items.into_iter().flatten().map(|item| (item.key.clone(), item.hash.clone())).collect()
+        };
+        for (node, link) in &mut self.links {
+            link.dirty |= hashes(fresh.get(node)) != hashes(self.policies.get(node));
+        }
+        self.policies = fresh;
+    }
+
     fn refresh_shared(&mut self) {
-        if !std::mem::take(&mut self.shared_is_stale) {
+        let stale = std::mem::take(&mut self.shared_is_stale);
+        self.policies_are_stale |= stale;
+        self.refresh_policies();
+        if !stale {
             return;
         }
         let fresh: BTreeMap<_, _> = items::shared(&self.objects, &self.options)
@@ -426,7 +457,8 @@ impl Dispatch {
         let due: Vec<_> =
             self.links.iter().filter(|(_, l)| all || l.dirty).map(|(node, _)| node.clone()).collect();
         for node in due {
-            let items = self.items_of(&node);
+            let serves = self.links.get(&node).is_some_and(|link| link.serves_ingress);
+            let items = self.items_of(&node, serves);
             let same = self.links.get_mut(&node).is_some_and(|link| {
                 link.dirty = false;
                 link.held.len() == items.len()
@@ -438,15 +470,18 @@ impl Dispatch {
         }
     }
 
-    fn items_of(&self, node: &str) -> BTreeMap<ItemKey, Item> {
+    /// The set of a node. Certificates' keys go only where Ingresses are served.
+    fn items_of(&self, node: &str, serves_ingress: bool) -> BTreeMap<ItemKey, Item> {
         let own = items::of_node(&self.objects, &self.options, node);
         let mut all: BTreeMap<_, _> = self
             .shared
             .iter()
             .filter(|(key, _)| !items::is_about_itself(key, node))
+            .filter(|(key, _)| serves_ingress || key.kind != ItemKind::Ingress)
             .map(|(key, item)| (key.clone(), item.clone()))
             .collect();
-        all.extend(own.into_iter().map(|item| (item.key.clone(), item)));
+        let policies = self.policies.get(node).into_iter().flatten().cloned();
+        all.extend(own.into_iter().chain(policies).map(|item| (item.key.clone(), item)));
         all
     }
 

@@ -1,14 +1,10 @@
 //! Services as the nodes' dataplane and environments need them, from Services and EndpointSlices.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use k8s_openapi::api::{
     core::v1::{Namespace, Service, ServiceSpec},
-    discovery::v1::{Endpoint, EndpointSlice},
+    discovery::v1::EndpointSlice,
 };
 
 use crate::{
@@ -65,10 +61,15 @@ fn service_ports(service: &Service, slices: &[&EndpointSlice]) -> Vec<ServicePor
     if cluster_ips.is_empty() {
         return Vec::new();
     }
-    let mut external_ips = addresses(&spec.external_ips);
+    let external_ips = addresses(&spec.external_ips);
     let balancer = service.status.as_ref().and_then(|s| s.load_balancer.as_ref()?.ingress.as_ref());
-    external_ips
-        .extend(balancer.into_iter().flatten().filter_map(|i| i.ip.as_ref()?.parse::<Ipv4Addr>().ok()));
+    // An address in the mode `Proxy` is the balancer's own: packets to it have to go there (KEP-1860).
+    let balancer_ips: Vec<Ipv4Addr> = balancer
+        .into_iter()
+        .flatten()
+        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|ingress| ingress.ip.as_ref()?.parse().ok())
+        .collect();
     let is = |policy: &Option<String>, value: &str| policy.as_deref() == Some(value);
     let affinity_seconds = is(&spec.session_affinity, "ClientIP").then(|| {
         let config =
@@ -94,18 +95,24 @@ fn service_ports(service: &Service, slices: &[&EndpointSlice]) -> Vec<ServicePor
             port: number,
             cluster_ips: cluster_ips.clone(),
             external_ips: external_ips.clone(),
+            balancer_ips: balancer_ips.clone(),
             node_port: port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0),
             affinity_seconds,
             external_local: is(&spec.external_traffic_policy, "Local"),
             internal_local: is(&spec.internal_traffic_policy, "Local"),
             source_ranges: spec.load_balancer_source_ranges.clone().unwrap_or_default(),
+            health_check_port: spec
+                .health_check_node_port
+                .and_then(|p| u16::try_from(p).ok())
+                .filter(|p| *p > 0),
             backends: backends(slices, port_name, spec.publish_not_ready_addresses.unwrap_or(false)),
         });
     }
     ports
 }
 
-fn protocol(name: Option<&str>) -> Option<Protocol> {
+/// A protocol by its name in the API; TCP when none is named.
+pub fn protocol(name: Option<&str>) -> Option<Protocol> {
     match name.unwrap_or("TCP") {
         "TCP" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),
@@ -114,32 +121,37 @@ fn protocol(name: Option<&str>) -> Option<Protocol> {
     }
 }
 
-/// The endpoints of one port: the ready ones; when there are none, those that still serve while
-/// they terminate (KEP-1669).
+/// The endpoints of one port that serve: the ready ones, and those that do while they end.
 pub fn backends(slices: &[&EndpointSlice], port_name: &str, all: bool) -> Vec<Backend> {
-    let ready = |e: &Endpoint| all || e.conditions.as_ref().is_none_or(|c| c.ready.unwrap_or(true));
-    let serving = |e: &Endpoint| {
-        e.conditions.as_ref().is_some_and(|c| c.serving.unwrap_or(false) && c.terminating.unwrap_or(false))
-    };
-    let collect = |wanted: &dyn Fn(&Endpoint) -> bool| -> BTreeSet<Backend> {
-        let mut found = BTreeSet::new();
-        for slice in slices {
-            let ports = slice.ports.iter().flatten();
-            for port in ports.filter(|p| p.name.as_deref().unwrap_or_default() == port_name) {
-                let Some(number) = port.port.and_then(|p| u16::try_from(p).ok()) else { continue };
-                for endpoint in slice.endpoints.iter().flatten().filter(|e| wanted(e)) {
-                    let addresses = endpoint.addresses.iter().filter_map(|a| a.parse().ok());
-                    found.extend(addresses.map(|address| Backend { address, port: number, local: false }));
+    let mut found: BTreeMap<(Ipv4Addr, u16), Backend> = BTreeMap::new();
+    for slice in slices {
+        let ports = slice.ports.iter().flatten();
+        for port in ports.filter(|p| p.name.as_deref().unwrap_or_default() == port_name) {
+            let Some(number) = port.port.and_then(|p| u16::try_from(p).ok()) else { continue };
+            for endpoint in slice.endpoints.iter().flatten() {
+                let conditions = endpoint.conditions.as_ref();
+                let ready = all || conditions.is_none_or(|c| c.ready.unwrap_or(true));
+                let ends = conditions.is_some_and(|c| c.serving == Some(true) && c.terminating == Some(true));
+                if !ready && !ends {
+                    continue;
+                }
+                for address in endpoint.addresses.iter().filter_map(|a| a.parse().ok()) {
+                    let mut backend = Backend { ending: !ready, ..Backend::new(address, number, false) };
+                    if let Some(hints) = endpoint.hints.as_ref().filter(|_| ready) {
+                        backend.for_nodes =
+                            hints.for_nodes.iter().flatten().map(|n| n.name.clone()).collect();
+                        backend.for_zones =
+                            hints.for_zones.iter().flatten().map(|z| z.name.clone()).collect();
+                    }
+                    let known = found.entry((address, number)).or_insert_with(|| backend.clone());
+                    if known.ending && ready {
+                        *known = backend;
+                    }
                 }
             }
         }
-        found
-    };
-    let mut found = collect(&ready);
-    if found.is_empty() {
-        found = collect(&serving);
     }
-    found.into_iter().collect()
+    found.into_values().collect()
 }
 
 /// The environment that a namespace's services give its pods, and `default/kubernetes` to all
@@ -238,11 +250,10 @@ mod tests {
         let ports = service_ports(&web(json!({})), &[&a, &b]);
         assert_eq!(ports[0].name, "ns/web:http");
         assert_eq!((ports[0].port, ports[0].node_port), (80, Some(30080)));
-        let addresses: Vec<_> = ports[0].backends.iter().map(|b| b.address.to_string()).collect();
-        assert_eq!(addresses, ["10.42.0.2"]);
-        // With none ready, one that still serves while it ends is better than nothing.
-        let ports = service_ports(&web(json!({})), &[&b]);
-        assert_eq!(ports[0].backends.len(), 1);
+        let found: Vec<_> = ports[0].backends.iter().map(|b| (b.address.to_string(), b.ending)).collect();
+        assert_eq!(found, [("10.42.0.2".to_owned(), false), ("10.42.0.3".to_owned(), true)]);
+        let published = service_ports(&web(json!({"publishNotReadyAddresses": true})), &[&b]);
+        assert!(!published[0].backends[0].ending);
     }
 
     #[test]

@@ -10,12 +10,15 @@ mod body;
 mod certificates;
 mod head;
 mod pool;
+mod proxied;
 mod proxy;
+mod record;
 
 use std::{
     convert::Infallible,
-    net::SocketAddr,
-    sync::{Arc, RwLock},
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::{Arc, RwLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -36,8 +39,12 @@ use self::{
     certificates::Certificates,
     pool::Pool,
     proxy::{Arrival, Proxy},
+    record::Record,
 };
-use crate::{net::routes::IngressTable, tasks::CancellationToken};
+use crate::{
+    net::{cidr::Cidr, routes::IngressTable},
+    tasks::CancellationToken,
+};
 
 /// Connections of clients at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 2048;
@@ -63,8 +70,27 @@ pub enum Error {
     Tls(#[from] rustls::Error),
     #[error("PEM: {0}")]
     Pem(#[from] rustls::pki_types::pem::Error),
+    #[error("open the access log {path}: {source}")]
+    Log { path: PathBuf, source: std::io::Error },
     #[error("make the default certificate: {0}")]
     Make(#[from] rcgen::Error),
+}
+
+/// What may be asked of a server beyond serving.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Load balancers in front: their connections begin with a PROXY protocol header, and only
+    /// theirs.
+    pub proxied_from: Vec<Cidr>,
+    /// A line a request.
+    pub access_log: Option<PathBuf>,
+}
+
+impl Options {
+    fn is_proxied(&self, client: SocketAddr) -> bool {
+        let IpAddr::V4(client) = client.ip().to_canonical() else { return false };
+        self.proxied_from.iter().any(|network| network.contains(client))
+    }
 }
 
 /// An Ingress server.
@@ -75,20 +101,25 @@ pub struct Server {
     acceptor: TlsAcceptor,
     certificates: Arc<Certificates>,
     proxy: Arc<Proxy>,
+    options: Arc<Options>,
     permits: Arc<Semaphore>,
 }
 
 impl Server {
     /// Binds both sockets (port 0 picks one). Every request is answered with 404 until the first
     /// table comes.
-    pub async fn bind(http: SocketAddr, https: SocketAddr) -> Result<Self, Error> {
+    pub async fn bind(http: SocketAddr, https: SocketAddr, options: Options) -> Result<Self, Error> {
+        let record = match &options.access_log {
+            Some(path) => Record::logging_to(path)?,
+            None => Record::default(),
+        };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let pool = Arc::new(Pool::new(&provider)?);
         let certificates = Arc::new(Certificates::new(provider)?);
         let acceptor = TlsAcceptor::from(certificates::server_config(Arc::clone(&certificates))?);
         let (http, http_address) = listen(http).await?;
         let (https, https_address) = listen(https).await?;
-        let proxy = Proxy { table: RwLock::default(), pool, https_port: https_address.port() };
+        let proxy = Proxy { table: RwLock::default(), pool, https_port: https_address.port(), record };
         Ok(Self {
             http,
             https,
@@ -96,6 +127,7 @@ impl Server {
             acceptor,
             certificates,
             proxy: Arc::new(proxy),
+            options: Arc::new(options),
             permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         })
     }
@@ -103,6 +135,11 @@ impl Server {
     /// The addresses for HTTP and HTTPS.
     pub fn addresses(&self) -> (SocketAddr, SocketAddr) {
         self.addresses
+    }
+
+    /// Counters in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        self.proxy.record.metrics()
     }
 
     /// Exchanges the rules and certificates for requests and handshakes to come.
@@ -144,8 +181,12 @@ impl Server {
                 let (proxy, stop) = (Arc::clone(&self.proxy), stop.clone());
                 let acceptor = tls.then(|| self.acceptor.clone());
                 let kill = self.proxy.pool.stop.clone();
+                let options = Arc::clone(&self.options);
                 self.proxy.pool.tasks.spawn(async move {
-                    kill.run_until_cancelled(connection(proxy, stream, acceptor, arrival, stop)).await;
+                    proxy.record.connections.fetch_add(1, Ordering::Relaxed);
+                    let served = connection(&proxy, stream, acceptor, arrival, stop, &options);
+                    kill.run_until_cancelled(served).await;
+                    proxy.record.connections.fetch_sub(1, Ordering::Relaxed);
                     drop(permit);
                 });
             }
@@ -162,20 +203,32 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error>
 }
 
 async fn connection(
-    proxy: Arc<Proxy>,
-    stream: TcpStream,
+    proxy: &Arc<Proxy>,
+    mut stream: TcpStream,
     acceptor: Option<TlsAcceptor>,
-    arrival: Arrival,
+    mut arrival: Arrival,
     stop: CancellationToken,
+    options: &Options,
 ) {
+    if options.is_proxied(arrival.client) {
+        match timeout(HANDSHAKE_TIMEOUT, proxied::client(&mut stream)).await {
+            Ok(Ok(client)) => arrival.client = client.unwrap_or(arrival.client),
+            Ok(Err(error)) => {
+                return tracing::debug!(%error, balancer = %arrival.client, "a connection is refused");
+            }
+            Err(_) => return tracing::debug!(balancer = %arrival.client, "no PROXY header in time"),
+        }
+    }
+    let proxy_of = Arc::clone(proxy);
     let Some(acceptor) = acceptor else {
-        return serve(proxy, stream, arrival, stop).await;
+        return serve(proxy_of, stream, arrival, stop).await;
     };
     match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => serve(proxy, stream, arrival, stop).await,
+        Ok(Ok(stream)) => return serve(proxy_of, stream, arrival, stop).await,
         Ok(Err(error)) => tracing::debug!(%error, client = %arrival.client, "TLS handshake"),
         Err(_) => tracing::debug!(client = %arrival.client, "TLS handshake took too long"),
     }
+    proxy.record.handshakes_failed.fetch_add(1, Ordering::Relaxed);
 }
 
 async fn serve<S>(proxy: Arc<Proxy>, stream: S, arrival: Arrival, stop: CancellationToken)

@@ -21,6 +21,7 @@ use super::{
     body::{Download, Progress, Upload},
     head,
     pool::{Body, Lease, Pool, SendError},
+    record::{Entry, Record},
 };
 use crate::net::routes::{IngressRule, IngressTable};
 
@@ -33,6 +34,7 @@ pub struct Proxy {
     pub pool: Arc<Pool>,
     /// Where redirects to TLS lead.
     pub https_port: u16,
+    pub record: Record,
 }
 
 /// The connection that a request came by.
@@ -44,25 +46,49 @@ pub struct Arrival {
 }
 
 impl Proxy {
+    /// Answers a request, and writes down that it did.
     pub async fn handle(&self, request: Request<Incoming>, arrival: Arrival) -> Response<Body> {
+        let begin = std::time::Instant::now();
+        let (method, target, version) = (request.method().clone(), request.uri().clone(), request.version());
+        let agent = request.headers().get(header::USER_AGENT).cloned();
+        let authority = head::authority(&request);
         let table = Arc::clone(&self.table.read().expect("no holder panics"));
-        let Some(authority) = head::authority(&request) else {
-            return text(StatusCode::BAD_REQUEST, "bad host");
+        let (rule, response) = self.route(&table, request, authority.as_deref(), arrival).await;
+        self.record.note(&Entry {
+            client: arrival.client.ip().to_canonical(),
+            method: method.as_str(),
+            target: target.path_and_query().map_or("/", |target| target.as_str()),
+            host: authority.as_deref().unwrap_or("-"),
+            version,
+            status: response.status().as_u16(),
+            ingress: rule.map_or("", |rule| &rule.ingress),
+            agent: agent.as_ref().and_then(|agent| agent.to_str().ok()).unwrap_or("-"),
+            took: begin.elapsed(),
+        });
+        response
+    }
+
+    async fn route<'a>(
+        &self,
+        table: &'a IngressTable,
+        request: Request<Incoming>,
+        authority: Option<&str>,
+        arrival: Arrival,
+    ) -> (Option<&'a IngressRule>, Response<Body>) {
+        let Some(authority) = authority else {
+            return (None, text(StatusCode::BAD_REQUEST, "bad host"));
         };
         let Some(path) = head::decoded(request.uri().path()) else {
-            return text(StatusCode::BAD_REQUEST, "bad path");
+            return (None, text(StatusCode::BAD_REQUEST, "bad path"));
         };
         if request.method() == Method::CONNECT {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy");
+            return (None, text(StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy"));
         }
-        let host = head::host_of(&authority);
+        let host = head::host_of(authority);
         let Some(rule) = table.find(&host, &path) else {
-            return text(StatusCode::NOT_FOUND, "default backend - 404");
+            return (None, text(StatusCode::NOT_FOUND, "default backend - 404"));
         };
-        let (method, client) = (request.method().clone(), arrival.client.ip());
-        let response = self.serve(rule, request, (&authority, &host, &path), arrival).await;
-        tracing::debug!(%client, %method, host, path, ingress = rule.ingress, status = response.status().as_u16(), "request");
-        response
+        (Some(rule), self.serve(rule, request, (authority, &host, &path), arrival).await)
     }
 
     async fn serve(

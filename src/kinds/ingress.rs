@@ -1,5 +1,8 @@
 //! Ingresses and IngressClasses.
 
+use std::sync::Arc;
+
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use serde_json::{Value, json};
 
 use super::{
@@ -68,6 +71,45 @@ pub const INGRESS_CLASS: Kind = Kind {
         "io.k8s.api.networking.v1.IngressClass",
     )
 };
+
+/// The controller that an IngressClass names to mean ours, and a class that does without an object.
+const CONTROLLER: &str = "sampan.dev/ingress";
+const OWN_CLASS: &str = "sampan";
+/// The way to name a class before there were classes.
+const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
+/// The family of annotations of ingress-nginx.
+pub const ANNOTATIONS: &str = "nginx.ingress.kubernetes.io/";
+/// Those of the family that are understood.
+const UNDERSTOOD: &[&str] = &[
+    "allowlist-source-range",
+    "backend-protocol",
+    "force-ssl-redirect",
+    "proxy-body-size",
+    "proxy-read-timeout",
+    "proxy-send-timeout",
+    "rewrite-target",
+    "ssl-redirect",
+    "use-regex",
+    "whitelist-source-range",
+];
+
+/// Whether an Ingress is for the built-in server: of one of its classes, or of none.
+pub fn is_ours(ingress: &Ingress, classes: &[Arc<IngressClass>]) -> bool {
+    let annotation = ingress.metadata.annotations.as_ref().and_then(|a| a.get(CLASS_ANNOTATION));
+    let named = ingress.spec.as_ref().and_then(|spec| spec.ingress_class_name.as_ref());
+    let Some(class) = annotation.or(named).filter(|class| !class.is_empty()) else { return true };
+    match classes.iter().find(|c| c.metadata.name.as_ref() == Some(class)) {
+        Some(class) => class.spec.as_ref().and_then(|s| s.controller.as_deref()) == Some(CONTROLLER),
+        None => class == OWN_CLASS,
+    }
+}
+
+/// The annotations of ingress-nginx's family that have no effect here.
+pub fn not_understood(ingress: &Ingress) -> Vec<&str> {
+    let annotations = ingress.metadata.annotations.iter().flatten();
+    let of_family = annotations.filter_map(|(key, _)| Some((key.as_str(), key.strip_prefix(ANNOTATIONS)?)));
+    of_family.filter(|(_, name)| !UNDERSTOOD.contains(name)).map(|(key, _)| key).collect()
+}
 
 fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
     let (backend, rules, class) =
@@ -255,5 +297,40 @@ mod tests {
                 format!("{at}.backend.service: Required value: port name or number is required"),
             ]
         );
+    }
+
+    #[test]
+    fn classes_decide_whose_an_ingress_is() {
+        let class = |name: &str, controller: &str| -> Arc<IngressClass> {
+            let class = json!({"metadata": {"name": name}, "spec": {"controller": controller}});
+            Arc::new(serde_json::from_value(class).unwrap())
+        };
+        let classes = [class("mine", CONTROLLER), class("nginx", "k8s.io/ingress-nginx")];
+        for (class, want) in [
+            (None, true),
+            (Some("sampan"), true),
+            (Some("mine"), true),
+            (Some("nginx"), false),
+            (Some("x"), false),
+        ] {
+            let by_field: Ingress =
+                serde_json::from_value(json!({"metadata": {}, "spec": {"ingressClassName": class}})).unwrap();
+            assert_eq!(is_ours(&by_field, &classes), want, "{class:?}");
+        }
+    }
+
+    #[test]
+    fn annotations_without_effect_are_found() {
+        let of = |names: &[&str]| -> Ingress {
+            let all: serde_json::Map<String, Value> =
+                names.iter().map(|name| ((*name).to_owned(), json!("x"))).collect();
+            serde_json::from_value(json!({"metadata": {"annotations": all}})).unwrap()
+        };
+        let ingress = of(&[
+            "nginx.ingress.kubernetes.io/rewrite-target",
+            "nginx.ingress.kubernetes.io/auth-url",
+            "example.com/auth-url",
+        ]);
+        assert_eq!(not_understood(&ingress), ["nginx.ingress.kubernetes.io/auth-url"]);
     }
 }

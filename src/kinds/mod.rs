@@ -26,7 +26,7 @@ mod event;
 pub mod field;
 pub mod fields;
 mod horizontal_pod_autoscaler;
-mod ingress;
+pub mod ingress;
 mod job;
 pub mod labels;
 mod lease;

@@ -48,6 +48,8 @@ pub enum ItemKind {
     Ingress,
     /// Another node.
     Peer,
+    /// A NetworkPolicy, as far as it selects pods of the node: `net::policy::Policy`.
+    Policy,
 }
 
 /// Which item.
@@ -148,6 +150,8 @@ pub struct NodeInfo {
     pub labels: BTreeMap<String, String>,
     /// Annotations the node gives itself.
     pub annotations: BTreeMap<String, String>,
+    /// It has the part that serves Ingresses, and so has to know their certificates.
+    pub serves_ingress: bool,
 }
 
 /// The first message of a node on every connection.

@@ -12,7 +12,7 @@ use std::{
 use futures_util::future::{BoxFuture, ready};
 use tokio::sync::watch;
 
-use super::{Error, HostPort, Network, Peer, ServicePort};
+use super::{Error, HostPort, Network, Peer, ServicePort, policy::PodPolicy};
 
 /// What the calls so far have asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +24,7 @@ pub struct FakeState {
     pub peers: Vec<Peer>,
     pub services: Vec<ServicePort>,
     pub host_ports: Vec<HostPort>,
+    pub policies: Vec<PodPolicy>,
     /// While set, every call fails with this text.
     pub failure: Option<String>,
 }
@@ -102,6 +103,10 @@ impl Network for FakeNetwork {
             state.services = services.to_vec();
             state.host_ports = host_ports.to_vec();
         })
+    }
+
+    fn set_policies<'a>(&'a self, policies: &'a [PodPolicy]) -> BoxFuture<'a, Result<(), Error>> {
+        self.call("set policies", |state| state.policies = policies.to_vec())
     }
 
     fn stop(&self) -> BoxFuture<'_, Result<(), Error>> {

@@ -14,11 +14,13 @@ mod nftables;
 mod peers;
 mod pod;
 mod podnet;
+pub mod policy;
 mod route;
 pub mod routes;
 mod rule;
 mod ruleset;
 mod sys;
+mod watch;
 mod wire;
 
 use std::{net::Ipv4Addr, path::Path};
@@ -27,6 +29,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 pub use podnet::{Options, PodNet};
+pub use watch::AddressWatch;
 
 /// Another node, and how its pods are reached.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -45,16 +48,48 @@ pub enum Protocol {
     Sctp,
 }
 
+impl Protocol {
+    /// As the API writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+}
+
 /// One endpoint of a service port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Backend {
     pub address: Ipv4Addr,
     pub port: u16,
-    /// On this node (for the `Local` traffic policies).
+    /// On this node (for the `Local` traffic policies); only the node itself knows.
+    #[serde(skip)]
     pub local: bool,
+    /// Not ready any more: it ends, and serves until then. Used when there is no other.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ending: bool,
+    /// The nodes, and the zones, that its EndpointSlice says it is for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub for_nodes: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub for_zones: Vec<String>,
 }
 
-/// One port of one service, as the dataplane needs it. Backends are the ready ones.
+impl Backend {
+    /// A ready one.
+    pub fn new(address: Ipv4Addr, port: u16, local: bool) -> Self {
+        Self { address, port, local, ending: false, for_nodes: Vec::new(), for_zones: Vec::new() }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+/// One port of one service, as the dataplane needs it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServicePort {
     /// `namespace/name:port`, for messages.
@@ -63,15 +98,56 @@ pub struct ServicePort {
     pub port: u16,
     /// The cluster address.
     pub cluster_ips: Vec<Ipv4Addr>,
-    /// Load balancer and external addresses.
     pub external_ips: Vec<Ipv4Addr>,
+    /// The load balancer's addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub balancer_ips: Vec<Ipv4Addr>,
     pub node_port: Option<u16>,
     pub affinity_seconds: Option<u32>,
     pub external_local: bool,
     pub internal_local: bool,
-    /// CIDRs that may reach `external_ips`; empty for all.
+    /// CIDRs that may reach `balancer_ips`; empty for all.
     pub source_ranges: Vec<String>,
+    /// Where a load balancer asks whether this node has endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check_port: Option<u16>,
     pub backends: Vec<Backend>,
+}
+
+/// Which node it is that services are seen from.
+#[derive(Debug, Clone, Copy)]
+pub struct Viewpoint<'a> {
+    pub node: &'a str,
+    pub zone: &'a str,
+    pub pods: cidr::Cidr,
+}
+
+impl ServicePort {
+    /// Says which backends are on the node, and leaves out those that are meant for others, as
+    /// kube-proxy does (KEP-2433, KEP-3015): by node if all ready ones say for which nodes they are and
+    /// one is for this, otherwise by zone in the same way. The `Local` policies look at all that are
+    /// on the node: those stay.
+    pub fn see_from(&mut self, here: Viewpoint<'_>) {
+        for backend in &mut self.backends {
+            backend.local = here.pods.contains(backend.address);
+        }
+        let chosen = |hints: fn(&Backend) -> &Vec<String>, own: &str| {
+            let is_for = |backend: &&Backend| hints(backend).iter().any(|name| name == own);
+            let ready = || self.backends.iter().filter(|backend| !backend.ending);
+            ready().all(|backend| !hints(backend).is_empty()) && ready().any(|b| is_for(&b))
+        };
+        let by_node = chosen(|b| &b.for_nodes, here.node);
+        let by_zone = !by_node && !here.zone.is_empty() && chosen(|b| &b.for_zones, here.zone);
+        if by_node {
+            self.backends.retain(|b| b.ending || b.for_nodes.iter().any(|n| n == here.node));
+        } else if by_zone {
+            self.backends.retain(|b| b.ending || b.local || b.for_zones.iter().any(|z| z == here.zone));
+        }
+        for backend in &mut self.backends {
+            backend.for_nodes.clear();
+            backend.for_zones.clear();
+        }
+    }
 }
 
 /// A port of the node that leads to a pod.
@@ -91,6 +167,15 @@ pub enum Error {
     Kernel { operation: String, source: std::io::Error },
     #[error("{0}")]
     Invalid(String),
+}
+
+/// Chains of other programs that drop forwarded packets by default: `ip filter FORWARD`.
+///
+/// # Errors
+/// The kernel has no nf_tables, or the caller may not ask.
+pub fn dropping_forwarders() -> Result<Vec<String>, Error> {
+    let mut socket = netlink::Socket::open(netlink::Family::Netfilter)?;
+    Ok(nftables::dropping_forwarders(&mut socket)?)
 }
 
 /// The network as the node sees it. All calls may be repeated.
@@ -114,6 +199,8 @@ pub trait Network: Send + Sync + 'static {
         services: &'a [ServicePort],
         host_ports: &'a [HostPort],
     ) -> BoxFuture<'a, Result<(), Error>>;
+    /// Makes the pods of this node be isolated exactly so, before it returns.
+    fn set_policies<'a>(&'a self, policies: &'a [policy::PodPolicy]) -> BoxFuture<'a, Result<(), Error>>;
     /// Removes everything [`Network::start`] and the rest have made.
     fn stop(&self) -> BoxFuture<'_, Result<(), Error>>;
 }

@@ -14,7 +14,9 @@ use super::{
     Error,
     netlink::{Family, Refusal, Socket},
     rule::{Expr, Header, Meta, Rule, Verdict},
-    ruleset::{Balancer, Frontend, Gives, Hook, Key, Ruleset, Set, TABLE, Type, Value, protocol_number},
+    ruleset::{
+        Balancer, CLIENTS_MAX, Frontend, Gives, Hook, Key, Ruleset, Set, TABLE, Type, Value, protocol_number,
+    },
     wire::{Attributes, Batch, Message, Writer, be_u32, text},
 };
 
@@ -25,6 +27,7 @@ const NEW_TABLE: u16 = SUBSYSTEM << 8;
 const GET_TABLE: u16 = NEW_TABLE | 1;
 const DELETE_TABLE: u16 = NEW_TABLE | 2;
 const NEW_CHAIN: u16 = NEW_TABLE | 3;
+const GET_CHAIN: u16 = NEW_TABLE | 4;
 const DELETE_CHAIN: u16 = NEW_TABLE | 5;
 const NEW_RULE: u16 = NEW_TABLE | 6;
 const GET_RULE: u16 = NEW_TABLE | 7;
@@ -44,13 +47,16 @@ const LIST_ELEMENT: u16 = 1;
 /// `NFTA_DATA_VALUE`, `NFTA_DATA_VERDICT`
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
-/// `NFT_GOTO` and `NF_DROP`.
+/// `NFT_GOTO`, `NF_DROP` and `NF_ACCEPT`.
 const VERDICT_GOTO: u32 = -4i32 as u32;
 const VERDICT_DROP: u32 = 0;
+const VERDICT_ACCEPT: u32 = 1;
 /// `NFT_REG_VERDICT`
 const REGISTER_VERDICT: u32 = 0;
 const SET_INTERVAL: u32 = 0x4;
 const SET_MAP: u32 = 0x8;
+const SET_TIMEOUT: u32 = 0x10;
+const SET_DYNAMIC: u32 = 0x20;
 const SET_CONCAT: u32 = 0x80;
 const TYPE_VERDICT: u32 = 0xffff_ff00;
 /// `nft` packs the types of a concatenation so.
@@ -132,6 +138,11 @@ fn write_expr(w: &mut Writer<'_>, expr: &Expr) {
             w.be32(1, *to);
             w.be32(2, STATUS);
         }),
+        Expr::ConntrackState { to } => put("ct", &mut |w| {
+            const STATE: u32 = 0;
+            w.be32(1, *to);
+            w.be32(2, STATE);
+        }),
         Expr::Compare { from, equal, data } => put("cmp", &mut |w| {
             w.be32(1, *from);
             w.be32(2, u32::from(!*equal));
@@ -158,6 +169,21 @@ fn write_expr(w: &mut Writer<'_>, expr: &Expr) {
             w.text(1, set.name());
             w.be32(2, *from);
             w.be32(3, REGISTER_VERDICT);
+        }),
+        Expr::Remember { set, key, data, milliseconds } => put("dynset", &mut |w| {
+            const UPDATE: u32 = 1;
+            w.text(1, set.name());
+            w.be32(3, UPDATE);
+            w.be32(4, *key);
+            w.be32(5, *data);
+            w.raw(6, &milliseconds.to_be_bytes());
+        }),
+        Expr::Forget { set, key, data } => put("dynset", &mut |w| {
+            const DELETE: u32 = 2;
+            w.text(1, set.name());
+            w.be32(3, DELETE);
+            w.be32(4, *key);
+            w.be32(5, *data);
         }),
         Expr::Random { modulus, to } => put("numgen", &mut |w| {
             const RANDOM: u32 = 1;
@@ -190,6 +216,7 @@ fn write_expr(w: &mut Writer<'_>, expr: &Expr) {
         Expr::Verdict(verdict) => put("immediate", &mut |w| {
             w.be32(1, REGISTER_VERDICT);
             w.nest(2, |w| match verdict {
+                Verdict::Accept => write_verdict(w, VERDICT_ACCEPT, None),
                 Verdict::Drop => write_verdict(w, VERDICT_DROP, None),
                 Verdict::GotoReject => write_verdict(w, VERDICT_GOTO, Some("reject")),
             });
@@ -222,6 +249,7 @@ fn add_chain(batch: &mut Batch, name: &str, hook: Option<Hook>) {
             // Hook numbers and priorities of `linux/netfilter_ipv4.h`.
             let (kind, number, priority) = match hook {
                 Hook::RawPrerouting => ("filter", 0, -300i32),
+                Hook::Forward => ("filter", 2, 0),
                 Hook::Prerouting => ("nat", 0, -100),
                 Hook::Output => ("nat", 3, -100),
                 Hook::Postrouting => ("nat", 4, 100),
@@ -249,7 +277,9 @@ fn add_rule(batch: &mut Batch, chain: &str, rule: &Rule) {
 
 fn add_balancer(batch: &mut Batch, balancer: Balancer) {
     add_chain(batch, &balancer.chain(), None);
-    add_rule(batch, &balancer.chain(), &balancer.rule());
+    for rule in balancer.rules() {
+        add_rule(batch, &balancer.chain(), &rule);
+    }
 }
 
 /// The number of a type in `nft` and its bytes in a packet; in a key every field takes four.
@@ -269,7 +299,8 @@ fn add_set(batch: &mut Batch, id: u32, set: Set) {
         let map = if set.gives() == Gives::Nothing { 0 } else { SET_MAP };
         let ranged = if set.ranged() { SET_INTERVAL | SET_CONCAT } else { 0 };
         w.text(2, set.name());
-        w.be32(3, map | ranged);
+        let dynamic = if set.dynamic() { SET_TIMEOUT | SET_DYNAMIC } else { 0 };
+        w.be32(3, map | ranged | dynamic);
         w.be32(4, pack(set.key()));
         w.be32(5, set.key().len() as u32 * FIELD_BYTES);
         match set.gives() {
@@ -283,8 +314,12 @@ fn add_set(batch: &mut Batch, id: u32, set: Set) {
                 w.be32(7, 2 * FIELD_BYTES);
             }
         }
+        const DESCRIPTION: u16 = 9;
+        if set.dynamic() {
+            const SIZE: u16 = 1;
+            w.nest(DESCRIPTION, |w| w.be32(SIZE, CLIENTS_MAX));
+        }
         if set.ranged() {
-            const DESCRIPTION: u16 = 9;
             const CONCATENATION: u16 = 2;
             const FIELD_LENGTH: u16 = 1;
             w.nest(DESCRIPTION, |w| {
@@ -327,6 +362,19 @@ fn key_bytes(key: &Key) -> (Vec<u8>, Option<Vec<u8>>) {
         Key::Pair(one, other) => {
             from.extend_from_slice(&one.octets());
             from.extend_from_slice(&other.octets());
+        }
+        Key::Target(frontend, address, port) => {
+            frontend_bytes(&mut from, *frontend);
+            from.extend_from_slice(&target_bytes(*address, *port));
+        }
+        Key::Pod(address) => from.extend_from_slice(&address.octets()),
+        Key::Flow(pod, flow) => {
+            let bytes = |peer: std::net::Ipv4Addr, protocol: u8, port: u16| {
+                let [high, low] = port.to_be_bytes();
+                [&pod.octets()[..], &peer.octets(), &[protocol, 0, 0, 0, high, low, 0, 0]].concat()
+            };
+            let (peers, protocols, ports) = (flow.peers, flow.protocols, flow.ports);
+            return (bytes(peers.0, protocols.0, ports.0), Some(bytes(peers.1, protocols.1, ports.1)));
         }
     }
     (from, None)
@@ -554,6 +602,29 @@ impl Table {
     }
 }
 
+/// Chains of others that drop forwarded IPv4 packets unless a rule of theirs says otherwise, as
+/// `ip filter FORWARD`. What our rules accept they drop all the same.
+pub fn dropping_forwarders(socket: &mut Socket) -> Result<Vec<String>, Refusal> {
+    /// `NFPROTO_INET`, `NF_INET_FORWARD`
+    const INET: u8 = 1;
+    const FORWARD: u32 = 2;
+    let mut request = Batch::new();
+    request.push("list chains", GET_CHAIN, 0, &[], |w| w.fixed(&generic_header(0, 0)));
+    socket.dump(&request, |message| {
+        let family = match *message.body.first()? {
+            IPV4 => "ip",
+            INET => "inet",
+            _ => return None,
+        };
+        let chain = message.attributes(HEADER_BYTES);
+        let (table, name) = (chain.get(1).map(text)?, chain.get(3).map(text)?);
+        let forwards = chain.nested(4).get(1).and_then(be_u32) == Some(FORWARD);
+        let drops = chain.get(5).and_then(be_u32) == Some(VERDICT_DROP);
+        (message.kind == NEW_CHAIN && forwards && drops && table != TABLE)
+            .then(|| format!("{family} {table} {name}"))
+    })
+}
+
 /// Whether the kernel has all elements and as many rules as `ruleset`.
 fn is_intact(socket: &mut Socket, ruleset: &Ruleset) -> Result<bool, Refusal> {
     let fixed: usize = ruleset.chains().iter().map(|chain| chain.rules.len()).sum();
@@ -563,10 +634,11 @@ fn is_intact(socket: &mut Socket, ruleset: &Ruleset) -> Result<bool, Refusal> {
         let table = message.attributes(HEADER_BYTES).get(1).map(text);
         (message.kind == NEW_RULE && table.as_deref() == Some(TABLE)).then_some(())
     };
-    if socket.dump(&request, ours)?.len() != fixed + ruleset.balancers.len() {
+    let balancing: usize = ruleset.balancers.iter().map(|balancer| balancer.rules().len()).sum();
+    if socket.dump(&request, ours)?.len() != fixed + balancing {
         return Ok(false);
     }
-    for set in Set::ALL {
+    for set in Set::ALL.into_iter().filter(|set| !set.dynamic()) {
         let mut request = Batch::new();
         push(&mut request, format!("list set {}", set.name()), GET_ELEMENTS, 0, |w| {
             w.text(2, set.name());
@@ -662,7 +734,7 @@ mod tests {
     fn a_change_is_made_of_what_differs() {
         let frontend =
             Frontend { address: Some(Ipv4Addr::new(10, 43, 0, 1)), protocol: Protocol::Tcp, port: 80 };
-        let chain = |count| Value::Balance(Balancer { view: View::Address, sticky: false, count });
+        let chain = |count| Value::Balance(Balancer { view: View::Address, sticky: None, count });
         let target = |last| Value::Target(Ipv4Addr::new(10, 42, 0, last), 80);
         let one = ruleset(&[(Key::Frontend(frontend), chain(1)), (Key::Slot(frontend, 0), target(2))]);
         let moved = ruleset(&[(Key::Frontend(frontend), chain(1)), (Key::Slot(frontend, 0), target(3))]);
@@ -693,7 +765,8 @@ mod tests {
         let elements: Vec<_> = (0..5000u16)
             .map(|port| {
                 let frontend = Frontend { address: Some(Ipv4Addr::LOCALHOST), protocol: Protocol::Udp, port };
-                let value = Value::Balance(Balancer { view: View::Address, sticky: true, count: 4_000_000 });
+                let value =
+                    Value::Balance(Balancer { view: View::Address, sticky: Some(10_800), count: 4_000_000 });
                 (Key::Frontend(frontend), value)
             })
             .collect();

@@ -21,9 +21,10 @@ use super::{
     cidr::Cidr,
     conntrack::{self, Changed},
     netlink::{Family, Socket},
-    nftables::Table,
+    nftables::{self, Table},
     peers::{self, Underlay},
     pod::{self, Attach},
+    policy::PodPolicy,
     route::{self, LOOPBACK_INDEX},
     ruleset::{Ruleset, Scope},
     wire::Batch,
@@ -66,6 +67,7 @@ impl PodNet {
             route: Socket::open(Family::Route)?,
             table: Table::open()?,
             node: None,
+            policies: Vec::new(),
             reaper: wake_reaper,
         };
         let (jobs, queue) = mpsc::channel::<Job>();
@@ -169,6 +171,7 @@ struct Kernel {
     route: Socket,
     table: Table,
     node: Option<Node>,
+    policies: Vec<PodPolicy>,
     reaper: mpsc::Sender<Reap>,
 }
 
@@ -203,6 +206,16 @@ impl Kernel {
         // An earlier process's services serve on until the first new ones come.
         if !self.table.exists()? {
             self.table.apply(Ruleset::new(self.scope(node), &[], &[]))?;
+        }
+        let chains = nftables::dropping_forwarders(self.table.socket())?;
+        if !chains.is_empty() {
+            let cluster = self.options.cluster_cidr;
+            tracing::warn!(
+                ?chains,
+                %cluster,
+                "another program's firewall drops forwarded packets: pods will not be reached; \
+                 `sampan check` says what to do"
+            );
         }
         self.node = Some(node);
         let _ = self.reaper.send(Reap::Links);
@@ -257,7 +270,8 @@ impl Kernel {
 
     fn set_services(&mut self, services: &[ServicePort], host_ports: &[HostPort]) -> Result<(), Error> {
         let scope = self.scope(self.node()?);
-        let wanted = Ruleset::new(scope, services, host_ports);
+        let mut wanted = Ruleset::new(scope, services, host_ports);
+        wanted.set_policies(&self.policies);
         let changed = Changed::between(self.table.applied(), &wanted);
         self.table.apply(wanted)?;
         if let Err(error) = conntrack::delete_stale(self.table.socket(), &changed) {
@@ -265,6 +279,16 @@ impl Kernel {
             tracing::warn!(%error, "UDP connections of gone endpoints are not cut");
         }
         Ok(())
+    }
+
+    fn set_policies(&mut self, policies: Vec<PodPolicy>) -> Result<(), Error> {
+        self.node()?;
+        self.policies = policies;
+        // An earlier process's table is left as it is until the first services come, and these with them.
+        let Some(applied) = self.table.applied() else { return Ok(()) };
+        let mut wanted = applied.clone();
+        wanted.set_policies(&self.policies);
+        self.table.apply(wanted)
     }
 
     /// Tears everything down as far as it goes; the first failure is returned, all are logged.
@@ -344,6 +368,11 @@ impl Network for PodNet {
     ) -> BoxFuture<'a, Result<(), Error>> {
         let (services, host_ports) = (services.to_vec(), host_ports.to_vec());
         self.call(move |kernel| kernel.set_services(&services, &host_ports))
+    }
+
+    fn set_policies<'a>(&'a self, policies: &'a [PodPolicy]) -> BoxFuture<'a, Result<(), Error>> {
+        let policies = policies.to_vec();
+        self.call(move |kernel| kernel.set_policies(policies))
     }
 
     fn stop(&self) -> BoxFuture<'_, Result<(), Error>> {

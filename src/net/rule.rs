@@ -35,6 +35,7 @@ pub enum Meta {
 /// Where a packet goes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
+    Accept,
     Drop,
     /// The chain that answers with an ICMP error.
     GotoReject,
@@ -54,6 +55,9 @@ pub enum Expr {
         to: u32,
     },
     ConntrackStatus {
+        to: u32,
+    },
+    ConntrackState {
         to: u32,
     },
     Compare {
@@ -81,6 +85,19 @@ pub enum Expr {
     VerdictMap {
         set: Set,
         from: u32,
+    },
+    /// Adds an element to a map, or gives it its time anew.
+    Remember {
+        set: Set,
+        key: u32,
+        data: u32,
+        milliseconds: u64,
+    },
+    /// Takes an element out; the kernel wants a register for the data of a map here too.
+    Forget {
+        set: Set,
+        key: u32,
+        data: u32,
     },
     Random {
         modulus: u32,
@@ -265,6 +282,17 @@ impl Rule {
         self
     }
 
+    /// Goes on if the packet belongs to a connection that is known, or is about one.
+    pub fn established(mut self) -> Self {
+        /// `NF_CT_STATE_BIT` of `IP_CT_ESTABLISHED` and `IP_CT_RELATED`.
+        const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+        self.push(Expr::ConntrackState { to: KEY });
+        self.push(Expr::Mask { register: KEY, mask: ESTABLISHED_OR_RELATED.to_ne_bytes() });
+        self.push(Expr::Compare { from: KEY, equal: false, data: vec![0; 4] });
+        self.say("ct state established,related");
+        self
+    }
+
     /// Goes on if the key is in the set.
     pub fn contained(mut self, key: &[Field], set: Set) -> Self {
         let text = self.load(key);
@@ -298,6 +326,45 @@ impl Rule {
         self
     }
 
+    /// Ends with the destination that the map has for the client, if that is still one of `targets`;
+    /// the client's time begins anew.
+    pub fn translate_to_known(mut self, client: &[Field], known: Set, targets: Set, seconds: u32) -> Self {
+        let text = self.load(client);
+        let data = KEY + client.len() as u32;
+        self.push(Expr::Map { set: known, from: KEY, to: data });
+        // The key without the client, and behind it what was found.
+        self.push(Expr::Contains { set: targets, from: KEY + 1, inverted: false });
+        let milliseconds = u64::from(seconds) * 1000;
+        self.push(Expr::Remember { set: known, key: KEY, data, milliseconds });
+        self.push(Expr::DestinationNat { address: data, port: data + 1 });
+        let (known, targets) = (known.name(), targets.name());
+        self.say(&format!("dnat ip to {text} map @{known} in @{targets} update timeout {seconds}s"));
+        self
+    }
+
+    /// Ends with the destination that the map `endpoints` has for the slot, and remembers it.
+    pub fn translate_and_know(
+        mut self,
+        slot: &[Field],
+        endpoints: Set,
+        client: &[Field],
+        known: Set,
+        seconds: u32,
+    ) -> Self {
+        let text = self.load(slot);
+        let data = KEY + client.len() as u32;
+        self.push(Expr::Map { set: endpoints, from: KEY, to: data });
+        self.load(client);
+        // An update would leave the old destination in place.
+        self.push(Expr::Forget { set: known, key: KEY, data });
+        let milliseconds = u64::from(seconds) * 1000;
+        self.push(Expr::Remember { set: known, key: KEY, data, milliseconds });
+        self.push(Expr::DestinationNat { address: data, port: data + 1 });
+        let (endpoints, known) = (endpoints.name(), known.name());
+        self.say(&format!("dnat ip to {text} map @{endpoints} update @{known} timeout {seconds}s"));
+        self
+    }
+
     /// Ends with this source.
     pub fn translate_source(mut self, address: Ipv4Addr) -> Self {
         self.push(Expr::Load { to: KEY, data: address.octets() });
@@ -324,6 +391,7 @@ impl Rule {
     pub fn verdict(mut self, verdict: Verdict) -> Self {
         self.push(Expr::Verdict(verdict));
         self.say(match verdict {
+            Verdict::Accept => "accept",
             Verdict::Drop => "drop",
             Verdict::GotoReject => "goto reject",
         });

@@ -24,11 +24,14 @@ use std::{
 use super::{
     Backend, HostPort, Protocol, ServicePort,
     cidr::Cidr,
+    policy::{Direction, Flow, PodPolicy},
     rule::{FRONTEND, Field, PORT, Rule, Verdict},
 };
 
 /// The name of our table.
 pub const TABLE: &str = "sampan";
+/// Clients that are remembered for session affinity; more are served by their address's hash.
+pub const CLIENTS_MAX: u32 = 65_536;
 
 /// The addresses that the fixed rules speak of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +80,14 @@ impl View {
         }
     }
 
+    /// The map from a client and a frontend to the endpoint that the client had last.
+    fn affinity(self) -> Set {
+        match self {
+            Self::Address | Self::OutsideAddress => Set::Affinity,
+            Self::Node | Self::OutsideNode => Set::NodeAffinity,
+        }
+    }
+
     fn key(self) -> &'static [Field] {
         match self {
             Self::Address | Self::OutsideAddress => FRONTEND,
@@ -117,6 +128,16 @@ pub enum Set {
     Hairpin,
     /// Endpoints that are not pods.
     Foreign,
+    /// Which endpoint a client had last; filled by the kernel, forgotten after a time.
+    Affinity,
+    NodeAffinity,
+    /// The endpoints of frontends whose clients come back to them.
+    Targets(View),
+    /// Pods of this node that are isolated in one direction, and what they may do all the same.
+    Isolated(Direction),
+    Permitted(Direction),
+    /// Isolated pods, which may always reach themselves.
+    Selves,
 }
 
 /// The types of a set's key fields and of its values.
@@ -139,7 +160,7 @@ pub enum Gives {
 }
 
 impl Set {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 25] = [
         Self::Services,
         Self::Endpoints,
         Self::OutsideServices,
@@ -154,6 +175,17 @@ impl Set {
         Self::Allowed,
         Self::Hairpin,
         Self::Foreign,
+        Self::Affinity,
+        Self::NodeAffinity,
+        Self::Targets(View::Address),
+        Self::Targets(View::OutsideAddress),
+        Self::Targets(View::Node),
+        Self::Targets(View::OutsideNode),
+        Self::Isolated(Direction::Ingress),
+        Self::Isolated(Direction::Egress),
+        Self::Permitted(Direction::Ingress),
+        Self::Permitted(Direction::Egress),
+        Self::Selves,
     ];
 
     pub fn name(self) -> &'static str {
@@ -172,6 +204,17 @@ impl Set {
             Self::Allowed => "allowed",
             Self::Hairpin => "hairpin",
             Self::Foreign => "foreign",
+            Self::Affinity => "affinity",
+            Self::NodeAffinity => "node-affinity",
+            Self::Targets(View::Address) => "targets",
+            Self::Targets(View::OutsideAddress) => "outside-targets",
+            Self::Targets(View::Node) => "node-targets",
+            Self::Targets(View::OutsideNode) => "outside-node-targets",
+            Self::Isolated(Direction::Ingress) => "isolated-ingress",
+            Self::Isolated(Direction::Egress) => "isolated-egress",
+            Self::Permitted(Direction::Ingress) => "permitted-ingress",
+            Self::Permitted(Direction::Egress) => "permitted-egress",
+            Self::Selves => "selves",
         }
     }
 
@@ -183,12 +226,17 @@ impl Set {
             | Self::OutsideServices
             | Self::HostAddressPorts
             | Self::Restricted
-            | Self::Foreign => &[Address, Protocol, Port],
+            | Self::Foreign
+            | Self::NodeAffinity => &[Address, Protocol, Port],
             Self::Endpoints | Self::OutsideEndpoints => &[Address, Protocol, Port, Number],
             Self::NodePorts | Self::OutsideNodePorts | Self::HostPorts => &[Protocol, Port],
             Self::NodeEndpoints | Self::OutsideNodeEndpoints => &[Protocol, Port, Number],
+            Self::Targets(View::Address | View::OutsideAddress) => &[Address, Protocol, Port, Address, Port],
+            Self::Targets(View::Node | View::OutsideNode) => &[Protocol, Port, Address, Port],
             Self::Allowed => &[Address, Protocol, Port, Address],
-            Self::Hairpin => &[Address, Address],
+            Self::Hairpin | Self::Selves => &[Address, Address],
+            Self::Isolated(_) => &[Address],
+            Self::Affinity | Self::Permitted(_) => &[Address, Address, Protocol, Port],
         }
     }
 
@@ -201,15 +249,29 @@ impl Set {
             | Self::OutsideEndpoints
             | Self::NodeEndpoints
             | Self::OutsideNodeEndpoints
+            | Self::Affinity
+            | Self::NodeAffinity
             | Self::HostPorts
             | Self::HostAddressPorts => Gives::Target,
-            Self::Restricted | Self::Allowed | Self::Hairpin | Self::Foreign => Gives::Nothing,
+            Self::Restricted
+            | Self::Allowed
+            | Self::Hairpin
+            | Self::Foreign
+            | Self::Targets(_)
+            | Self::Isolated(_)
+            | Self::Permitted(_)
+            | Self::Selves => Gives::Nothing,
         }
     }
 
-    /// Whether the last field of a key is a range.
+    /// Whether the kernel itself adds elements, which end after a time.
+    pub fn dynamic(self) -> bool {
+        matches!(self, Self::Affinity | Self::NodeAffinity)
+    }
+
+    /// Whether fields of a key are ranges.
     pub fn ranged(self) -> bool {
-        self == Self::Allowed
+        matches!(self, Self::Allowed | Self::Permitted(_))
     }
 }
 
@@ -230,6 +292,11 @@ pub enum Key {
     /// Sources of this network.
     Source(Frontend, Cidr),
     Pair(Ipv4Addr, Ipv4Addr),
+    Pod(Ipv4Addr),
+    /// A frontend and one of its endpoints.
+    Target(Frontend, Ipv4Addr, u16),
+    /// A pod and what it may do.
+    Flow(Ipv4Addr, Flow),
 }
 
 /// What an element gives.
@@ -248,21 +315,31 @@ pub enum Value {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Balancer {
     pub view: View,
-    /// The same endpoint for the same client.
-    pub sticky: bool,
+    /// The same endpoint for the same client, until it has not come for so long (seconds).
+    pub sticky: Option<u32>,
     pub count: u32,
 }
 
 impl Balancer {
     pub fn chain(self) -> String {
-        format!("{}lb{}{}", self.view.prefix(), self.count, if self.sticky { "-sticky" } else { "" })
+        let sticky = self.sticky.map(|seconds| format!("-sticky-{seconds}")).unwrap_or_default();
+        format!("{}lb{}{sticky}", self.view.prefix(), self.count)
     }
 
-    /// The chain's only rule.
-    pub fn rule(self) -> Rule {
-        let number = if self.sticky { Field::Sticky(self.count) } else { Field::Random(self.count) };
-        let key: Vec<_> = self.view.key().iter().copied().chain([number]).collect();
-        Rule::new().translate_to(&key, self.view.endpoints())
+    /// The chain's rules.
+    pub fn rules(self) -> Vec<Rule> {
+        let Self { view, sticky, count } = self;
+        let number = if sticky.is_some() { Field::Sticky(count) } else { Field::Random(count) };
+        let slot: Vec<_> = view.key().iter().copied().chain([number]).collect();
+        let any = Rule::new().translate_to(&slot, view.endpoints());
+        let Some(seconds) = sticky else { return vec![any] };
+        let client: Vec<_> = std::iter::once(Field::Source).chain(view.key().iter().copied()).collect();
+        vec![
+            Rule::new().translate_to_known(&client, view.affinity(), Set::Targets(view), seconds),
+            Rule::new().translate_and_know(&slot, view.endpoints(), &client, view.affinity(), seconds),
+            // When no more clients can be remembered.
+            any,
+        ]
     }
 }
 
@@ -271,6 +348,8 @@ impl Balancer {
 pub enum Hook {
     /// `type filter hook prerouting priority raw`
     RawPrerouting,
+    /// `type filter hook forward priority filter`
+    Forward,
     /// `type nat hook prerouting priority dstnat`
     Prerouting,
     /// `type nat hook output priority -100`
@@ -321,18 +400,26 @@ impl Ruleset {
     }
 
     fn add_service(&mut self, service: &ServicePort) {
-        let all: BTreeSet<&Backend> = service.backends.iter().collect();
-        let all: Vec<_> = all.into_iter().map(|b| (b.address, b.port)).collect();
-        let local: BTreeSet<&Backend> = service.backends.iter().filter(|b| b.local).collect();
-        let local: Vec<_> = local.into_iter().map(|b| (b.address, b.port)).collect();
+        // Those that end serve only where there is no ready one (KEP-1669).
+        let choose = |fits: fn(&Backend) -> bool| -> Vec<(Ipv4Addr, u16)> {
+            let those = |ending: bool| -> BTreeSet<(Ipv4Addr, u16)> {
+                let found = service.backends.iter().filter(|b| fits(b) && b.ending == ending);
+                found.map(|b| (b.address, b.port)).collect()
+            };
+            let ready = those(false);
+            (if ready.is_empty() { those(true) } else { ready }).into_iter().collect()
+        };
+        let (all, local) = (choose(|_| true), choose(|backend| backend.local));
         let frontend = |address| Frontend { address, protocol: service.protocol, port: service.port };
-        let sticky = service.affinity_seconds.is_some();
+        let sticky = service.affinity_seconds;
         let inside = if service.internal_local { &local } else { &all };
         let dns = self.scope.dns;
         for address in service.cluster_ips.iter().filter(|address| Some(**address) != dns) {
             self.add_frontend(View::Address, frontend(Some(*address)), sticky, inside, &all);
         }
-        for address in &service.external_ips {
+        let addresses = service.external_ips.iter().map(|address| (address, false));
+        let addresses = addresses.chain(service.balancer_ips.iter().map(|address| (address, true)));
+        for (address, balancer) in addresses {
             let frontend = frontend(Some(*address));
             if !self.add_frontend(View::Address, frontend, sticky, &all, &all) {
                 continue;
@@ -340,7 +427,7 @@ impl Ruleset {
             if service.external_local && !all.is_empty() {
                 self.add_frontend(View::OutsideAddress, frontend, sticky, &local, &all);
             }
-            if !service.source_ranges.is_empty() {
+            if balancer && !service.source_ranges.is_empty() {
                 self.add(Set::Restricted, Key::Frontend(frontend), Value::Nothing);
                 for network in disjoint(&service.name, &service.source_ranges) {
                     self.add(Set::Allowed, Key::Source(frontend, network), Value::Nothing);
@@ -367,19 +454,35 @@ impl Ruleset {
         }
     }
 
+    /// Makes the pods of this node be isolated exactly so.
+    pub fn set_policies(&mut self, policies: &[PodPolicy]) {
+        let own = |set: Set| matches!(set, Set::Isolated(_) | Set::Permitted(_) | Set::Selves);
+        self.elements.retain(|(set, _), _| !own(*set));
+        for pod in policies {
+            for (direction, flows) in [(Direction::Ingress, &pod.ingress), (Direction::Egress, &pod.egress)] {
+                let Some(flows) = flows else { continue };
+                self.add(Set::Isolated(direction), Key::Pod(pod.address), Value::Nothing);
+                self.add(Set::Selves, Key::Pair(pod.address, pod.address), Value::Nothing);
+                for flow in flows {
+                    self.add(Set::Permitted(direction), Key::Flow(pod.address, *flow), Value::Nothing);
+                }
+            }
+        }
+    }
+
     /// Returns whether the frontend was free.
     fn add_frontend(
         &mut self,
         view: View,
         frontend: Frontend,
-        sticky: bool,
+        sticky: Option<u32>,
         endpoints: &[(Ipv4Addr, u16)],
         all: &[(Ipv4Addr, u16)],
     ) -> bool {
         let value = match endpoints.len() {
             0 if all.is_empty() => Value::Reject,
             0 => Value::Drop,
-            count => Value::Balance(Balancer { view, sticky: sticky && count > 1, count: count as u32 }),
+            count => Value::Balance(Balancer { view, sticky, count: count as u32 }),
         };
         if !self.add(view.frontends(), Key::Frontend(frontend), value) {
             return false;
@@ -389,6 +492,9 @@ impl Ruleset {
         }
         for (slot, (address, port)) in (0..).zip(endpoints) {
             self.add(view.endpoints(), Key::Slot(frontend, slot), Value::Target(*address, *port));
+            if sticky.is_some() {
+                self.add(Set::Targets(view), Key::Target(frontend, *address, *port), Value::Nothing);
+            }
         }
         true
     }
@@ -448,6 +554,29 @@ fn chains(scope: &Scope) -> Vec<Chain> {
             hook: Some(Hook::RawPrerouting),
             // Loopback addresses are routed for the sake of node ports, but not for others.
             rules: vec![rule().input_not_loopback().destination_in(LOOPBACK).verdict(Verdict::Drop)],
+        },
+        Chain {
+            name: "forward",
+            hook: Some(Hook::Forward),
+            // What the node itself sends or takes does not come this way: probes always arrive.
+            rules: vec![
+                rule().established().verdict(Verdict::Accept),
+                rule().contained(&[Field::Source, Field::Destination], Set::Selves).verdict(Verdict::Accept),
+                rule()
+                    .contained(&[Field::Source], Set::Isolated(Direction::Egress))
+                    .not_contained(
+                        &[Field::Source, Field::Destination, Field::Protocol, Field::DestinationPort],
+                        Set::Permitted(Direction::Egress),
+                    )
+                    .verdict(Verdict::Drop),
+                rule()
+                    .contained(&[Field::Destination], Set::Isolated(Direction::Ingress))
+                    .not_contained(
+                        &[Field::Destination, Field::Source, Field::Protocol, Field::DestinationPort],
+                        Set::Permitted(Direction::Ingress),
+                    )
+                    .verdict(Verdict::Drop),
+            ],
         },
         Chain {
             name: "prerouting",
@@ -545,6 +674,14 @@ impl fmt::Display for Key {
             Self::Slot(frontend, slot) => write!(f, "{frontend} . {slot:#x}"),
             Self::Source(frontend, network) => write!(f, "{frontend} . {network}"),
             Self::Pair(from, to) => write!(f, "{from} . {to}"),
+            Self::Pod(address) => address.fmt(f),
+            Self::Target(frontend, address, port) => write!(f, "{frontend} . {address} . {port}"),
+            Self::Flow(pod, flow) => {
+                let (first, last) = flow.peers;
+                write!(f, "{pod} . {first}-{last}")?;
+                let ((first, last), ports) = (flow.protocols, flow.ports);
+                write!(f, " . {first}-{last} . {}-{}", ports.0, ports.1)
+            }
         }
     }
 }
@@ -588,6 +725,9 @@ impl fmt::Display for Ruleset {
             if set.ranged() {
                 writeln!(f, "\t\tflags interval")?;
             }
+            if set.dynamic() {
+                writeln!(f, "\t\tsize {CLIENTS_MAX}\n\t\tflags dynamic,timeout")?;
+            }
             let mut elements = self.elements.iter().filter(|((of, _), _)| *of == set).peekable();
             if elements.peek().is_some() {
                 writeln!(f, "\t\telements = {{")?;
@@ -605,6 +745,9 @@ impl fmt::Display for Ruleset {
                 Some(Hook::RawPrerouting) => {
                     writeln!(f, "\t\ttype filter hook prerouting priority raw; policy accept;")?;
                 }
+                Some(Hook::Forward) => {
+                    writeln!(f, "\t\ttype filter hook forward priority filter; policy accept;")?;
+                }
                 Some(Hook::Prerouting) => {
                     writeln!(f, "\t\ttype nat hook prerouting priority dstnat; policy accept;")?;
                 }
@@ -621,7 +764,11 @@ impl fmt::Display for Ruleset {
             writeln!(f, "\t}}")?;
         }
         for balancer in &self.balancers {
-            writeln!(f, "\tchain {} {{\n\t\t{}\n\t}}", balancer.chain(), balancer.rule().text)?;
+            writeln!(f, "\tchain {} {{", balancer.chain())?;
+            for rule in balancer.rules() {
+                writeln!(f, "\t\t{}", rule.text)?;
+            }
+            writeln!(f, "\t}}")?;
         }
         writeln!(f, "}}")
     }
@@ -648,7 +795,7 @@ mod tests {
         let one = |text: &&str| {
             let (ip, port) = text.split_once(':').unwrap();
             let (ip, port) = (address(ip), port.parse().unwrap());
-            Backend { address: ip, port, local: scope().pods.contains(ip) }
+            Backend::new(ip, port, scope().pods.contains(ip))
         };
         texts.iter().map(one).collect()
     }
@@ -660,11 +807,13 @@ mod tests {
             port,
             cluster_ips: vec![address(ip)],
             external_ips: Vec::new(),
+            balancer_ips: Vec::new(),
             node_port: None,
             affinity_seconds: None,
             external_local: false,
             internal_local: false,
             source_ranges: Vec::new(),
+            health_check_port: None,
             backends: backends(endpoints),
         }
     }
@@ -695,7 +844,8 @@ mod tests {
                 ..service("default/sticky:http", "10.43.0.2", 80, &two)
             },
             ServicePort {
-                external_ips: vec![address("192.0.2.1")],
+                external_ips: vec![address("192.0.2.2")],
+                balancer_ips: vec![address("192.0.2.1")],
                 node_port: Some(30081),
                 external_local: true,
                 source_ranges: vec!["203.0.113.0/24".to_owned(), "203.0.113.7/32".to_owned()],
@@ -767,6 +917,48 @@ mod tests {
             assert_eq!(lookup(&ruleset, Set::Services, "10.43.0.1 . tcp . 80").as_deref(), Some(*inside));
             assert_eq!(lookup(&ruleset, Set::OutsideNodePorts, "tcp . 30000").as_deref(), *outside);
         }
+    }
+
+    #[test]
+    fn the_ending_serve_where_nobody_else_does() {
+        let mut all = backends(&["10.42.1.2:1", "10.42.0.2:1"]);
+        all[1].ending = true;
+        let mut port = ServicePort {
+            external_local: true,
+            node_port: Some(30000),
+            backends: all,
+            ..service("a/a:x", "10.43.0.1", 80, &[])
+        };
+        let slot = |port: &ServicePort, set, key: &str| {
+            lookup(&Ruleset::new(scope(), std::slice::from_ref(port), &[]), set, key).unwrap_or_default()
+        };
+        // From inside the ready one far away, from outside the ending one here.
+        assert_eq!(slot(&port, Set::Endpoints, "10.43.0.1 . tcp . 80 . 0x0"), " : 10.42.1.2 . 1");
+        assert_eq!(slot(&port, Set::Endpoints, "10.43.0.1 . tcp . 80 . 0x1"), "");
+        assert_eq!(slot(&port, Set::OutsideNodeEndpoints, "tcp . 30000 . 0x0"), " : 10.42.0.2 . 1");
+        port.backends.remove(0);
+        assert_eq!(slot(&port, Set::Endpoints, "10.43.0.1 . tcp . 80 . 0x0"), " : 10.42.0.2 . 1");
+    }
+
+    #[test]
+    fn hints_choose_only_when_all_have_them_and_one_is_for_here() {
+        use crate::net::Viewpoint;
+        let here = |zone| Viewpoint { node: "n", zone, pods: scope().pods };
+        let seen = |hints: [(&[&str], &[&str]); 2], zone| -> Vec<u8> {
+            let mut port = service("a/a:x", "10.43.0.1", 80, &["10.42.1.2:1", "10.42.1.3:1"]);
+            for (backend, (nodes, zones)) in port.backends.iter_mut().zip(hints) {
+                backend.for_nodes = nodes.iter().map(|n| (*n).to_owned()).collect();
+                backend.for_zones = zones.iter().map(|n| (*n).to_owned()).collect();
+            }
+            port.see_from(here(zone));
+            port.backends.iter().map(|b| b.address.octets()[3]).collect()
+        };
+        assert_eq!(seen([(&[], &["a"]), (&[], &["b"])], "a"), [2]);
+        assert_eq!(seen([(&[], &["a"]), (&[], &["b"])], "c"), [2, 3]);
+        assert_eq!(seen([(&[], &["a"]), (&[], &[])], "a"), [2, 3]);
+        assert_eq!(seen([(&["n"], &["a"]), (&["m"], &["a"])], "a"), [2]);
+        assert_eq!(seen([(&["m"], &["a"]), (&["m"], &["b"])], "b"), [3]);
+        assert_eq!(seen([(&[], &["a"]), (&[], &["b"])], ""), [2, 3]);
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! The one socket option family that has no safe wrapper.
+//! The one socket option family that has no safe wrapper, and what tokio polls.
 #![allow(unsafe_code)]
 
 use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
 };
+
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Sets a boolean option of level `SOL_NETLINK`.
 pub fn set_netlink_option(socket: &OwnedFd, option: i32, on: bool) -> io::Result<()> {
@@ -21,4 +23,13 @@ pub fn set_netlink_option(socket: &OwnedFd, option: i32, on: bool) -> io::Result
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A descriptor that tokio tells of when it can be read. Panics outside of a tokio runtime.
+///
+/// # Errors
+/// The kernel cannot poll it.
+pub fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor names one open file for as long as the AsyncFd holds it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }

@@ -22,7 +22,9 @@ use super::{
     address::Addresses,
     asks::Asks,
     eviction::{self, Manager},
-    folders, info, jobs,
+    folders, info,
+    isolation::Isolation,
+    jobs,
     ledger::{Ledger, LedgerError},
     logs,
     record::{Record, Verdict, Wanted, parse_container_id},
@@ -33,7 +35,6 @@ use super::{
 };
 use crate::{
     clock::SharedClock,
-    config::Cidr,
     ids,
     image::Images,
     mqtt::{
@@ -45,13 +46,19 @@ use crate::{
         stream::Mux,
         topics::{self, Leaf},
     },
-    net::{Network, Peer, ServicePort},
+    net::{
+        AddressWatch, Network, Peer, ServicePort, Viewpoint,
+        cidr::Cidr,
+        policy::{self, PodPolicy},
+    },
     runtime::Runtime,
     tasks::CancellationToken,
 };
 
 /// Pod statuses of one message.
 const REPORTS_MAX: usize = 128;
+/// The label of a node's zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// The one peer of a node's streams.
 const MASTER: &str = "";
 /// Parts of a desired set that may wait for their last one (bytes).
@@ -89,6 +96,34 @@ pub struct Tables {
     pub dns: Vec<Arc<Item>>,
     /// Items of [`ItemKind::Ingress`].
     pub ingress: Vec<Arc<Item>>,
+    pub health: Vec<ServiceHealth>,
+}
+
+/// What a load balancer is told about a service on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceHealth {
+    /// `healthCheckNodePort`.
+    pub port: u16,
+    /// `namespace/name`.
+    pub service: String,
+    /// The ready endpoints on this node.
+    pub endpoints: usize,
+}
+
+fn health(services: &[ServicePort]) -> Vec<ServiceHealth> {
+    let mut found: BTreeMap<(u16, &str), BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    for service in services {
+        let Some(port) = service.health_check_port else { continue };
+        let name = service.name.split(':').next().unwrap_or_default();
+        let local = service.backends.iter().filter(|b| b.local && !b.ending).map(|b| b.address);
+        found.entry((port, name)).or_default().extend(local);
+    }
+    let health = found.into_iter().map(|((port, service), endpoints)| ServiceHealth {
+        port,
+        service: service.to_owned(),
+        endpoints: endpoints.len(),
+    });
+    health.collect()
 }
 
 struct Entry {
@@ -135,6 +170,7 @@ pub struct Agent {
     told: Option<[bool; 4]>,
     services: Option<(Vec<ServicePort>, Vec<crate::net::HostPort>)>,
     peers: Option<Vec<Peer>>,
+    policies: Option<Vec<PodPolicy>>,
 }
 
 impl Agent {
@@ -173,6 +209,7 @@ impl Agent {
             volumes_in_use: Mutex::default(),
             mounting: Arc::default(),
             folders_changed: Notify::new(),
+            isolation: Isolation::default(),
         };
         let topic = topics::up(&shared.options.cluster, &shared.options.node, Leaf::Stream);
         Ok(Self {
@@ -198,6 +235,7 @@ impl Agent {
             told: None,
             services: None,
             peers: None,
+            policies: None,
         })
     }
 
@@ -213,6 +251,11 @@ impl Agent {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), LedgerError> {
         let shared = Arc::clone(&self.shared);
         let mut changes = shared.runtime.watch();
+        let addresses = AddressWatch::open()
+            .inspect_err(
+                |error| tracing::warn!(%error, "changes of addresses are noticed once a minute only"),
+            )
+            .ok();
         self.boot().await;
         let folders = folders::run(Arc::clone(&shared), self.stop_workers.clone());
         let mut folders = JoinSet::from_iter([folders]);
@@ -242,7 +285,9 @@ impl Agent {
                         pod.mailbox.send(Mail::Evict(verdict)).await;
                     }
                 }
+                () = shared.isolation.changed.notified() => self.apply_policies().await,
                 _ = beat.tick() => self.beat().await,
+                () = addresses_changed(addresses.as_ref()) => self.addresses_changed().await,
             }
         }
         watching.abort();
@@ -264,7 +309,10 @@ impl Agent {
         let records = self.shared.ledger.records();
         {
             let mut addresses = self.shared.addresses();
-            records.values().filter_map(|r| r.ip).for_each(|ip| addresses.take(ip));
+            for (uid, ip) in records.iter().filter_map(|(uid, record)| Some((uid, record.ip?))) {
+                addresses.take(ip);
+                self.shared.isolation.set(uid, Some(ip));
+            }
         }
         match self.shared.runtime.sandboxes().await {
             Ok(sandboxes) => self.sandboxes = sandboxes.into_iter().map(|s| s.id).collect(),
@@ -275,6 +323,7 @@ impl Agent {
             self.shared.ledger.items(ItemKind::Pod).iter().filter_map(|item| uid_of(item)).collect();
         self.remove_orphans(&wanted, &records).await;
         self.reconcile(&BTreeSet::new()).await;
+        self.apply_policies().await;
         self.apply_services().await;
         self.apply_peers().await;
         self.publish_tables();
@@ -297,6 +346,7 @@ impl Agent {
         }
         for (uid, containers) in orphans {
             self.sandboxes.remove(&uid);
+            self.shared.isolation.set(&uid, None);
             match jobs::remove_orphan(&self.shared, &uid, &containers).await {
                 Ok(()) => {
                     if let Err(error) = self.shared.ledger.forget(&uid).await {
@@ -387,6 +437,14 @@ impl Agent {
         self.send_news().await;
     }
 
+    /// The node itself may have another address, and reach others in another way.
+    async fn addresses_changed(&mut self) {
+        tracing::debug!("addresses of this node have changed");
+        self.beat().await;
+        self.peers = None;
+        self.apply_peers().await;
+    }
+
     async fn obey(&mut self, payload: &Bytes) -> Result<(), LedgerError> {
         let message: Down = match messages::decode(payload) {
             Ok(message) => message,
@@ -448,6 +506,9 @@ impl Agent {
         }
         if touches(&[ItemKind::Peer]) {
             self.apply_peers().await;
+        }
+        if touches(&[ItemKind::Policy]) {
+            self.apply_policies().await;
         }
         if touches(&[ItemKind::Service]) {
             self.apply_services().await;
@@ -629,6 +690,7 @@ impl Agent {
                 self.network_start = config.pod_cidr;
                 self.network_error.clear();
                 self.apply_peers().await;
+                self.apply_policies().await;
                 self.apply_services().await;
             }
             Err(error) => {
@@ -662,9 +724,12 @@ impl Agent {
     async fn apply_services(&mut self) {
         let mut services: Vec<ServicePort> =
             self.bodies::<Vec<ServicePort>>(ItemKind::Service).into_iter().flatten().collect();
-        if let Ok(here) = self.network_start.parse::<Cidr>() {
-            for backend in services.iter_mut().flat_map(|service| &mut service.backends) {
-                backend.local = here.contains(backend.address);
+        if let Ok(pods) = self.network_start.parse::<Cidr>() {
+            let labels = self.shared.config().labels;
+            let zone = labels.get(ZONE).map(String::as_str).unwrap_or_default();
+            let here = Viewpoint { node: &self.shared.options.node, zone, pods };
+            for service in &mut services {
+                service.see_from(here);
             }
         }
         let ports: Vec<_> = {
@@ -676,17 +741,45 @@ impl Agent {
             return;
         }
         match self.shared.network.set_services(&all.0, &all.1).await {
-            Ok(()) => self.services = Some(all),
+            Ok(()) => {
+                let health = health(&all.0);
+                self.tables.send_if_modified(|tables| {
+                    let changed = tables.health != health;
+                    tables.health = health;
+                    changed
+                });
+                self.services = Some(all);
+            }
             Err(error) => tracing::error!(%error, "setting the services"),
         }
     }
 
+    /// Isolates this node's pods; those that wait for it may start.
+    async fn apply_policies(&mut self) {
+        if self.network_start.is_empty() {
+            return;
+        }
+        let (change, addresses) = self.shared.isolation.addresses();
+        let pods = policy::of_pods(&self.bodies(ItemKind::Policy), &addresses);
+        let mut error = None;
+        if self.policies.as_ref() != Some(&pods) {
+            match self.shared.network.set_policies(&pods).await {
+                Ok(()) => self.policies = Some(pods),
+                Err(cause) => {
+                    tracing::error!(error = %cause, "isolating pods");
+                    error = Some(cause.to_string());
+                }
+            }
+        }
+        self.shared.isolation.enforced(change, error);
+    }
+
     fn publish_tables(&self) {
         let ledger = &self.shared.ledger;
-        self.tables.send_replace(Tables {
-            config: self.shared.config(),
-            dns: ledger.items(ItemKind::Dns),
-            ingress: ledger.items(ItemKind::Ingress),
+        self.tables.send_modify(|tables| {
+            tables.config = self.shared.config();
+            tables.dns = ledger.items(ItemKind::Dns);
+            tables.ingress = ledger.items(ItemKind::Ingress);
         });
     }
 }
@@ -707,6 +800,13 @@ async fn watch_resources(shared: Arc<Shared>, evict: mpsc::Sender<(String, Verdi
         if tokio::task::spawn_blocking(move || logs::keep_within(&logs, max)).await.is_err() {
             return;
         }
+    }
+}
+
+async fn addresses_changed(watch: Option<&AddressWatch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
     }
 }
 

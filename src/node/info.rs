@@ -51,6 +51,7 @@ pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
         capacity,
         labels,
         annotations,
+        serves_ingress: options.serves_ingress,
     }
 }
 

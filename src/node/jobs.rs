@@ -17,7 +17,7 @@ use super::{
     volumes::{self, Mounted, Token},
 };
 use crate::{
-    mqtt::messages::{Answer, Ask},
+    mqtt::messages::{Answer, Ask, ItemKind},
     net::{HostPort, Protocol},
     runtime::{self, ContainerSpec, ContainerState, Exit, SandboxSpec},
 };
@@ -92,6 +92,11 @@ pub async fn set_up(
     let spec = sandbox(shared, wanted).map_err(|e| failed(&e))?;
     let netns = shared.runtime.ensure_sandbox(&spec).await.map_err(|e| failed(&e))?;
     if let (Some(ip), false) = (ip, wanted.host_network()) {
+        let change = shared.isolation.set(&wanted.uid, Some(ip));
+        if !shared.ledger.items(ItemKind::Policy).is_empty() {
+            // Nothing of the pod runs before it is isolated.
+            shared.isolation.wait(change).await.map_err(|e| failed(&format!("network policies: {e}")))?;
+        }
         shared.network.attach(&wanted.uid, &netns, ip).await.map_err(|e| failed(&e))?;
     }
     Ok((mounted, tokens))

@@ -23,6 +23,7 @@ mod files;
 mod folders;
 mod hooks;
 mod info;
+mod isolation;
 mod jobs;
 mod launch;
 mod ledger;
@@ -40,7 +41,7 @@ mod usage;
 mod volumes;
 mod worker;
 
-pub use agent::{Agent, Ground, Link, Tables};
+pub use agent::{Agent, Ground, Link, ServiceHealth, Tables};
 pub use info::{gather, outward_address};
 pub use ledger::LedgerError;
 pub use shared::Options;

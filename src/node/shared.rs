@@ -18,6 +18,7 @@ use super::{
     asks::Asks,
     downward::Facts,
     info,
+    isolation::Isolation,
     ledger::Ledger,
     record::Wanted,
     usage::Looks,
@@ -52,6 +53,8 @@ pub struct Options {
     pub limits: Limits,
     /// Between two signs of life.
     pub beat: Duration,
+    /// Ingresses are served on this node.
+    pub serves_ingress: bool,
     /// The host's `/etc/resolv.conf` and `/etc/hosts`, for pods that use them.
     pub resolv_conf: PathBuf,
     pub hosts: PathBuf,
@@ -70,6 +73,7 @@ impl Options {
             container_logs: log_dir.join("containers"),
             limits: Limits::standard(),
             beat: Duration::from_mins(1),
+            serves_ingress: false,
             resolv_conf: "/etc/resolv.conf".into(),
             hosts: "/etc/hosts".into(),
         }
@@ -186,6 +190,7 @@ pub struct Shared {
     pub mounting: Arc<Mutex<BTreeSet<PathBuf>>>,
     /// Volumes or pods have changed: folders may have to go.
     pub folders_changed: Notify,
+    pub isolation: Isolation,
 }
 
 type VolumesInUse = BTreeMap<String, BTreeMap<String, (String, String)>>;

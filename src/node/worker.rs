@@ -556,6 +556,7 @@ impl Worker {
                     self.shared.addresses().release(ip);
                 }
                 jobs::withdraw_host_ports(&self.shared, &self.wanted.uid);
+                self.shared.isolation.set(&self.wanted.uid, None);
                 if forever {
                     self.record.gone = true;
                 } else {

@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use serde_json::{Value, json};
 
 use super::{Error, Objects, WriteOptions, roles};
-use crate::kinds::registry;
+use crate::{
+    clock,
+    kinds::{Subresource, registry},
+};
 
 /// Upstream's namespaces.
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -38,6 +41,7 @@ impl Objects {
             self.ensure("scheduling.k8s.io/v1", "PriorityClass", "", class, &options).await?;
         }
         self.ensure_roles(&options).await?;
+        self.ensure_service_cidr(&options).await?;
         self.own_service(api, &options).await
     }
 
@@ -61,6 +65,26 @@ impl Objects {
             &WriteOptions::system("apiserver").tracked_as("kube-apiserver"),
         )
         .await
+    }
+
+    /// The ServiceCIDR `kubernetes`: where Services' addresses come from. It is the only one that
+    /// addresses are given from.
+    async fn ensure_service_cidr(&self, options: &WriteOptions) -> Result<(), Error> {
+        const VERSION: &str = "networking.k8s.io/v1";
+        let Some(settings) = self.settings() else { return Ok(()) };
+        let cidr =
+            json!({"metadata": {"name": NAME}, "spec": {"cidrs": [settings.service_cidr.to_string()]}});
+        self.ensure(VERSION, "ServiceCIDR", "", cidr, options).await?;
+        let Some(kind) = registry::by_type(VERSION, "ServiceCIDR") else { return Ok(()) };
+        let now = clock::rfc3339_seconds(self.clock().now());
+        let ready = |cidr: &mut Value| {
+            if cidr["status"]["conditions"].as_array().is_none_or(Vec::is_empty) {
+                cidr["status"]["conditions"] = json!([{"type": "Ready", "status": "True", "reason": "",
+                    "message": "Kubernetes default Service CIDR is ready", "lastTransitionTime": now}]);
+            }
+            Ok(())
+        };
+        self.modify(kind, Some(Subresource::Status), "", NAME, options, ready).await.map(drop)
     }
 
     async fn ensure_roles(&self, options: &WriteOptions) -> Result<(), Error> {

@@ -7,7 +7,9 @@ use k8s_openapi::{
     Metadata,
     api::{
         core::v1::{Node, Service},
-        discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+        discovery::v1::{
+            Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+        },
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -86,12 +88,14 @@ fn reconcile(
     zone: impl Fn(&str) -> Option<String>,
 ) -> Plan {
     let mut groups: Groups = BTreeMap::new();
+    let near = service.spec.as_ref().and_then(|spec| spec.traffic_distribution.as_deref());
     for family in addresses::families(service) {
         let mut any = false;
         for backend in backends {
             let Some(address) = backend.address(family) else { continue };
             any = true;
-            let endpoint = endpoint(backend, address, backend.node.as_deref().and_then(&zone));
+            let mut endpoint = endpoint(backend, address, backend.node.as_deref().and_then(&zone));
+            endpoint.hints = near.filter(|_| backend.ready).and_then(|near| hints(near, &endpoint));
             groups.entry((family, backend.ports.clone())).or_default().push(endpoint);
         }
         if !any {
@@ -121,6 +125,19 @@ fn endpoint(backend: &Backend, address: &str, zone: Option<String>) -> Endpoint 
         zone,
         ..Endpoint::default()
     }
+}
+
+/// Whom an endpoint is for when its service distributes traffic so (KEP-3015).
+fn hints(distribution: &str, endpoint: &Endpoint) -> Option<EndpointHints> {
+    let by_node = match distribution {
+        "PreferSameNode" => true,
+        "PreferSameZone" | "PreferClose" => false,
+        _ => return None,
+    };
+    let for_zones = endpoint.zone.as_ref().map(|zone| vec![ForZone { name: zone.clone() }]);
+    let node = endpoint.node_name.as_ref().filter(|_| by_node);
+    let for_nodes = node.map(|node| vec![ForNode { name: node.clone() }]);
+    (for_zones.is_some() || for_nodes.is_some()).then_some(EndpointHints { for_nodes, for_zones })
 }
 
 /// What there shall be: endpoints by family and ports.
