@@ -75,6 +75,18 @@ pub struct Common {
     /// Registries spoken to without TLS or without checking it (`host:port`)
     #[arg(long, env = "SAMPAN_INSECURE_REGISTRIES", value_delimiter = ',', value_name = "HOSTS")]
     pub insecure_registries: Vec<String>,
+    /// Mirrors, credentials and certificates of registries: a file as k3s' registries.yaml (in the
+    /// configuration file also its contents) [default: /etc/sampan/registries.yaml]
+    #[arg(long, env = "SAMPAN_REGISTRIES", value_name = "FILE")]
+    pub registries: Option<String>,
+    /// Percent of the disk above which unused images are removed (100: never)
+    #[arg(long, env = "SAMPAN_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_name = "PERCENT",
+        value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub image_gc_high_threshold: u8,
+    /// Percent of the disk down to which they are
+    #[arg(long, env = "SAMPAN_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_name = "PERCENT",
+        value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub image_gc_low_threshold: u8,
     /// Ports of this node that Ingresses are served on
     #[arg(long, env = "SAMPAN_INGRESS_HTTP_PORT", default_value_t = 80, value_name = "PORT")]
     pub ingress_http_port: u16,
@@ -252,8 +264,12 @@ pub fn with_file(mut command: Command, path: &Path) -> Result<Command, ConfigErr
     let entries: Option<BTreeMap<String, serde_yaml::Value>> =
         serde_yaml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source })?;
     for (key, value) in entries.unwrap_or_default() {
-        let values =
-            scalars(&value).ok_or_else(|| ConfigError::Shape { path: path.into(), key: key.clone() })?;
+        let whole = (key == "registries" && value.is_mapping())
+            .then(|| serde_json::to_string(&value).ok().map(|text| vec![text]))
+            .flatten();
+        let values = whole
+            .or_else(|| scalars(&value))
+            .ok_or_else(|| ConfigError::Shape { path: path.into(), key: key.clone() })?;
         let known: Vec<&str> = command.get_arguments().filter_map(Arg::get_long).collect();
         if !known.contains(&key.as_str()) || key == "config" {
             return Err(ConfigError::UnknownKey {
@@ -307,6 +323,8 @@ mod tests {
         assert_eq!(server.common.disable, [Part::Dns, Part::Ingress]);
         assert_eq!(server.listen.port(), 8443);
         assert_eq!(server.cluster_cidr.to_string(), "10.42.0.0/16");
+        let server = parse("registries: {mirrors: {a: {endpoint: [b]}}}\n", &[]).unwrap();
+        assert_eq!(server.common.registries.as_deref(), Some(r#"{"mirrors":{"a":{"endpoint":["b"]}}}"#));
     }
 
     #[test]

@@ -29,6 +29,14 @@ pub enum ManifestError {
     TooLarge,
 }
 
+/// One document as settings of a type.
+///
+/// # Errors
+/// serde_yaml's message, which names key, line and column.
+pub fn parse_yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_yaml::from_str(text).map_err(|error| error.to_string())
+}
+
 /// The documents of a text, empty ones left out. JSON is YAML, so both are read the same way; a
 /// `List` is taken apart into its items.
 pub fn documents(text: &str) -> Result<Vec<Document>, ManifestError> {

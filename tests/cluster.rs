@@ -498,3 +498,78 @@ spec:
     node.wait_output(&["get", "pod", "p", "-o", state], "the debugger to end", |text| text.trim() == "0");
     assert_eq!(node.k(&["logs", "p", "-c", "d"]), "seen\n");
 }
+
+const VOLUMES: &str = r#"
+{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
+ "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: keeper}
+spec:
+  terminationGracePeriodSeconds: 1
+  securityContext: {fsGroup: 1234}
+  containers:
+  - name: c
+    image: sampan.dev/demo
+    command: [sh, -c, "echo kept > /data/file; sleep 3600"]
+    volumeMounts:
+    - {name: data, mountPath: /data}
+    - {name: part, mountPath: /part, subPath: etc/passwd}
+    - {name: memory, mountPath: /memory}
+  volumes:
+  - {name: data, persistentVolumeClaim: {claimName: data}}
+  - {name: part, image: {reference: sampan.dev/demo, pullPolicy: IfNotPresent}}
+  - {name: memory, emptyDir: {medium: Memory, sizeLimit: 1Mi}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: glutton}
+spec:
+  containers:
+  - name: c
+    image: sampan.dev/demo
+    command: [sh, -c, "cat /sampan > /scratch/x; sleep 3600"]
+    volumeMounts: [{name: scratch, mountPath: /scratch}]
+  volumes: [{name: scratch, emptyDir: {sizeLimit: 5Mi}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: stranded}
+spec:
+  containers: [{name: c, image: sampan.dev/demo, volumeMounts: [{name: v, mountPath: /v}]}]
+  volumes: [{name: v, csi: {driver: nobody.example}}]
+"#;
+
+#[test]
+fn volumes_are_made_limited_refused_and_taken_away() {
+    let node = board("volumes");
+    node.apply(VOLUMES);
+    node.k(&["wait", "--for=condition=Ready", "pod/keeper", "--timeout=60s"]);
+    let volume = node.k(&["get", "pvc", "data", "-o", "jsonpath={.spec.volumeName}"]);
+    let folder = node.k(&["get", "pv", &volume, "-o", "jsonpath={.spec.hostPath.path}"]);
+    let folder = std::path::PathBuf::from(folder);
+    assert_eq!(fs::read_to_string(folder.join("file")).unwrap(), "kept\n");
+    assert_eq!(std::os::unix::fs::MetadataExt::gid(&fs::metadata(folder.join("file")).unwrap()), 1234);
+    assert!(node.k(&["exec", "keeper", "--", "cat", "/part"]).starts_with("root:"));
+
+    node.wait_output(&["get", "events"], "the refusal", |text| {
+        text.contains("volumes of type \"csi\" are not supported by Sampan")
+    });
+    node.wait_output(
+        &["get", "pod", "glutton", "-o", "jsonpath={.status.reason}: {.status.message}"],
+        "the eviction",
+        |text| text == "Evicted: Usage of EmptyDir volume \"scratch\" exceeds the limit \"5Mi\". ",
+    );
+    // The claim outlives its deletion while a pod has it; then folder and volume go.
+    node.k(&["delete", "pvc", "data", "--wait=false"]);
+    assert!(node.k(&["get", "pvc", "data"]).contains("Terminating"));
+    node.k(&["delete", "pod", "keeper", "glutton", "stranded"]);
+    node.wait_output(&["get", "pv", "--no-headers", "--ignore-not-found"], "no volume", str::is_empty);
+    assert!(!folder.exists());
+    let dir = node.dir.path().to_owned();
+    wait_for("no mount to be left", || {
+        let left: Vec<_> = mounts_below(&dir).into_iter().filter(|m| m.contains("/pods/")).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+}

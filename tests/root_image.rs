@@ -84,6 +84,25 @@ fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
+/// What the two layers of the test below come to.
+fn assert_stacked(at: &Path) {
+    assert_eq!(names(at), set(&["bin", "hidden", "keep", "lib", "null", "swapped"]));
+    assert_eq!(names(&at.join("keep")), set(&["a"]));
+    assert_eq!(names(&at.join("hidden")), set(&["new"]));
+    assert_eq!(names(&at.join("swapped")), set(&["new"]));
+    assert_eq!(fs::read_to_string(at.join("keep/a")).unwrap(), "top");
+    assert_eq!(names(&at.join("bin")), set(&["alias", "through-link", "tool"]));
+    let tool = fs::metadata(at.join("bin/tool")).unwrap();
+    assert_eq!(
+        (tool.mode() & 0o7777, tool.uid(), tool.gid(), tool.mtime()),
+        (0o4755, 1000, 1001, 1_000_000_000)
+    );
+    assert_eq!(tool.nlink(), 2);
+    assert_eq!(fs::metadata(at.join("hidden")).unwrap().mtime(), 1_000_000_000);
+    let null = fs::metadata(at.join("null")).unwrap();
+    assert!(null.file_type().is_char_device() && null.rdev() == 0x103);
+}
+
 #[tokio::test]
 async fn layers_stack_as_the_image_says() {
     let base = layer(&[
@@ -124,22 +143,7 @@ async fn layers_stack_as_the_image_says() {
         let image = bench.import(&packed).await.unwrap();
         assert_eq!(image.names, ["docker.io/library/stack:latest"]);
         let mount = Overlay::new(bench.path("mnt"), &image);
-        let at = &mount.0;
-        assert_eq!(names(at), set(&["bin", "hidden", "keep", "lib", "null", "swapped"]));
-        assert_eq!(names(&at.join("keep")), set(&["a"]));
-        assert_eq!(names(&at.join("hidden")), set(&["new"]));
-        assert_eq!(names(&at.join("swapped")), set(&["new"]));
-        assert_eq!(fs::read_to_string(at.join("keep/a")).unwrap(), "top");
-        assert_eq!(names(&at.join("bin")), set(&["alias", "through-link", "tool"]));
-        let tool = fs::metadata(at.join("bin/tool")).unwrap();
-        assert_eq!(
-            (tool.mode() & 0o7777, tool.uid(), tool.gid(), tool.mtime()),
-            (0o4755, 1000, 1001, 1_000_000_000)
-        );
-        assert_eq!(tool.nlink(), 2);
-        assert_eq!(fs::metadata(at.join("hidden")).unwrap().mtime(), 1_000_000_000);
-        let null = fs::metadata(at.join("null")).unwrap();
-        assert!(null.file_type().is_char_device() && null.rdev() == 0x103);
+        assert_stacked(&mount.0);
         drop(mount);
         fs::remove_dir(bench.path("mnt")).unwrap();
     }
@@ -151,6 +155,43 @@ async fn layers_stack_as_the_image_says() {
     for reference in [image.digests[0].as_str(), image.id.as_str(), &image.id[7..19]] {
         assert_eq!(bench.store().find(reference).unwrap().id, image.id, "{reference}");
     }
+    // What is exported has the same files elsewhere, deletions included.
+    let archive = bench.path("exported.tar");
+    bench.store().export("stack", &archive, |_| {}).unwrap();
+    let other = Bench::new();
+    let copy = other.store().import(&archive).await.unwrap().remove(0);
+    assert_eq!(copy.names, image.names);
+    let mount = Overlay::new(other.path("mnt"), &copy);
+    assert_stacked(&mount.0);
+    let twice = other.path("twice.tar");
+    other.store().export("stack", &twice, |_| {}).unwrap();
+    assert_eq!(other.store().import(&twice).await.unwrap()[0].id, copy.id, "packing is always the same");
+}
+
+#[tokio::test]
+async fn archives_put_into_the_folder_are_imported_once() {
+    let bench = Bench::new();
+    let archive = |name: &str| docker_archive(name, &[layer(&[file(name, "x")])], "arm64");
+    fs::write(bench.path("images/before.tar"), archive("before")).unwrap();
+    let tasks = sampan::tasks::Tasks::new();
+    let store = bench.store().clone();
+    tasks.spawn("inbox", |stop| sampan::image::inbox::run(store, stop));
+    let mut arrivals = bench.store().arrivals().unwrap();
+    let arrived = async |arrivals: &mut tokio::sync::watch::Receiver<u64>, name: &str| {
+        while bench.store().find(name).is_none() {
+            arrivals.changed().await.unwrap();
+        }
+    };
+    let limit = std::time::Duration::from_secs(20);
+    tokio::time::timeout(limit, arrived(&mut arrivals, "before")).await.unwrap();
+    fs::write(bench.path("later"), gzip(&archive("later"))).unwrap();
+    fs::rename(bench.path("later"), bench.path("images/later.tar.gz")).unwrap();
+    tokio::time::timeout(limit, arrived(&mut arrivals, "later")).await.unwrap();
+    bench.store().remove("before").await.unwrap();
+    fs::write(bench.path("images/third.tar"), archive("third")).unwrap();
+    tokio::time::timeout(limit, arrived(&mut arrivals, "third")).await.unwrap();
+    assert!(bench.store().find("before").is_none(), "what was removed does not come back");
+    tasks.stop().await;
 }
 
 #[tokio::test]
@@ -276,7 +317,7 @@ async fn removal_takes_the_last_name_and_unshared_layers_only() {
     assert!(!first.layers[1].exists() && first.layers[0].exists() && second.layers[1].exists());
     assert!(matches!(bench.store().remove("a:1").await, Err(Error::NotFound(_))));
     // Imported images are never collected, however full the disk.
-    let collected = bench.store().collect(0, 0, BTreeSet::new()).unwrap();
+    let collected = bench.store().collect_now(0, 0).unwrap();
     assert!(collected.images.is_empty() && bench.store().find("a:2").is_some());
 }
 

@@ -10,7 +10,7 @@ use crate::{
     clock::SharedClock,
     config::{Cidr, Common, Part},
     control,
-    image::{self, ImageStore},
+    image::{self, ImageStore, Registries},
     mqtt::session::Address,
     net::{self, PodNet},
     node::{self, Agent, Ground, Link},
@@ -50,6 +50,8 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
         insecure_registries: common.insecure_registries.clone(),
         ..image::Options::new(&common.data_dir)
     };
+    let registries = Registries::load(common.registries.as_deref()).map_err(anyhow::Error::msg)?;
+    let options = options.with_registries(registries);
     let images = ImageStore::open(options).context("open the images")?;
     let network = PodNet::new(net::Options {
         cluster_cidr: member.cluster_cidr.to_string().parse()?,
@@ -59,12 +61,16 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
     .context("set up the pod network")?;
     let control = control::Server::bind(&common.run_dir, images.clone())?;
     tasks.spawn("control", |stop| control.run(stop));
+    let inbox = images.clone();
+    tasks.spawn("image inbox", |stop| image::inbox::run(inbox, stop));
 
     let link = Link::new(&member.cluster, &member.node)?;
     let session = link.session;
     let client = link::Client { id: link.client_id, filters: link.filters, will: Some(link.will) };
     let bus = link::connect(tasks, "node's link", &member.broker, member.tls, client);
     let options = node::Options {
+        image_gc_high_percent: common.image_gc_high_threshold,
+        image_gc_low_percent: common.image_gc_low_threshold.min(common.image_gc_high_threshold),
         local_volumes: common.data_dir.join("volumes"),
         limits: common.limits.clone(),
         serves_ingress: common.enabled(Part::Ingress),

@@ -1,11 +1,6 @@
-//! `sampan image`: list, pull, import, remove and pin the images of this machine.
+//! `sampan image`: list, pull, import, export, check, remove and pin the images of this machine.
 
-use std::{
-    collections::BTreeMap,
-    io::IsTerminal,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{collections::BTreeMap, io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -15,7 +10,7 @@ use tokio::sync::mpsc;
 use super::kube::align;
 use crate::{
     control::{self, ImageInfo, Line, Request},
-    image::{ImageStore, Options},
+    image::{ImageStore, Options, Registries},
 };
 
 /// Lines of progress that may wait while the terminal is slow.
@@ -32,6 +27,12 @@ pub struct Image {
         value_name = "DIR"
     )]
     data_dir: PathBuf,
+    /// Settings of registries, where no daemon runs
+    #[arg(long, global = true, env = "SAMPAN_REGISTRIES", value_name = "FILE")]
+    registries: Option<String>,
+    /// Form of the output
+    #[arg(short, long, global = true, value_parser = ["table", "json"], default_value = "table")]
+    output: String,
     /// The running daemon's state
     #[arg(long, global = true, env = "SAMPAN_RUN_DIR", default_value = "/run/sampan", value_name = "DIR")]
     run_dir: PathBuf,
@@ -43,11 +44,7 @@ pub struct Image {
 enum Verb {
     /// List the images
     #[command(visible_alias = "list")]
-    Ls {
-        /// Form of the output
-        #[arg(short, long, value_parser = ["table", "json"], default_value = "table")]
-        output: String,
-    },
+    Ls,
     /// Pull an image from its registry
     Pull {
         reference: String,
@@ -57,6 +54,14 @@ enum Verb {
     },
     /// Import a docker-archive or OCI layout tar (plain, gzip or zstd)
     Import { archive: PathBuf },
+    /// Write an image to a tar that every tool imports (OCI layout and docker-archive in one)
+    Export { reference: String, archive: PathBuf },
+    /// Check the files of all images; damaged ones are dropped and named
+    Verify {
+        /// Read every byte, not sizes only
+        #[arg(long)]
+        contents: bool,
+    },
     /// Remove an image
     Rm { reference: String },
     /// Keep an image whatever happens
@@ -68,7 +73,7 @@ enum Verb {
 /// Asks the running daemon, or does it itself when none runs.
 pub async fn run(args: Image) -> anyhow::Result<ExitCode> {
     let request = match &args.verb {
-        Verb::Ls { .. } => Request::ListImages,
+        Verb::Ls => Request::ListImages,
         Verb::Pull { reference, username } => Request::PullImage {
             reference: reference.clone(),
             username: username.clone(),
@@ -77,6 +82,11 @@ pub async fn run(args: Image) -> anyhow::Result<ExitCode> {
         Verb::Import { archive } => Request::ImportImages {
             archive: archive.canonicalize().with_context(|| format!("read {}", archive.display()))?,
         },
+        Verb::Export { reference, archive } => Request::ExportImage {
+            reference: reference.clone(),
+            archive: std::path::absolute(archive).with_context(|| format!("find {}", archive.display()))?,
+        },
+        Verb::Verify { contents } => Request::VerifyImages { contents: *contents },
         Verb::Rm { reference } => Request::RemoveImage { reference: reference.clone() },
         Verb::Pin { reference } => Request::PinImage { reference: reference.clone(), pinned: true },
         Verb::Unpin { reference } => Request::PinImage { reference: reference.clone(), pinned: false },
@@ -84,32 +94,41 @@ pub async fn run(args: Image) -> anyhow::Result<ExitCode> {
     let mut bars = Bars::new();
     let answer = match control::ask(&args.run_dir, &request, |layers| bars.show(layers)).await? {
         Some(answer) => answer,
-        None => alone(&args.data_dir, request, &mut bars).await?,
+        None => alone(&args, request, &mut bars).await?,
     };
     bars.clear();
     let images = match answer {
         Ok(images) => images,
         Err(error) => bail!(error),
     };
+    let damaged = matches!(args.verb, Verb::Verify { .. }) && !images.is_empty();
     match &args.verb {
-        Verb::Ls { output } if output == "json" => println!("{}", serde_json::to_string_pretty(&images)?),
-        Verb::Ls { .. } => print!("{}", table(&images)),
+        _ if args.output == "json" => println!("{}", serde_json::to_string_pretty(&images)?),
+        Verb::Ls => print!("{}", table(&images)),
         Verb::Rm { reference } => println!("removed {reference}"),
+        Verb::Export { archive, .. } => println!("wrote {}", archive.display()),
+        Verb::Verify { .. } if images.is_empty() => println!("all images are sound"),
+        Verb::Verify { .. } => {
+            for image in &images {
+                println!("damaged and dropped: {}", image.names.join(", "));
+            }
+        }
         Verb::Pull { .. } | Verb::Import { .. } | Verb::Pin { .. } | Verb::Unpin { .. } => {
             for image in &images {
                 println!("{}", image.names.first().unwrap_or(&image.id));
             }
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if damaged { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 async fn alone(
-    data_dir: &Path,
+    args: &Image,
     request: Request,
     bars: &mut Bars,
 ) -> anyhow::Result<Result<Vec<ImageInfo>, String>> {
-    let images = ImageStore::open(Options::new(data_dir))?;
+    let registries = Registries::load(args.registries.as_deref()).map_err(anyhow::Error::msg)?;
+    let images = ImageStore::open(Options::new(&args.data_dir).with_registries(registries))?;
     let (send, mut lines) = mpsc::channel(LINES_MAX);
     let show = async {
         while let Some(line) = lines.recv().await {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use server::Server;
 use tokio::sync::{mpsc, watch};
 
-use crate::image::{Credentials, Error, Image, ImageStore, Images, Progress};
+use crate::image::{Credentials, Depth, Error, Image, ImageStore, Images, Progress};
 
 /// The longest request (bytes).
 const REQUEST_BYTES_MAX: usize = 64 << 10;
@@ -33,6 +33,8 @@ pub enum Request {
     ListImages,
     PullImage { reference: String, username: String, password: String },
     ImportImages { archive: PathBuf },
+    ExportImage { reference: String, archive: PathBuf },
+    VerifyImages { contents: bool },
     RemoveImage { reference: String },
     PinImage { reference: String, pinned: bool },
 }
@@ -110,6 +112,29 @@ async fn perform(
         }
         Request::ImportImages { archive } => {
             images.import(&archive).await?.iter().map(|image| ImageInfo::from(&**image)).collect()
+        }
+        Request::ExportImage { reference, archive } => {
+            let (progress, seen) = watch::channel(Progress::default());
+            let (store, name) = (images.clone(), reference.clone());
+            let export = tokio::task::spawn_blocking(move || {
+                store.export(&name, &archive, |now| progress.send_modify(|shown| *shown = now))
+            });
+            let (done, ()) = tokio::join!(export, forward(seen, lines));
+            done.expect("exporting does not panic")?;
+            images.find(&reference).iter().map(|image| ImageInfo::from(&**image)).collect()
+        }
+        Request::VerifyImages { contents } => {
+            let (store, depth) = (images.clone(), if contents { Depth::Contents } else { Depth::Sizes });
+            let dropped = tokio::task::spawn_blocking(move || store.verify(depth));
+            let dropped = dropped.await.expect("verifying does not panic")?;
+            let info = |name: String| ImageInfo {
+                id: String::new(),
+                digests: Vec::new(),
+                size_bytes: 0,
+                pinned: false,
+                names: vec![name],
+            };
+            dropped.into_iter().map(info).collect()
         }
         Request::RemoveImage { reference } => {
             images.remove(&reference).await?;

@@ -115,6 +115,7 @@ fn all(options: &Options) -> Vec<Arc<dyn Controller>> {
         Arc::new(autoscaler::AutoscalerController::new(Arc::clone(&options.usage))),
         Arc::new(storage::ClaimController { local_path: options.local_path.clone() }),
         Arc::new(storage::VolumeController),
+        Arc::new(storage::EphemeralVolumeController),
         Arc::new(storage::ClaimProtectionController),
         Arc::new(storage::VolumeProtectionController),
         Arc::new(quota::QuotaController),

@@ -31,22 +31,24 @@ impl Usage {
     fn used_percent(&self) -> u64 {
         100 - (self.available_bytes * 100).checked_div(self.capacity_bytes).unwrap_or(100)
     }
+
+    /// Bytes above the low mark, once the high one is reached.
+    pub fn excess_bytes(&self, high_percent: u8, low_percent: u8) -> u64 {
+        if self.used_percent() < u64::from(high_percent) {
+            return 0;
+        }
+        let free = self.capacity_bytes * (100 - u64::from(low_percent.min(100))) / 100;
+        free.saturating_sub(self.available_bytes)
+    }
 }
 
-/// The images to remove, in order, and the bytes that brings. `users` counts the images of each layer, the ones
+/// The images to remove to free so many bytes, in order, and the bytes that brings. `users` counts the images of each layer, the ones
 /// that stay included.
 pub fn plan(
-    usage: Usage,
-    high_percent: u8,
-    low_percent: u8,
+    mut missing: u64,
     mut candidates: Vec<Candidate>,
     mut users: BTreeMap<String, usize>,
 ) -> (Vec<String>, u64) {
-    if usage.used_percent() < u64::from(high_percent) {
-        return (Vec::new(), 0);
-    }
-    let wanted = usage.capacity_bytes * (100 - u64::from(low_percent.min(100))) / 100;
-    let mut missing = wanted.saturating_sub(usage.available_bytes);
     candidates.sort_by_key(|image| (image.last_used, image.sequence));
     let (mut ids, mut freed) = (Vec::new(), 0);
     for image in candidates {
@@ -97,7 +99,7 @@ mod tests {
             (2, &["never-old", "never-new", "used-last"][..], 22),
             (100, &[][..], 0),
         ] {
-            let got = plan(usage(available), 85, 80, images(), users.clone());
+            let got = plan(usage(available).excess_bytes(85, 80), images(), users.clone());
             assert_eq!(
                 (got.0.iter().map(String::as_str).collect::<Vec<_>>(), got.1),
                 (ids.to_vec(), freed),

@@ -5,7 +5,7 @@
 //! Deliberately absent: HTTP/2, proxies, cookies, compression.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock},
@@ -59,6 +59,8 @@ type Connection = SendRequest<Empty<Bytes>>;
 pub struct Client {
     /// Folder of additional trusted certificates: `*.crt`, `*.pem` for all hosts, `<host>/*.crt` for one.
     certificates: Option<PathBuf>,
+    /// Files of such certificates, by host.
+    authorities: BTreeMap<String, PathBuf>,
     /// The longest time without a byte.
     pub stall: Duration,
     roots: OnceLock<Arc<RootCertStore>>,
@@ -69,9 +71,14 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(certificates: Option<PathBuf>, stall: Duration) -> Self {
+    pub fn new(
+        certificates: Option<PathBuf>,
+        authorities: BTreeMap<String, PathBuf>,
+        stall: Duration,
+    ) -> Self {
         Self {
             certificates,
+            authorities,
             stall,
             roots: OnceLock::new(),
             idle: Mutex::default(),
@@ -231,14 +238,16 @@ impl Client {
             Arc::new(roots)
         });
         let own = self.certificates.as_ref().map(|folder| folder.join(host)).filter(|folder| folder.is_dir());
-        match own {
-            None => system.clone(),
-            Some(folder) => {
-                let mut roots = RootCertStore::clone(system);
-                add_folder(&mut roots, Some(&folder));
-                Arc::new(roots)
-            }
+        let authority = self.authorities.get(host);
+        if own.is_none() && authority.is_none() {
+            return system.clone();
         }
+        let mut roots = RootCertStore::clone(system);
+        add_folder(&mut roots, own.as_deref());
+        if let Some(file) = authority {
+            add_file(&mut roots, file);
+        }
+        Arc::new(roots)
     }
 }
 
@@ -247,13 +256,17 @@ fn add_folder(roots: &mut RootCertStore, folder: Option<&Path>) {
     let Some(entries) = folder.and_then(|folder| std::fs::read_dir(folder).ok()) else { return };
     for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
         if path.extension().is_some_and(|extension| extension == "crt" || extension == "pem") {
-            let loaded = rustls_native_certs::load_certs_from_paths(Some(&path), None);
-            for error in loaded.errors {
-                tracing::warn!(%error, path = %path.display(), "certificate not loaded");
-            }
-            roots.add_parsable_certificates(loaded.certs);
+            add_file(roots, &path);
         }
     }
+}
+
+fn add_file(roots: &mut RootCertStore, path: &Path) {
+    let loaded = rustls_native_certs::load_certs_from_paths(Some(path), None);
+    for error in loaded.errors {
+        tracing::warn!(%error, path = %path.display(), "certificate not loaded");
+    }
+    roots.add_parsable_certificates(loaded.certs);
 }
 
 /// Reads a body whole; the error says that it is longer than `limit` bytes or stopped coming.

@@ -58,7 +58,12 @@ fn read(entry: &Value) -> Option<Credentials> {
     if let (Some(username), Some(password)) = (text("username"), text("password")) {
         return Some(Credentials { username, password });
     }
-    let pair = String::from_utf8(STANDARD.decode(text("auth")?).ok()?).ok()?;
+    decode(&text("auth")?)
+}
+
+/// `username:password` in base64.
+pub fn decode(text: &str) -> Option<Credentials> {
+    let pair = String::from_utf8(STANDARD.decode(text).ok()?).ok()?;
     let (username, password) = pair.split_once(':')?;
     Some(Credentials { username: username.to_owned(), password: password.trim_matches('\0').to_owned() })
 }

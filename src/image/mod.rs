@@ -9,13 +9,16 @@ mod auth;
 mod collect;
 mod demo;
 mod digest;
+mod export;
 mod http;
 mod import;
+pub mod inbox;
 mod index;
 mod keyring;
 mod manifest;
 mod offers;
 mod pull;
+mod registries;
 mod registry;
 mod store;
 #[allow(unsafe_code, reason = "system calls without a safe wrapper")]
@@ -36,7 +39,10 @@ use futures_util::future::BoxFuture;
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::watch;
 
-pub use self::{collect::Usage, demo::DEMO_IMAGE, keyring::Keyring, registry::Mirror, unpack::Depth};
+pub use self::{
+    collect::Usage, demo::DEMO_IMAGE, keyring::Keyring, registries::Registries, registry::Mirror,
+    unpack::Depth,
+};
 use crate::oci::InvalidReference;
 pub use crate::oci::{Platform, Reference};
 
@@ -106,6 +112,16 @@ pub trait Images: Send + Sync + 'static {
         credentials: &'a [Credentials],
         progress: Option<watch::Sender<Progress>>,
     ) -> BoxFuture<'a, Result<Arc<Image>, Error>>;
+    /// Tells which images (ids) are in use: they are neither removed nor collected.
+    fn set_in_use(&self, _ids: BTreeSet<String>) {}
+    /// Removes unused images when the disk is fuller than `high_percent`, until `low_percent`.
+    fn collect(&self, _high_percent: u8, _low_percent: u8) -> BoxFuture<'_, Result<Collected, Error>> {
+        Box::pin(async { Ok(Collected::default()) })
+    }
+    /// Changes whenever there is a new image or name.
+    fn arrivals(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
     /// A docker-archive or OCI layout tar, plain, gzip or zstd.
     fn import<'a>(&'a self, archive: &'a Path) -> BoxFuture<'a, Result<Vec<Arc<Image>>, Error>>;
     fn remove<'a>(&'a self, reference: &'a str) -> BoxFuture<'a, Result<(), Error>>;
@@ -127,6 +143,10 @@ pub struct Options {
     pub insecure_registries: Vec<String>,
     /// Where to ask before a registry (`docker.io`; `*` for all others).
     pub mirrors: BTreeMap<String, Vec<Mirror>>,
+    /// The node's own credentials; `config.json` of the data folder is read beside them.
+    pub keyring: Keyring,
+    /// Files of additional certificates to trust, by host.
+    pub authorities: BTreeMap<String, PathBuf>,
     /// Folder of additional certificates to trust: `*.crt` and `*.pem` for all registries, `<host:port>/*.crt`
     /// for one.
     pub certificates: Option<PathBuf>,
@@ -142,9 +162,21 @@ impl Options {
             binary: "/proc/self/exe".into(),
             insecure_registries: Vec::new(),
             mirrors: BTreeMap::new(),
+            keyring: Keyring::default(),
+            authorities: BTreeMap::new(),
             certificates: None,
             stall: STALL,
         }
+    }
+
+    /// The same with settings of registries.
+    #[must_use]
+    pub fn with_registries(mut self, registries: Registries) -> Self {
+        self.mirrors.extend(registries.mirrors);
+        self.keyring.extend(registries.keyring);
+        self.insecure_registries.extend(registries.insecure);
+        self.authorities.extend(registries.authorities);
+        self
     }
 }
 
@@ -153,6 +185,8 @@ impl Options {
 pub struct Collected {
     pub images: Vec<String>,
     pub freed_bytes: u64,
+    /// What had to be freed to reach the low mark.
+    pub wanted_bytes: u64,
 }
 
 /// The images of this machine: content store, imports, the demo image and registries.
@@ -176,31 +210,37 @@ impl ImageStore {
         self.content.pin(reference, pinned)
     }
 
-    /// Tells which images (ids) containers run from: they are neither removed nor collected.
-    pub fn set_in_use(&self, ids: BTreeSet<String>) {
-        self.content.set_in_use(ids);
+    /// The folder of the store, in which archives are put to be imported.
+    pub fn folder(&self) -> &Path {
+        self.content.root()
     }
 
-    /// Removes unused images when the disk is fuller than `high_percent`, until `low_percent`. `in_use` as in
-    /// [`ImageStore::set_in_use`]. Blocks while files are removed.
-    pub fn collect(
-        &self,
-        high_percent: u8,
-        low_percent: u8,
-        in_use: BTreeSet<String>,
-    ) -> Result<Collected, Error> {
-        self.content.set_in_use(in_use);
-        let (images, freed_bytes) = collect::plan(
-            self.usage()?,
-            high_percent,
-            low_percent,
-            self.content.collectable(),
-            self.content.layer_users(),
-        );
+    /// [`Images::collect`]. Blocks while files are removed.
+    pub fn collect_now(&self, high_percent: u8, low_percent: u8) -> Result<Collected, Error> {
+        let usage = self.usage()?;
+        let wanted_bytes = usage.excess_bytes(high_percent, low_percent);
+        let (images, freed_bytes) =
+            collect::plan(wanted_bytes, self.content.collectable(), self.content.layer_users());
         if !images.is_empty() {
             self.content.remove_images(&images)?;
         }
-        Ok(Collected { images, freed_bytes })
+        Ok(Collected { images, freed_bytes, wanted_bytes })
+    }
+
+    /// Writes an image to a tar file. Blocks.
+    pub fn export(&self, reference: &str, archive: &Path, progress: impl Fn(Progress)) -> Result<(), Error> {
+        let image = self.find(reference).ok_or_else(|| Error::NotFound(reference.to_owned()))?;
+        let _lease = self.content.lease_image(&image.id);
+        export::export(&image, &self.content.config(&image.id)?, archive, progress)
+    }
+
+    /// The node's own credentials for an image.
+    fn own_credentials(&self, reference: &Reference) -> Vec<Credentials> {
+        let mut ring = self.options.keyring.clone();
+        if let Ok(text) = std::fs::read(self.options.data_dir.join("config.json")) {
+            ring.extend(Keyring::parse(&text));
+        }
+        ring.find(reference)
     }
 
     /// The file system that holds the images.
@@ -270,15 +310,31 @@ impl Images for ImageStore {
                 let (content, options) = (self.content.clone(), self.options.clone());
                 return blocking(move || demo::ensure(&content, &options.binary)).await;
             }
+            let reference: Reference = reference.parse()?;
+            let mut all = credentials.to_vec();
+            all.extend(self.own_credentials(&reference).into_iter().filter(|own| !credentials.contains(own)));
             let pull = pull::Pull {
                 content: &self.content,
                 shared: &self.pulls,
                 options: &self.options,
-                reference: &reference.parse()?,
+                reference: &reference,
                 progress,
             };
-            pull.run(credentials).await
+            pull.run(&all).await
         })
+    }
+
+    fn set_in_use(&self, ids: BTreeSet<String>) {
+        self.content.set_in_use(ids);
+    }
+
+    fn collect(&self, high_percent: u8, low_percent: u8) -> BoxFuture<'_, Result<Collected, Error>> {
+        let store = self.clone();
+        Box::pin(blocking(move || store.collect_now(high_percent, low_percent)))
+    }
+
+    fn arrivals(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.content.arrivals())
     }
 
     fn import<'a>(&'a self, archive: &'a Path) -> BoxFuture<'a, Result<Vec<Arc<Image>>, Error>> {

@@ -88,7 +88,11 @@ pub struct Pull<'a> {
 impl Pull<'_> {
     /// Tries mirrors, then the registry; there the credentials in turn, then none.
     pub async fn run(&self, credentials: &[Credentials]) -> Result<Arc<Image>, Error> {
-        let client = Client::new(self.options.certificates.clone(), self.options.stall);
+        let client = Client::new(
+            self.options.certificates.clone(),
+            self.options.authorities.clone(),
+            self.options.stall,
+        );
         let insecure = |host: &str| self.options.insecure_registries.iter().any(|insecure| insecure == host);
         let mirrors: &[Mirror] = [&self.reference.domain, "*"]
             .iter()

@@ -23,6 +23,7 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 use oci_spec::image::ImageConfiguration;
+use tokio::sync::watch;
 
 use super::{
     Error, Image,
@@ -73,6 +74,8 @@ pub struct Content {
     state: Mutex<State>,
     /// One change of the index at a time.
     change: Mutex<()>,
+    /// Counts recorded images.
+    arrivals: watch::Sender<u64>,
     _lock: Flock<File>,
 }
 
@@ -104,6 +107,7 @@ impl Content {
                 index,
             }),
             change: Mutex::new(()),
+            arrivals: watch::Sender::new(0),
             _lock: lock,
         };
         content.remove_leftovers()?;
@@ -238,6 +242,23 @@ impl Content {
         Ok(result)
     }
 
+    /// See [`super::Images::arrivals`].
+    pub fn arrivals(&self) -> watch::Receiver<u64> {
+        self.arrivals.subscribe()
+    }
+
+    /// The bytes of an image's configuration.
+    pub fn config(&self, id: &str) -> Result<Vec<u8>, Error> {
+        let path = self.config_path(id);
+        io_at("read", &path, fs::read(&path))
+    }
+
+    /// Keeps an image's layers from removal while the lease lives.
+    pub fn lease_image(self: &Arc<Self>, id: &str) -> Lease {
+        let layers = self.image_record(id).map(|record| record.layers).unwrap_or_default();
+        self.lease(layers.iter().map(String::as_str))
+    }
+
     /// Keeps layers from removal while the lease lives.
     pub fn lease<'a>(self: &'a Arc<Self>, layers: impl IntoIterator<Item = &'a str>) -> Lease {
         let layers: Vec<String> = layers.into_iter().map(str::to_owned).collect();
@@ -332,6 +353,8 @@ impl Content {
             state.damaged.remove(name);
         }
         state.images.insert(id, image.clone());
+        drop(state);
+        self.arrivals.send_modify(|count| *count += 1);
         Ok(image)
     }
 

@@ -16,6 +16,7 @@ use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2},
     sys::stat::Mode,
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Opens the folder `path` with all links resolved as if `root` were `/` (openat2(2)), for `*at` calls only.
 pub fn open_folder(root: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
@@ -51,6 +52,35 @@ fn c_path(path: &Path) -> io::Result<CString> {
 
 fn check(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Waits for what owns a descriptor; `owner` has the same one for as long as it lives.
+pub fn pollable<T: AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: this room passes owners of one descriptor only, which the value holds to its end.
+    Ok(unsafe { AsyncFd::register_with_interest(owner, Interest::READABLE) }?)
+}
+
+/// All extended attributes of a path itself; none where the file system has none.
+pub fn xattrs(path: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
+    let path = c_path(path)?;
+    let mut names = vec![0_u8; 64 << 10];
+    // SAFETY: the path ends in NUL, the buffer has the length that is told.
+    let length = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    names.truncate(match check(length as isize) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => 0,
+        other => other?,
+    });
+    let mut all = Vec::new();
+    for name in names.split(|b| *b == 0).filter(|name| !name.is_empty()) {
+        let key = CString::new(name)?;
+        let mut value = vec![0_u8; 64 << 10];
+        // SAFETY: both strings end in NUL, the buffer has the length that is told.
+        let length =
+            unsafe { libc::lgetxattr(path.as_ptr(), key.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+        value.truncate(check(length as isize)?);
+        all.push((String::from_utf8_lossy(name).into_owned(), value));
+    }
+    Ok(all)
 }
 
 /// Sets one attribute, replacing it.

@@ -39,6 +39,7 @@ const UNSUPPORTED_VOLUMES: &[&str] = &[
     "gcePersistentDisk",
     "gitRepo",
     "glusterfs",
+    "iscsi",
     "photonPersistentDisk",
     "portworxVolume",
     "quobyte",

@@ -22,7 +22,7 @@ use super::{
     address::Addresses,
     asks::Asks,
     eviction::{self, Manager},
-    folders, info,
+    folders, images, info,
     isolation::Isolation,
     jobs,
     ledger::{Ledger, LedgerError},
@@ -208,6 +208,7 @@ impl Agent {
             host_ports_changed: Notify::new(),
             volumes_in_use: Mutex::default(),
             mounting: Arc::default(),
+            images_used: Notify::new(),
             folders_changed: Notify::new(),
             isolation: Isolation::default(),
         };
@@ -258,7 +259,10 @@ impl Agent {
             .ok();
         self.boot().await;
         let folders = folders::run(Arc::clone(&shared), self.stop_workers.clone());
-        let mut folders = JoinSet::from_iter([folders]);
+        let mut chores = JoinSet::new();
+        chores.spawn(folders);
+        chores.spawn(images::run(Arc::clone(&shared), self.stop_workers.clone()));
+        let mut arrivals = shared.images.arrivals();
         let mut beat = tokio::time::interval_at(Instant::now() + shared.options.beat, shared.options.beat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (evict, mut evictions) = mpsc::channel(1);
@@ -286,6 +290,7 @@ impl Agent {
                     }
                 }
                 () = shared.isolation.changed.notified() => self.apply_policies().await,
+                true = arrived(&mut arrivals) => self.tell_all(Mail::Images).await,
                 _ = beat.tick() => self.beat().await,
                 () = addresses_changed(addresses.as_ref()) => self.addresses_changed().await,
             }
@@ -293,7 +298,7 @@ impl Agent {
         watching.abort();
         self.stop_workers.cancel();
         while self.workers.join_next().await.is_some() {}
-        while folders.join_next().await.is_some() {}
+        while chores.join_next().await.is_some() {}
         self.say(&Up::Bye { session: self.session.clone(), clean: true }).await;
         Ok(())
     }
@@ -808,6 +813,18 @@ async fn addresses_changed(watch: Option<&AddressWatch>) {
         Some(watch) => watch.changed().await,
         None => std::future::pending().await,
     }
+}
+
+/// Waits for new images; `false`, once, when none will ever be told of.
+async fn arrived(arrivals: &mut Option<watch::Receiver<u64>>) -> bool {
+    let known = match arrivals {
+        Some(receiver) => receiver.changed().await.is_ok(),
+        None => std::future::pending().await,
+    };
+    if !known {
+        *arrivals = None;
+    }
+    known
 }
 
 fn uid_of(item: &Item) -> Option<String> {

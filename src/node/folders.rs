@@ -60,7 +60,7 @@ async fn sweep(shared: &Shared) -> bool {
             continue;
         }
         if let Err(error) = remove(shared, &volume, &name).await {
-            tracing::warn!(volume = name, error, "a volume's folder could not be removed");
+            shared.node_event(true, "VolumeFailedDelete", format!("volume {name:?}: {error}"));
             again = true;
         }
     }

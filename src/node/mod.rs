@@ -22,6 +22,7 @@ mod expose;
 mod files;
 mod folders;
 mod hooks;
+mod images;
 mod info;
 mod isolation;
 mod jobs;

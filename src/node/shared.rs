@@ -42,6 +42,9 @@ pub struct Options {
     pub node: String,
     /// The node's own state: the ledger, pods' volumes.
     pub data_dir: PathBuf,
+    /// Above this part of the disk unused images go, until the lower one is reached (percent).
+    pub image_gc_high_percent: u8,
+    pub image_gc_low_percent: u8,
     /// Where the folders of `local-path` volumes are.
     pub local_volumes: PathBuf,
     /// `/var/log/pods`.
@@ -67,6 +70,8 @@ impl Options {
             cluster: cluster.to_owned(),
             node: node.to_owned(),
             seccomp_profiles: data_dir.join("seccomp"),
+            image_gc_high_percent: 85,
+            image_gc_low_percent: 80,
             local_volumes: data_dir.join("volumes"),
             data_dir,
             pod_logs: log_dir.join("pods"),
@@ -186,6 +191,8 @@ pub struct Shared {
     pub host_ports_changed: Notify,
     /// The PersistentVolumes that pods have, by pod uid, each with its claim's namespace and name.
     pub volumes_in_use: Mutex<VolumesInUse>,
+    /// Images may be in use that were not before, or the other way round.
+    pub images_used: Notify,
     /// Where mounts of network file systems are under way.
     pub mounting: Arc<Mutex<BTreeSet<PathBuf>>>,
     /// Volumes or pods have changed: folders may have to go.
@@ -311,6 +318,21 @@ impl Shared {
             name: wanted.name.clone(),
             uid: wanted.uid.clone(),
             field_path: field_path.unwrap_or_default(),
+            warning,
+            reason: reason.to_owned(),
+            message,
+            time: self.clock.now(),
+        });
+    }
+
+    /// Tells of something about the node itself.
+    pub fn node_event(&self, warning: bool, reason: &str, message: String) {
+        self.outbox.event(NodeEvent {
+            namespace: String::new(),
+            name: self.options.node.clone(),
+            // Upstream's kubelet has no uid of its node and says the name.
+            uid: self.options.node.clone(),
+            field_path: String::new(),
             warning,
             reason: reason.to_owned(),
             message,

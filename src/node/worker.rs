@@ -59,6 +59,8 @@ pub enum Mail {
     Items,
     /// The node needs what the pod has.
     Evict(Verdict),
+    /// There are images that were not there before.
+    Images,
 }
 
 /// Where mail for a worker goes.
@@ -69,7 +71,7 @@ impl Mailbox {
     /// Tells the worker. A full box has a look in it anyway; wanted states wait for their place.
     pub async fn send(&self, mail: Mail) {
         match mail {
-            Mail::Look | Mail::Items => drop(self.0.try_send(mail)),
+            Mail::Look | Mail::Items | Mail::Images => drop(self.0.try_send(mail)),
             mail => drop(self.0.send(mail).await),
         }
     }
@@ -89,6 +91,9 @@ pub struct Worker {
     waiting: Waiting,
     reported: bool,
     next_refresh: Option<Timestamp>,
+    /// The contents of volumes are being brought up to date, and may have changed since that began.
+    refreshing: bool,
+    stale: bool,
     jobs: JoinSet<Done>,
     probing: BTreeMap<(String, &'static str), AbortHandle>,
     probes: JoinSet<()>,
@@ -123,6 +128,8 @@ impl Worker {
             waiting: Waiting::new(),
             reported: false,
             next_refresh: None,
+            refreshing: false,
+            stale: false,
             jobs: JoinSet::new(),
             probing: BTreeMap::new(),
             probes: JoinSet::new(),
@@ -183,6 +190,8 @@ impl Worker {
                 Ok(pod) => {
                     self.wanted = Wanted::new(pod);
                     self.wanted.allocate(&self.record.allocated);
+                    // Labels and annotations are shown in volumes.
+                    self.refresh();
                 }
                 Err(error) => tracing::error!(%error, "a pod cannot be read"),
             },
@@ -193,6 +202,15 @@ impl Worker {
                     self.say(None, true, &verdict.reason, verdict.message.clone());
                     self.live.ending = Some(self.shared.clock.now() + EVICTION_GRACE);
                     self.record.verdict = Some(verdict);
+                }
+            }
+            Mail::Images => {
+                for (name, live) in &mut self.live.containers {
+                    let waits = live.failure.as_ref().is_some_and(|f| f.reason.starts_with("ErrImage"));
+                    let image = self.wanted.container(name).and_then(|(_, c)| c.image.as_deref());
+                    if waits && image.is_some_and(|image| self.shared.images.find(image).is_some()) {
+                        live.failure = None;
+                    }
                 }
             }
             Mail::Items => {
@@ -552,6 +570,7 @@ impl Worker {
                 self.live.setup = Setup::No;
                 self.sandbox_exists = false;
                 self.next_refresh = None;
+                self.shared.images_used.notify_one();
                 if let Some(ip) = self.record.ip.take() {
                     self.shared.addresses().release(ip);
                 }
@@ -598,10 +617,18 @@ impl Worker {
                 }
             }
             Done::TeardownAgain => self.live.tearing = false,
-            Done::Refreshed(Ok(tokens)) => self.schedule_refresh(&tokens),
-            Done::Refreshed(Err(text)) => {
-                tracing::warn!(pod = self.wanted.full_name(), error = text, "refreshing volumes");
-                self.next_refresh = Some(self.shared.clock.now() + jobs::REFRESH_RETRY);
+            Done::Refreshed(result) => {
+                self.refreshing = false;
+                match result {
+                    Ok(tokens) => self.schedule_refresh(&tokens),
+                    Err(text) => {
+                        tracing::warn!(pod = self.wanted.full_name(), error = text, "refreshing volumes");
+                        self.next_refresh = Some(self.shared.clock.now() + jobs::REFRESH_RETRY);
+                    }
+                }
+                if std::mem::take(&mut self.stale) {
+                    self.refresh();
+                }
             }
         }
     }
@@ -667,6 +694,7 @@ impl Worker {
             self.ended(&name, attempt, exit).await;
             return;
         }
+        self.shared.images_used.notify_one();
         self.say(Some(&name), false, "Created", "Container created");
         let (shared, wanted) = (Arc::clone(&self.shared), self.wanted.clone());
         self.jobs.spawn(async move {
@@ -827,6 +855,12 @@ impl Worker {
         if self.live.setup != Setup::Done || self.live.tearing {
             return;
         }
+        // One at a time: they write the same folders.
+        if self.refreshing {
+            self.stale = true;
+            return;
+        }
+        self.refreshing = true;
         let (shared, wanted, ip) = (Arc::clone(&self.shared), self.wanted.clone(), self.record.ip);
         self.jobs.spawn(async move { Done::Refreshed(jobs::refresh(&shared, &wanted, ip).await) });
     }

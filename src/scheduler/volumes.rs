@@ -9,7 +9,7 @@ use k8s_openapi::api::{
 
 use super::snapshot::{PodInfo, Snapshot};
 use crate::{
-    kinds::{placement, volumes},
+    kinds::{placement, quantity::Quantity, volumes},
     objects::Objects,
 };
 
@@ -69,6 +69,7 @@ impl Claims {
 
     pub fn fit(&self, node: &Node) -> VolumeFit {
         let mut taken: Vec<&str> = Vec::new();
+        let mut folders = Quantity::ZERO;
         for claim in &self.items {
             match claim {
                 Claim::InUse => {
@@ -85,7 +86,14 @@ impl Claims {
                 Claim::Bound(_) => {}
                 Claim::Delayed { claim, class, free } => match choose(claim, free, node, &taken) {
                     Some(volume) => taken.extend(volume.metadata.name.as_deref()),
-                    None if provisions(class, node) => {}
+                    None if provisions(class, node) => {
+                        if class.provisioner == volumes::LOCAL_PATH {
+                            folders += volumes::claim_size(claim);
+                            if !has_room(node, free, folders) {
+                                return VolumeFit::Refused("node(s) did not have enough free storage".into());
+                            }
+                        }
+                    }
                     None => {
                         return VolumeFit::Refused(
                             "node(s) didn't find available persistent volumes to bind".into(),
@@ -139,6 +147,18 @@ fn provisions(class: &StorageClass, node: &Node) -> bool {
     class.provisioner != NO_PROVISIONER && (terms.is_empty() || terms.iter().any(allows))
 }
 
+/// Whether a node's file system holds folders of so many bytes beside those it has promised already.
+fn has_room(node: &Node, all: &[Arc<PersistentVolume>], wanted: Quantity) -> bool {
+    let said = node.metadata.annotations.as_ref().and_then(|a| a.get(volumes::LOCAL_PATH_CAPACITY));
+    let Some(capacity) = said.and_then(|text| text.parse::<Quantity>().ok()) else { return true };
+    let name = placement::node_name(node);
+    let mut promised = wanted;
+    for volume in all.iter().filter(|volume| volumes::local_path_node(volume) == Some(name)) {
+        promised += volumes::volume_size(volume);
+    }
+    promised <= capacity
+}
+
 fn find(objects: &Objects, snapshot: &Snapshot, pod: &PodInfo, name: &str) -> Result<Claim, String> {
     let namespace = pod.namespace();
     let Some(claim) = objects.get_typed::<PersistentVolumeClaim>(namespace, name) else {
@@ -174,5 +194,31 @@ fn find(objects: &Objects, snapshot: &Snapshot, pod: &PodInfo, name: &str) -> Re
             Ok(Claim::Delayed { claim, class, free })
         }
         None => Err("pod has unbound immediate PersistentVolumeClaims".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_fit_beside_those_that_are_promised() {
+        let node: Node = serde_json::from_value(serde_json::json!({"metadata": {"name": "n",
+            "annotations": {volumes::LOCAL_PATH_CAPACITY: "10737418240"}}}))
+        .unwrap();
+        let folder = |node: &str, size: &str| -> Arc<PersistentVolume> {
+            Arc::new(
+                serde_json::from_value(serde_json::json!({
+                    "metadata": {"annotations": {volumes::PROVISIONED_BY: volumes::LOCAL_PATH}},
+                    "spec": {"capacity": {"storage": size}, "nodeAffinity": {"required": {"nodeSelectorTerms": [
+                        {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]}}},
+                }))
+                .unwrap(),
+            )
+        };
+        let all = [folder("n", "6Gi"), folder("other", "9Gi")];
+        assert!(has_room(&node, &all, "4Gi".parse().unwrap()));
+        assert!(!has_room(&node, &all, "5Gi".parse().unwrap()));
+        assert!(has_room(&Node::default(), &all, "5Ti".parse().unwrap()), "a node that does not say");
     }
 }

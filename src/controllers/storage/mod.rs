@@ -1,15 +1,17 @@
 //! Storage: claims find volumes, volumes are made and taken back, and neither goes while in use.
 //!
-//! [`claims`] binds PersistentVolumeClaims; [`volumes`] keeps PersistentVolumes' phases and
+//! [`claims`] binds PersistentVolumeClaims; [`ephemeral`] makes those of pods; [`volumes`] keeps PersistentVolumes' phases and
 //! reclaims them; [`protection`] holds both while they are in use; [`local_path`] is the built-in
 //! provisioner, which makes folders on nodes.
 
 mod claims;
+mod ephemeral;
 pub mod local_path;
 mod protection;
 mod volumes;
 
 pub use claims::ClaimController;
+pub use ephemeral::EphemeralVolumeController;
 pub use protection::{ClaimProtectionController, VolumeProtectionController};
 pub use volumes::VolumeController;
 

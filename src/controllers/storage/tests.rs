@@ -115,6 +115,29 @@ async fn a_bound_claim_that_loses_its_volume_is_lost() {
     assert_eq!(phases(&sim).0, "Lost");
 }
 
+#[tokio::test]
+async fn an_ephemeral_volume_has_a_claim_of_its_pod() {
+    let mut sim = Sim::new(vec![Arc::new(EphemeralVolumeController)]);
+    let pod = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
+        "containers": [{"name": "c", "image": "a"}], "volumes": [{"name": "v", "ephemeral": {"volumeClaimTemplate": {
+            "metadata": {"labels": {"a": "b"}},
+            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}}}]}})
+    };
+    sim.create(pod("p")).await;
+    sim.settle(|_| Fate::Leave, |_| {}).await;
+    let claim = sim.get::<PersistentVolumeClaim>("p-v");
+    assert_eq!(claim.metadata.labels.as_ref().unwrap()["a"], "b");
+    let pod = sim.get::<Pod>("p");
+    assert_eq!(claim.metadata.owner_references.as_ref().unwrap()[0].uid, pod.metadata.uid.clone().unwrap());
+    let foreign = ephemeral::reconcile(&pod, |_| Some(false));
+    assert!(foreign.actions.is_empty());
+    assert_eq!(
+        foreign.events[0].message,
+        "ephemeral volume v: PVC default/p-v was not created for pod default/p (pod is not owner)"
+    );
+}
+
 /// What is said of a claim, and the phase it gets.
 fn said(claim: &Value, volumes: &[Value], class: Option<Value>) -> (String, String) {
     let observed = claims::Observed {

@@ -41,6 +41,21 @@ pub async fn ready(
     Ok(Mounted { path, read_only: true })
 }
 
+/// The layers of the image volumes of a pod, by its folder: one list a volume, the lowest layer first.
+pub fn layers(pod_dir: &Path) -> Vec<Vec<PathBuf>> {
+    let volumes = fs::read_dir(pod_dir.join("volumes/kubernetes.io~image")).into_iter().flatten().flatten();
+    let links = volumes.map(|entry| entry.path()).filter(|p| p.extension().is_some_and(|e| e == "layers"));
+    links
+        .map(|links| {
+            // The topmost is number 0.
+            let mut layers: Vec<PathBuf> =
+                (0..).map_while(|n: u32| fs::read_link(links.join(n.to_string())).ok()).collect();
+            layers.reverse();
+            layers
+        })
+        .collect()
+}
+
 /// Mounts layers, the lowest first, at `target`. They are named by short links behind a descriptor,
 /// so that many of them fit into mount(2)'s one page.
 fn mount(layers: &[PathBuf], target: &Path) -> Result<(), String> {

@@ -29,6 +29,7 @@ use k8s_openapi::api::core::v1::{Container, Volume};
 use nix::mount::MntFlags;
 
 pub use content::Token;
+pub use image::layers as image_layers;
 pub use subpath::read as read_inside;
 
 use super::{record::Wanted, shared::Shared};
@@ -250,15 +251,27 @@ pub async fn mounts(
         let source = match sub.filter(|s| !s.is_empty()) {
             None => volume.path.clone(),
             Some(sub) => {
+                check_sub_path(&sub)?;
                 let pins = shared.pod_dir(&wanted.uid).join("volume-subpaths").join(&mount.name);
                 let pin = pins.join(&container.name).join(index.to_string());
                 let base = volume.path.clone();
                 blocking(move || {
-                    subpath::pin(&base, Path::new(&sub), &pin)
-                        .map(|()| pin)
-                        .map_err(|e| format!("failed to prepare subPath {sub:?}: {e}"))
+                    subpath::pin(&base, Path::new(&sub), &pin).map(|()| pin).map_err(|e| e.to_string())
                 })
-                .await?
+                .await
+                .map_err(|error| {
+                    tracing::warn!(
+                        pod = wanted.full_name(),
+                        volume = mount.name,
+                        error,
+                        "preparing a subPath"
+                    );
+                    // The node's files are nobody's business in an event.
+                    format!(
+                        "failed to prepare subPath for volumeMount {:?} of container {:?}",
+                        mount.name, container.name
+                    )
+                })?
             }
         };
         let read_only = volume.read_only || mount.read_only == Some(true);
@@ -276,6 +289,17 @@ pub async fn mounts(
         });
     }
     Ok(out)
+}
+
+/// Refuses a part that is not below its volume (`pkg/kubelet/kubelet_pods.go`, `makeMounts`).
+fn check_sub_path(sub: &str) -> Result<(), String> {
+    if sub.starts_with('/') {
+        return Err(format!("error SubPath `{sub}` must not be an absolute path"));
+    }
+    if sub.split('/').any(|part| part == "..") {
+        return Err(format!("unable to provision SubPath `{sub}`: must not contain '..'"));
+    }
+    Ok(())
 }
 
 /// Unmounts and removes everything below the pod's folder that is not the pod's own data
