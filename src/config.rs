@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{Arg, Args, Command, ValueEnum};
@@ -46,6 +47,53 @@ pub enum Part {
     Ingress,
     /// The built-in `local-path` storage.
     LocalStorage,
+}
+
+/// What the way to the broker is like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LinkClass {
+    /// A cable: a silent cut is noticed within 10 to 15 seconds
+    #[default]
+    Lan,
+    /// Radio in the house: within 20 to 30 seconds
+    Wifi,
+    /// A mobile network that bills bytes: within 60 to 90 seconds
+    Lte,
+}
+
+impl LinkClass {
+    /// Between two signs of life on an idle connection (MQTT's keep-alive). The broker calls a
+    /// client lost after one and a half of it.
+    pub fn keep_alive(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Lan => 10,
+            Self::Wifi => 20,
+            Self::Lte => 60,
+        })
+    }
+
+    /// Between two beats of a node, which check that both sides agree.
+    pub fn beat(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Lan | Self::Wifi => 60,
+            Self::Lte => 300,
+        })
+    }
+}
+
+/// What a broker that is not the master's own is spoken to with.
+#[derive(Debug, Clone, Default, Args)]
+#[allow(clippy::struct_field_names, reason = "they are the names of the flags")]
+pub struct BrokerFiles {
+    /// Authority of an external broker's certificate (PEM) [default: the system's]
+    #[arg(long, env = "SAMPAN_MQTT_CA", value_name = "FILE")]
+    pub mqtt_ca: Option<PathBuf>,
+    /// Certificate shown to an external broker (PEM)
+    #[arg(long, env = "SAMPAN_MQTT_CERT", value_name = "FILE", requires = "mqtt_key")]
+    pub mqtt_cert: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, env = "SAMPAN_MQTT_KEY", value_name = "FILE", requires = "mqtt_cert")]
+    pub mqtt_key: Option<PathBuf>,
 }
 
 /// What a server and an agent have in common.
@@ -115,6 +163,14 @@ pub struct Common {
     pub ingress_metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     pub limits: Limits,
+    /// What the way to the broker is like
+    #[arg(long, env = "SAMPAN_LINK", value_enum, default_value_t, value_name = "CLASS")]
+    pub link: LinkClass,
+    #[command(flatten)]
+    pub broker: BrokerFiles,
+    /// What tells this board from others [default: its serial number or the like]
+    #[arg(long, env = "SAMPAN_HARDWARE_ID", value_name = "TEXT", hide = true)]
+    pub hardware_id: Option<String>,
     /// Parts to leave out
     #[arg(long, env = "SAMPAN_DISABLE", value_delimiter = ',', value_name = "PARTS")]
     pub disable: Vec<Part>,
@@ -137,9 +193,18 @@ pub struct Server {
     /// Address of the MQTT broker that nodes connect to
     #[arg(long, env = "SAMPAN_MQTT_LISTEN", default_value = "0.0.0.0:8883", value_name = "IP:PORT")]
     pub mqtt_listen: SocketAddr,
-    /// Use this broker instead of the embedded one (`mqtt://user:password@host:1883`)
-    #[arg(long, env = "SAMPAN_MQTT_URL", value_name = "URL")]
-    pub mqtt_url: Option<String>,
+    /// Use these brokers, tried in turn, instead of the embedded one (`mqtt://user:password@host:1883`)
+    #[arg(long, env = "SAMPAN_MQTT_URL", value_delimiter = ',', value_name = "URLS", hide_env_values = true)]
+    pub mqtt_url: Vec<String>,
+    /// Where nodes find the broker (`mqtts://host:8883,…`); told to all of them, and remembered
+    #[arg(long, env = "SAMPAN_ENDPOINTS", value_delimiter = ',', value_name = "URLS")]
+    pub endpoints: Vec<String>,
+    /// Begin with the cluster in this file of `sampan backup`, if there is none here yet
+    #[arg(long, env = "SAMPAN_RESTORE", value_name = "FILE")]
+    pub restore: Option<PathBuf>,
+    /// How long pods stay on a node that is lost or not ready, unless they say so themselves
+    #[arg(long, env = "SAMPAN_EVICTION_SECONDS", default_value_t = 300, value_name = "SECONDS")]
+    pub eviction_seconds: u32,
     /// Addresses of pods; each node gets a /24 of it
     #[arg(long, env = "SAMPAN_CLUSTER_CIDR", default_value = "10.42.0.0/16", value_name = "CIDR")]
     pub cluster_cidr: Cidr,
@@ -159,9 +224,9 @@ pub struct Server {
 pub struct Agent {
     #[command(flatten)]
     pub common: Common,
-    /// The master's broker (`mqtts://host:8883`); needed once, then remembered
-    #[arg(long, env = "SAMPAN_JOIN", value_name = "URL")]
-    pub join: Option<String>,
+    /// The master's broker (`mqtts://host:8883`), several are tried in turn; needed once, then remembered
+    #[arg(long, env = "SAMPAN_JOIN", value_delimiter = ',', value_name = "URLS", hide_env_values = true)]
+    pub join: Vec<String>,
     /// The token that `sampan token create` printed; needed once
     #[arg(long, env = "SAMPAN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     pub token: Option<String>,

@@ -1,8 +1,12 @@
-//! Two boards: one joins the other with a token.
+//! Several boards: they join with tokens, live without their master, leave, and follow it when it moves.
 
 mod common;
 
-use std::process::Command;
+use std::{
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use common::{Namespace, Node, SAMPAN, Switch, must, output, unique, wait_for};
 
@@ -24,6 +28,33 @@ fn token(master: &Node, args: &[&str]) -> Vec<String> {
     let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
     assert_eq!(words[..3], ["sampan", "agent", "--join"], "{line}");
     words[2..].to_vec()
+}
+
+/// The binary on a node's machine, with its data and run directories.
+fn sampan(node: &Node, args: &[&str]) -> Command {
+    let mut command = node.space.command(SAMPAN);
+    command.args(args).env("SAMPAN_DATA_DIR", node.dir.path().join("data"));
+    command.env("SAMPAN_RUN_DIR", node.dir.path().join("run"));
+    command.env("KUBECONFIG", node.kubeconfig());
+    command
+}
+
+fn server(name: &str, switch: &Switch, address: &str, args: &[&str]) -> Node {
+    Node::start("server", name, Namespace::on_switch(&unique("jn"), switch, address), args)
+}
+
+fn two_ready(text: &str) -> bool {
+    text.matches(" Ready").count() == 2
+}
+
+/// Runs the pod `web` on a node until it is Running; its processes.
+fn run_web(master: &Node, board: &Node) -> String {
+    let manifest = master.dir.path().join("pod.yaml");
+    std::fs::write(&manifest, POD.replace("NODE", &board.name)).unwrap();
+    master.k(&["apply", "--validate=false", "-f", &manifest.display().to_string()]);
+    let phase = ["get", "pod", "web", "-o", "jsonpath={.status.phase}"];
+    master.wait_output(&phase, "the pod to run on the board", |text| text == "Running");
+    pod_processes(board)
 }
 
 fn agent(name: &str, switch: &Switch, address: &str, args: &[String]) -> Node {
@@ -66,11 +97,12 @@ fn a_board_joins_with_a_token_and_lives_on_without_the_master() {
         0
     );
 
-    let manifest = master.dir.path().join("pod.yaml");
-    std::fs::write(&manifest, POD.replace("NODE", &name)).unwrap();
-    master.k(&["apply", "--validate=false", "-f", &manifest.display().to_string()]);
-    let phase = ["get", "pod", "web", "-o", "jsonpath={.status.phase}"];
-    master.wait_output(&phase, "the pod to run on the board", |text| text == "Running");
+    let before = run_web(&master, &board);
+    assert!(!before.is_empty());
+    let csr = master.k(&["get", "csr"]);
+    assert!(csr.contains("Approved,Issued") && csr.contains("system:bootstrap:"), "{csr}");
+    let roles = master.k(&["get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o", "name"]);
+    assert_eq!(roles, format!("node/{}\n", master.name));
 
     // The token is spent; one for another board and one without a name take nobody's place.
     let refused = |name: &str, address: &str, args: &[String], why: &str| {
@@ -84,8 +116,6 @@ fn a_board_joins_with_a_token_and_lives_on_without_the_master() {
     refused("cellar", "192.0.2.5/24", &named[..4], "--node-name kitchen");
 
     // The board starts again without a master, and keeps its pod.
-    let before = pod_processes(&board);
-    assert!(!before.is_empty());
     master.kill();
     board.kill();
     board.spawn();
@@ -95,9 +125,319 @@ fn a_board_joins_with_a_token_and_lives_on_without_the_master() {
     });
     assert_eq!(pod_processes(&board), before);
 
+    // Its own verbs work on it meanwhile.
+    let local = |args: &[&str]| must(&mut sampan(&board, args));
+    let pods = local(&["get", "pods", "--local"]);
+    assert!(pods.contains("web") && pods.contains("Running"), "{pods}");
+    assert!(local(&["logs", "--local", "web"]).contains("serves http"), "logs");
+    let said = local(&["exec", "--local", "web", "--", "/bin/sh", "-c", "echo here"]);
+    assert_eq!(said, "here\n");
+    let code =
+        output(&mut sampan(&board, &["exec", "--local", "web", "--", "/bin/sh", "-c", "exit 3"])).status;
+    assert_eq!(code.code(), Some(3));
+    assert_eq!(local(&["restart", "web"]), "pod/web restarted\n");
+    wait_for("the container to be another one", || {
+        let now = pod_processes(&board);
+        (!now.is_empty() && now != before).then_some(()).ok_or(now)
+    });
+    let before = pod_processes(&board);
+
     master.spawn();
     master.wait_output(&["get", "nodes"], "two nodes to be Ready", ready);
     let restarts = ["get", "pod", "web", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"];
-    assert_eq!(master.k(&restarts), "0");
+    master.wait_output(&restarts, "the restart to be told", |text| text == "1");
     assert_eq!(pod_processes(&board), before);
+
+    // A crash is noticed by the Last Will, a clean stop by its word.
+    let ready = ["get", "node", &name, "-o", "jsonpath={.status.conditions[?(@.type=='Ready')].status}"];
+    for (clean, state) in [(false, "Unknown"), (true, "False")] {
+        let start = Instant::now();
+        if clean {
+            board.stop();
+        } else {
+            board.kill();
+        }
+        master.wait_output(&ready, "the node to be away", |text| text == state);
+        assert!(start.elapsed() < Duration::from_secs(4), "noticed after {:?}", start.elapsed());
+        board.spawn();
+        master.wait_output(&ready, "the node to be back", |text| text == "True");
+    }
+    assert_eq!(pod_processes(&board), before);
+
+    // A copied memory card: the second board is refused, the first one stays what it is.
+    let space = Namespace::on_switch(&unique("jc"), &switch, "192.0.2.6/24");
+    let copy = tempfile::tempdir().unwrap();
+    let identity = copy.path().join("agent/identity");
+    must(Command::new("mkdir").arg("-p").arg(&identity));
+    must(Command::new("cp").arg("-a").arg(board.dir.path().join("data/agent/identity/.")).arg(&identity));
+    let clone = Daemon::start(&space, copy.path(), &["agent", "--hardware-id", "another"]);
+    wait_for("the copy to be refused", || {
+        let log = clone.log();
+        log.contains("another board is the node").then_some(()).ok_or(log)
+    });
+    drop(clone);
+    assert_eq!(master.k(&ready), "True");
+
+    // Cordon, drain and taint are kubectl's.
+    master.k(&["taint", "node", &name, "a=b:NoSchedule"]);
+    master.k(&["drain", &name, "--force", "--ignore-daemonsets"]);
+    assert!(master.k(&["get", "node", &name]).contains("SchedulingDisabled"));
+    wait_for("the drained pod's processes to end", || {
+        let left = pod_processes(&board);
+        left.is_empty().then_some(()).ok_or(left)
+    });
+    master.k(&["uncordon", &name]);
+    run_web(&master, &board);
+
+    // Removed: its pods end, its certificate is worth nothing, and it may join again.
+    let removed = output(&mut sampan(&master, &["node", "remove", &name, "--force"]));
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    wait_for("the removed board to end its pods and itself", || {
+        let log = board.log();
+        let forgotten = !board.dir.path().join("data/agent/identity").exists();
+        (forgotten && log.contains("removed this board from the cluster") && pod_processes(&board).is_empty())
+            .then_some(())
+            .ok_or(log)
+    });
+    assert_eq!(master.k(&["get", "nodes", "-o", "name"]), format!("node/{}\n", master.name));
+    let again = token(&master, &["--node", &name]);
+    drop(board);
+    let _board = agent(&name, &switch, "192.0.2.2/24", &again[..4]);
+    master.wait_output(&["get", "nodes"], "the board to be back", two_ready);
+}
+
+/// A daemon without a cluster of its own; it is killed when dropped.
+struct Daemon(Child, std::path::PathBuf);
+
+impl Daemon {
+    fn start(space: &Namespace, dir: &Path, args: &[&str]) -> Self {
+        let log = dir.join("daemon.log");
+        let out = std::fs::File::create(&log).unwrap();
+        let mut command = space.command(SAMPAN);
+        command.args(args).arg("--data-dir").arg(dir).arg("--run-dir").arg(dir.join("run"));
+        command.arg("--log-dir").arg(dir.join("log")).arg("--cgroup-root").arg(format!("/{}", unique("jd")));
+        command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
+        Self(command.spawn().unwrap(), log)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.1).unwrap_or_default()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_cluster_is_restored_on_another_board_and_its_nodes_find_it() {
+    let switch = Switch::new(&unique("jw"));
+    let endpoints = "mqtts://192.0.2.1:8883,mqtts://192.0.2.9:8883";
+    let mut old = server(&unique("jm"), &switch, "192.0.2.1/24", &["--endpoints", endpoints]);
+    old.wait_ready();
+    let board = agent(&unique("ja"), &switch, "192.0.2.2/24", &token(&old, &[]));
+    old.wait_output(&["get", "nodes"], "two nodes to be Ready", two_ready);
+    let before = run_web(&old, &board);
+    let file = old.dir.path().join("cluster.backup");
+    let said = must(&mut sampan(&old, &["backup", &file.display().to_string()]));
+    assert!(said.contains("--restore"), "{said}");
+    old.kill();
+
+    let restore = ["--restore", &file.display().to_string()].map(str::to_owned);
+    let args: Vec<_> = restore.iter().map(String::as_str).chain(["--endpoints", endpoints]).collect();
+    let mut new = server(&unique("jo"), &switch, "192.0.2.9/24", &args);
+    new.wait_ready();
+    let ready =
+        ["get", "node", &board.name, "-o", "jsonpath={.status.conditions[?(@.type=='Ready')].status}"];
+    new.wait_output(&ready, "the board to find the new master", |text| text == "True");
+    assert_eq!(pod_processes(&board), before, "its pod went on");
+
+    // The old master comes back: the board does not obey it any more, wherever it connects first.
+    old.spawn();
+    old.wait_output(&["get", "nodes"], "the old master to know only itself", |text| {
+        text.matches(" Ready").count() == 1
+    });
+    new.kill();
+    wait_for("the board to turn away from the old master", || {
+        let log = board.log();
+        log.contains("left behind").then_some(()).ok_or(log)
+    });
+    new.spawn();
+    new.wait_output(&ready, "the board to be back at the new master", |text| text == "True");
+    assert_eq!(pod_processes(&board), before);
+}
+
+/// Debian's Mosquitto in a folder of its own.
+struct Mosquitto {
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Mosquitto {
+    fn start(space: &Namespace, dir: tempfile::TempDir, config: &str) -> Self {
+        // It gives root up for its own user.
+        must(Command::new("chmod").args(["-R", "a+rX"]).arg(dir.path()));
+        let path = dir.path().join("mosquitto.conf");
+        std::fs::write(&path, config.replace("DIR", &dir.path().display().to_string())).unwrap();
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
+        let mut command = space.command("mosquitto");
+        command.arg("-c").arg(&path).stdout(log.try_clone().unwrap()).stderr(log);
+        Self { child: command.spawn().unwrap(), _dir: dir }
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn two_clusters_share_mosquitto_one_by_passwords_one_by_certificates() {
+    let switch = Switch::new(&unique("jw"));
+    let broker_space = Namespace::on_switch(&unique("jb"), &switch, "192.0.2.20/24");
+    let dir = tempfile::tempdir().unwrap();
+    // The clusters exist before their broker: a first start makes authority and id.
+    let by_password = "mqtt://boss:secret@192.0.2.20:1883";
+    let first = server(&unique("jm"), &switch, "192.0.2.1/24", &["--mqtt-url", by_password]);
+    let name = unique("jm");
+    let second_dir = tempfile::tempdir().unwrap();
+    let path = |file: &str| second_dir.path().join(file).display().to_string();
+    // Certificates come from the cluster's own authority.
+    let mut second = server(&name, &switch, "192.0.2.2/24", &[]);
+    for node in [&first, &second] {
+        wait_for("the kubeconfig", || node.kubeconfig().exists().then_some(()).ok_or_else(|| node.log()));
+        node.wait_output(&["get", "--raw", "/readyz"], "the API", |text| text == "ok");
+    }
+    let board_names = [unique("ja"), unique("ja")];
+    let make = |args: &[&str]| must(&mut sampan(&second, &[&["mqtt", "certificate"], args].concat()));
+    make(&["--broker", "192.0.2.20", "--out", &path("broker")]);
+    make(&["--master", "--out", &path("master")]);
+    make(&["--node", &board_names[1], "--out", &path("board")]);
+    for file in ["tls.crt", "tls.key", "ca.crt"] {
+        std::fs::copy(path(&format!("broker/{file}")), dir.path().join(file)).unwrap();
+    }
+    must(Command::new("chmod").arg("a+r").arg(dir.path().join("tls.key")));
+    let passwords = dir.path().join("passwords");
+    for (user, password) in [("boss", "secret"), ("kitchen", "word")] {
+        let mut command = Command::new("mosquitto_passwd");
+        if !passwords.exists() {
+            command.arg("-c");
+        }
+        must(command.arg("-b").arg(&passwords).args([user, password]));
+    }
+    let rules = [
+        sampan(&first, &["mqtt", "acl", "--node", &board_names[0], "--master", "boss", "--user", "kitchen"]),
+        sampan(&second, &["mqtt", "acl", "--node", &board_names[1]]),
+    ];
+    let acl: String = rules.map(|mut command| must(&mut command)).concat();
+    std::fs::write(dir.path().join("acl"), acl).unwrap();
+    let config = "per_listener_settings true\nlistener 1883\nallow_anonymous false\npassword_file DIR/passwords\n\
+                  acl_file DIR/acl\nlistener 8883\ncafile DIR/ca.crt\ncertfile DIR/tls.crt\nkeyfile DIR/tls.key\n\
+                  require_certificate true\nuse_identity_as_username true\nacl_file DIR/acl\n";
+    let broker = Mosquitto::start(&broker_space, dir, config);
+    let external = |who: &str| {
+        let files = ["--mqtt-ca", "--mqtt-cert", "--mqtt-key"];
+        let paths = ["ca.crt", "tls.crt", "tls.key"].map(|file| path(&format!("{who}/{file}")));
+        files.into_iter().map(str::to_owned).zip(paths).flat_map(|(f, p)| [f, p]).collect::<Vec<_>>()
+    };
+    second.stop();
+    let mut args = external("master");
+    args.extend(["--mqtt-url", "mqtts://192.0.2.20:8883"].map(str::to_owned));
+    second.add_args(&args);
+    second.spawn();
+    // The master's own node speaks with the master's name.
+    for node in [&first, &second] {
+        node.wait_ready();
+    }
+    let join = |node: &Node, url: &str| {
+        let words = token(node, &["--url", url]);
+        assert_eq!(words[1], url);
+        words
+    };
+    let words = join(&first, "mqtt://kitchen:word@192.0.2.20:1883");
+    let board = agent(&board_names[0], &switch, "192.0.2.3/24", &words);
+    first.wait_output(&["get", "nodes"], "a board to join with a password", two_ready);
+    run_web(&first, &board);
+    let mut words = join(&second, "mqtts://192.0.2.20:8883");
+    words.extend(external("board"));
+    let other = agent(&board_names[1], &switch, "192.0.2.4/24", &words);
+    second.wait_output(&["get", "nodes"], "a board to join with a certificate", two_ready);
+    run_web(&second, &other);
+    let log = first.k(&["logs", "web"]);
+    assert!(log.contains("serves http"), "{log}");
+
+    // The broker's Last Will works as ours, and a lost broker heals.
+    let lost = Instant::now();
+    drop(board);
+    let ready =
+        ["get", "node", &board_names[0], "-o", "jsonpath={.status.conditions[?(@.type=='Ready')].status}"];
+    first.wait_output(&ready, "the node to be away", |text| text == "Unknown");
+    assert!(lost.elapsed() < Duration::from_secs(10), "{:?}", lost.elapsed());
+    drop(broker);
+    drop(other);
+}
+
+const TWENTY: &str = r"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: many}
+spec:
+  replicas: 20
+  selector: {matchLabels: {app: many}}
+  template:
+    metadata: {labels: {app: many}}
+    spec:
+      nodeName: NODE
+      containers:
+      - name: c
+        image: sampan.dev/demo
+        env: [{name: WORD, valueFrom: {secretKeyRef: {name: words, key: word}}}]
+";
+
+#[test]
+fn a_lone_board_boots_cold_with_its_twenty_pods() {
+    let switch = Switch::new(&unique("jw"));
+    let mut master = server(&unique("jm"), &switch, "192.0.2.1/24", &[]);
+    master.wait_ready();
+    let mut board = agent(&unique("ja"), &switch, "192.0.2.2/24", &token(&master, &[]));
+    master.wait_output(&["get", "nodes"], "two nodes to be Ready", two_ready);
+    master.k(&["create", "secret", "generic", "words", "--from-literal=word=ahoy"]);
+    master.apply(&TWENTY.replace("NODE", &board.name));
+    let available = ["get", "deployment", "many", "-o", "jsonpath={.status.availableReplicas}"];
+    master.wait_output(&available, "twenty pods", |text| text == "20");
+    let uids = ["get", "pods", "-l", "app=many", "-o", "jsonpath={.items[*].metadata.uid}"];
+    let before = master.k(&uids);
+
+    // Master and board lose power; the board comes back alone.
+    master.kill();
+    board.power_off();
+    assert_eq!(pod_processes(&board), "");
+    let start = Instant::now();
+    board.spawn();
+    wait_for("the twenty pods to run again", || {
+        let out = output(&mut sampan(&board, &["get", "pods", "--local", "-o", "json"])).stdout;
+        let pods: serde_json::Value = serde_json::from_slice(&out).unwrap_or_default();
+        // What they were before is known as well: those count that were started again.
+        let again = |pod: &&serde_json::Value| {
+            let container = &pod["status"]["containerStatuses"][0];
+            container["restartCount"] == 1 && container["ready"] == true
+        };
+        let running = pods["items"].as_array().into_iter().flatten().filter(again).count();
+        (running == 20).then_some(()).ok_or(format!("{running} run"))
+    });
+    println!("cold boot to twenty pods Running: {:?}", start.elapsed());
+    let pods = must(&mut sampan(&board, &["get", "pods", "--local", "-o", "name"]));
+    let pod = pods.lines().next().unwrap();
+    let word = must(&mut sampan(&board, &["exec", "--local", pod, "--", "/bin/sh", "-c", "echo $WORD"]));
+    assert_eq!(word, "ahoy\n");
+
+    // Adopted: the master finds the same pods, each started once more.
+    master.spawn();
+    master.wait_output(&available, "twenty pods", |text| text == "20");
+    assert_eq!(master.k(&uids), before);
 }

@@ -1,4 +1,8 @@
-//! The embedded broker and the client over real TLS connections on loopback.
+//! The embedded broker and the client over real TLS connections on loopback, on good links and bad
+//! ones; and everything together when everything goes wrong.
+
+mod chaos;
+mod proxy;
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +17,7 @@ use sampan::{
     mqtt::{
         Bus, Event, Events, Priority, Will,
         broker::{Broker, Identify, Peer},
-        session::{Address, Options, Session, session},
+        session::{Address, Endpoints, Options, Session, session},
         topics::{self, Leaf, node_client_id},
     },
     tasks::Tasks,
@@ -21,7 +25,9 @@ use sampan::{
 use tokio::time::timeout;
 
 const CLUSTER: &str = "test";
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The shortest that the client library has.
+const KEEP_ALIVE_MIN: Duration = Duration::from_secs(5);
 
 struct World {
     ca: CertifiedIssuer<'static, KeyPair>,
@@ -97,7 +103,8 @@ impl World {
             None => builder.with_no_client_auth(),
         };
         Options {
-            address: Address { host: "localhost".to_owned(), port: self.port, tls: true, login: None },
+            endpoints: Address { host: "localhost".to_owned(), port: self.port, tls: true, login: None }
+                .into(),
             tls: Arc::new(tls),
             client_id: client_id.to_owned(),
             keep_alive: Duration::from_secs(10),
@@ -228,5 +235,139 @@ async fn a_lost_node_leaves_its_will_at_once() {
     // As when the power goes: the socket closes without a goodbye.
     task.abort();
     assert_eq!(next(&mut from_nodes).await, message(topic, b"gone"));
+    world.tasks.stop().await;
+}
+
+/// A node `a` whose connection passes through a proxy.
+async fn through(
+    world: &World,
+    weather: proxy::Weather,
+    keep_alive: Duration,
+) -> (proxy::Proxy, Arc<Session>, Events) {
+    let proxy = proxy::Proxy::to(([127, 0, 0, 1], world.port).into(), weather).await;
+    let will = Will { topic: topics::up(CLUSTER, "a", Leaf::Will), payload: Bytes::from_static(b"gone") };
+    let mut options = world.options(
+        Some("system:node:a"),
+        &node_client_id(CLUSTER, "a"),
+        topics::node_filters(CLUSTER, "a"),
+        Some(will),
+    );
+    let address = Address { host: "localhost".to_owned(), port: proxy.port, tls: true, login: None };
+    options.endpoints = address.into();
+    options.keep_alive = keep_alive;
+    let (bus, mut events, connection) = session(options);
+    world.tasks.spawn("through the proxy", |stop| connection.run(stop));
+    while next(&mut events).await != Event::Connected {}
+    (proxy, bus, events)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_and_lossy_link_carries_everything_in_order_control_first() {
+    let world = World::new().await;
+    let (_master, mut from_nodes) = world.master().await;
+    // 64 kbit/s, half a second there and back, five of a hundred segments lost.
+    let weather = proxy::Weather { delay: Duration::from_millis(250), rate: 8_000, loss_percent: 5 };
+    let (proxy, node, _events) = through(&world, weather, Duration::from_secs(10)).await;
+    let (control, bulk) = (topics::up(CLUSTER, "a", Leaf::Control), topics::up(CLUSTER, "a", Leaf::Stream));
+    for n in 0..24u8 {
+        node.publish(&bulk, Bytes::from(vec![n; 1_000]), Priority::Bulk).await.unwrap();
+    }
+    node.publish(&control, Bytes::from_static(b"urgent"), Priority::Control).await.unwrap();
+    let (mut before_urgent, mut seen, mut expected) = (0, false, 0);
+    while !seen || expected < 24 {
+        let Event::Message { topic, payload } = next(&mut from_nodes).await else { panic!("no message") };
+        if topic == control {
+            (seen, before_urgent) = (true, expected);
+        } else {
+            assert_eq!(payload[0], expected);
+            expected += 1;
+        }
+    }
+    assert!(before_urgent < 16, "{before_urgent} log lines went before a status");
+    assert_eq!(proxy.connections(), 1, "it was not given up");
+    world.tasks.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_cut_is_noticed_by_both_ends_and_a_new_connection_made() {
+    let world = World::new().await;
+    let (master, mut from_nodes) = world.master().await;
+    let (proxy, _node, mut events) = through(&world, proxy::FAIR, KEEP_ALIVE_MIN).await;
+    // The NAT has forgotten the connection.
+    proxy.stall();
+    let start = std::time::Instant::now();
+    assert_eq!(next(&mut from_nodes).await, message(topics::up(CLUSTER, "a", Leaf::Will), b"gone"));
+    assert!(start.elapsed() < KEEP_ALIVE_MIN * 2, "the broker took {:?}", start.elapsed());
+    assert!(matches!(next(&mut events).await, Event::Disconnected { .. }));
+    while next(&mut events).await != Event::Connected {}
+    let down = topics::down(CLUSTER, "a", Leaf::Control);
+    master.publish(&down, Bytes::from_static(b"again"), Priority::Control).await.unwrap();
+    assert_eq!(next(&mut events).await, message(down, b"again"));
+    // A cut that is told heals in a moment.
+    proxy.cut();
+    assert!(matches!(next(&mut events).await, Event::Disconnected { .. }));
+    let start = std::time::Instant::now();
+    while next(&mut events).await != Event::Connected {}
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    world.tasks.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_costs_a_few_bytes_and_the_second_endpoint_is_found() {
+    let world = World::new().await;
+    let (_master, mut from_nodes) = world.master().await;
+    let (proxy, _node, _events) = through(&world, proxy::FAIR, KEEP_ALIVE_MIN).await;
+    tokio::time::sleep(KEEP_ALIVE_MIN / 2).await;
+    let (before, _) = proxy.bytes();
+    tokio::time::sleep(KEEP_ALIVE_MIN).await;
+    let (after, _) = proxy.bytes();
+    // A PINGREQ in TLS 1.3: 2 bytes, and 22 of the record. At the default of one in 10 s: 0.02 kbit/s.
+    let pings = (after - before) / 24;
+    assert!(after > before && (after - before) % 24 == 0 && pings <= 2, "{} bytes", after - before);
+    drop(proxy);
+
+    let filters = topics::node_filters(CLUSTER, "b");
+    let mut options = world.options(Some("system:node:b"), &node_client_id(CLUSTER, "b"), filters, None);
+    let good = options.endpoints.list()[0].clone();
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    options.endpoints = Endpoints::new(vec![Address { port: dead, ..good.clone() }, good]);
+    let (node, mut events, connection) = session(options);
+    world.tasks.spawn("two endpoints", |stop| connection.run(stop));
+    assert!(matches!(next(&mut events).await, Event::Disconnected { .. }));
+    assert_eq!(next(&mut events).await, Event::Connected);
+    let up = topics::up(CLUSTER, "b", Leaf::Control);
+    node.publish(&up, Bytes::from_static(b"here"), Priority::Control).await.unwrap();
+    while next(&mut from_nodes).await != message(up.clone(), b"here") {}
+    world.tasks.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_floods_holds_up_nobody_else() {
+    let world = World::new().await;
+    let (_master, mut from_nodes) = world.master().await;
+    let (flooder, _events) = world.node("flooder", None).await;
+    let flood = topics::up(CLUSTER, "flooder", Leaf::Control);
+    let flooding = tokio::spawn(async move {
+        loop {
+            if flooder.publish(&flood, Bytes::from_static(b"!"), Priority::Control).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    });
+    let (quiet, _quiet_events) = world.node("quiet", None).await;
+    let topic = topics::up(CLUSTER, "quiet", Leaf::Control);
+    for n in 0..20u8 {
+        quiet.publish(&topic, Bytes::from(vec![n]), Priority::Control).await.unwrap();
+        let start = std::time::Instant::now();
+        loop {
+            if next(&mut from_nodes).await
+                == (Event::Message { topic: topic.clone(), payload: vec![n].into() })
+            {
+                break;
+            }
+        }
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    }
+    flooding.abort();
     world.tasks.stop().await;
 }

@@ -42,6 +42,7 @@ fn itself(api: &Api, presented: &Presented, headers: &HeaderMap) -> Result<User,
     let now = api.time.now();
     if let Presented::Certificate(identity) = presented
         && identity.not_after > now.as_second()
+        && api.objects.is_credential_good(&identity.user, &identity.credential_id)
     {
         return Ok(of_certificate(identity));
     }

@@ -29,6 +29,9 @@ const VALID_FROM_YEAR: i32 = 2000;
 /// Last year of the authority and of everything it signs.
 const VALID_UNTIL_YEAR: i32 = 2120;
 
+/// The common name of the certificates that masters serve with.
+pub const SERVER_NAME: &str = "kube-apiserver";
+
 /// Why a certificate or key could not be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
@@ -121,13 +124,27 @@ impl Pki {
     ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), PkiError> {
         let key = KeyPair::generate()?;
         let mut params = leaf_params(ExtendedKeyUsagePurpose::ServerAuth);
-        params.distinguished_name = distinguished("kube-apiserver", None);
+        params.distinguished_name = distinguished(SERVER_NAME, None);
         for name in names {
             params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
         }
         params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
         let certificate = params.signed_by(&key, &self.issuer)?.der().clone();
         Ok((certificate, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
+    }
+
+    /// A certificate for somebody else's server (an external broker) at a host name or address. It is
+    /// no certificate of a master: its common name is the host.
+    pub fn issue_server(&self, host: &str) -> Result<Credential, PkiError> {
+        let key = KeyPair::generate()?;
+        let mut params = leaf_params(ExtendedKeyUsagePurpose::ServerAuth);
+        params.distinguished_name = distinguished(host, None);
+        params.subject_alt_names.push(match host.parse() {
+            Ok(address) => SanType::IpAddress(address),
+            Err(_) => SanType::DnsName(host.try_into()?),
+        });
+        let certificate = params.signed_by(&key, &self.issuer)?.pem();
+        Ok(Credential { certificate, key: key.serialize_pem() })
     }
 
     /// Writes a kubeconfig with a fresh administrator's certificate (`kubernetes-admin` of
@@ -176,6 +193,12 @@ pub fn client_request() -> Result<(String, String), PkiError> {
 /// How an authority is named in short: the SHA-256 of its certificate (DER), in hexadecimal.
 pub fn pin(certificate: &CertificateDer<'_>) -> String {
     crate::ids::hex(ring::digest::digest(&ring::digest::SHA256, certificate).as_ref())
+}
+
+/// The common name of a certificate's subject.
+pub fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    parsed.subject().iter_common_name().next()?.as_str().ok().map(str::to_owned)
 }
 
 fn distinguished(common_name: &str, organisation: Option<&str>) -> DistinguishedName {

@@ -1,6 +1,11 @@
 //! A worker alone: it joins once over MQTT, and is a member from its disk ever after.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use rustls::{
@@ -23,7 +28,7 @@ use crate::{
         Bus, Event, Events, Priority,
         join::{JoinAnswer, JoinRequest, Token, Welcome},
         messages,
-        session::Address,
+        session::{Address, Endpoints},
         topics,
     },
     tasks::Tasks,
@@ -38,18 +43,33 @@ const AUTHORITY: &str = "ca.crt";
 const MEMBERSHIP: &str = "membership.json";
 
 /// What a board knows of its cluster.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Membership {
     cluster: String,
     node: String,
-    /// The URL of the broker.
-    broker: String,
+    /// The URLs of the broker that the user gave.
+    brokers: Vec<String>,
+    /// Those that the master has named since.
+    #[serde(default)]
+    named: Vec<String>,
+    /// The broker is not the master's own.
+    #[serde(default)]
+    external: bool,
     cluster_cidr: String,
     service_cidr: String,
     /// Empty when the cluster has no DNS.
     cluster_dns: String,
     cluster_domain: String,
+}
+
+impl Membership {
+    /// Where the broker may be, the user's word first.
+    fn addresses(&self) -> anyhow::Result<Vec<Address>> {
+        let mut urls = self.brokers.clone();
+        urls.extend(self.named.iter().filter(|url| !self.brokers.contains(url)).cloned());
+        link::addresses(&urls)
+    }
 }
 
 pub async fn build(config: config::Agent) -> anyhow::Result<App> {
@@ -63,20 +83,59 @@ pub async fn build(config: config::Agent) -> anyhow::Result<App> {
         let path = folder.join(name);
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     };
-    let credential = Credential { certificate: part(CERTIFICATE)?, key: part(KEY)? };
     let wrong = |e: String| anyhow::anyhow!("{}: {e}", folder.join(MEMBERSHIP).display());
+    let tls = if member.external {
+        link::external_tls(&link::known_files(&folder))?
+    } else {
+        let credential = Credential { certificate: part(CERTIFICATE)?, key: part(KEY)? };
+        link::client_tls(&part(AUTHORITY)?, &credential)?
+    };
+    let endpoints = Endpoints::new(member.addresses()?);
+    let keeper =
+        Keeper { folder: folder.clone(), endpoints: endpoints.clone(), member: Mutex::new(member.clone()) };
     let membership = worker::Membership {
-        broker: member.broker.parse()?,
-        tls: link::client_tls(&part(AUTHORITY)?, &credential)?,
+        way: link::Way { endpoints, tls, link: common.link },
         cluster_cidr: member.cluster_cidr.parse().map_err(wrong)?,
         service_cidr: member.service_cidr.parse().map_err(wrong)?,
         dns_address: Some(&member.cluster_dns).filter(|a| !a.is_empty()).map(|a| a.parse()).transpose()?,
         cluster: member.cluster,
         node: member.node,
+        keeper: Some(Arc::new(keeper)),
     };
     let tasks = Arc::new(Tasks::new());
     worker::start(&tasks, common, membership, Arc::new(SystemClock))?;
     Ok(App { store: None, tasks, claims: Vec::new() })
+}
+
+/// Writes down what the master says of where it is.
+struct Keeper {
+    folder: PathBuf,
+    endpoints: Endpoints,
+    member: Mutex<Membership>,
+}
+
+impl worker::Keeper for Keeper {
+    fn endpoints(&self, urls: &[String]) {
+        let mut member = self.member.lock().expect("no holder of the membership's lock panics");
+        if member.named == urls {
+            return;
+        }
+        let fresh = Membership { named: urls.to_vec(), ..member.clone() };
+        match fresh.addresses().and_then(|list| write(&self.folder, &fresh).map(|()| list)) {
+            Ok(addresses) => {
+                tracing::info!(?urls, "the master names where it is found");
+                self.endpoints.set(addresses);
+                *member = fresh;
+            }
+            Err(error) => tracing::error!(%error, "what the master says of where it is found was not kept"),
+        }
+    }
+
+    fn removed(&self) {
+        if let Err(error) = fs::remove_dir_all(&self.folder) {
+            tracing::error!(%error, folder = %self.folder.display(), "the identity could not be removed");
+        }
+    }
 }
 
 fn read(folder: &Path) -> anyhow::Result<Option<Membership>> {
@@ -95,13 +154,16 @@ fn write(folder: &Path, member: &Membership) -> anyhow::Result<()> {
     Ok(pki::write_file(&folder.join(MEMBERSHIP), &text, 0o600)?)
 }
 
-/// A board that has joined before: a new address of the master is taken, a new name is not.
+/// A board that has joined before: new addresses of the master are taken, a new name is not.
 fn known_member(mut known: Membership, config: &config::Agent, folder: &Path) -> anyhow::Result<Membership> {
-    if let Some(url) = config.join.as_ref().filter(|url| **url != known.broker) {
-        url.parse::<Address>()?;
-        tracing::info!(from = known.broker, to = url, "the master has a new address");
-        known.broker.clone_from(url);
+    if !config.join.is_empty() && config.join != known.brokers {
+        let addresses = link::addresses(&config.join)?;
+        tracing::info!(count = addresses.len(), "the master has new addresses");
+        known.brokers.clone_from(&config.join);
         write(folder, &known)?;
+    }
+    if known.external {
+        link::keep_files(&config.common.broker, folder)?;
     }
     if let Some(name) = config.common.node_name.as_ref().filter(|name| **name != known.node) {
         bail!(
@@ -115,17 +177,25 @@ fn known_member(mut known: Membership, config: &config::Agent, folder: &Path) ->
 
 /// Makes a key, gets its certificate and writes everything down.
 async fn join(config: &config::Agent, folder: &Path) -> anyhow::Result<Membership> {
-    let (Some(url), Some(token)) = (&config.join, &config.token) else {
+    let Some(token) = config.token.as_ref().filter(|_| !config.join.is_empty()) else {
         bail!(
             "this board is in no cluster yet: start it as `sampan token create` on the master prints it, \
              `sampan agent --join mqtts://HOST:8883 --token TOKEN`"
         );
     };
-    let address: Address = url.parse()?;
-    if !address.tls {
-        bail!("--join {url}: joining needs TLS, mqtts://…");
-    }
+    let addresses = link::addresses(&config.join)?;
+    let files = &config.common.broker;
+    let external = link::is_external(&addresses, files);
     let token: Token = token.parse()?;
+    let tls = if external {
+        if addresses.iter().any(|address| !address.tls) {
+            tracing::warn!("the broker is spoken to without TLS: who listens hears the cluster's secrets");
+        }
+        link::external_tls(files)?
+    } else {
+        pinned_tls(&token.pin)?
+    };
+    let way = link::Way { endpoints: Endpoints::new(addresses), tls, link: config.common.link };
     let node = config.common.node_name();
     let (key, csr) = pki::client_request()?;
     let request = JoinRequest {
@@ -134,23 +204,31 @@ async fn join(config: &config::Agent, folder: &Path) -> anyhow::Result<Membershi
         node: node.clone(),
         csr,
     };
-    tracing::info!(node, master = url, "joining");
+    tracing::info!(node, "joining");
     let Welcome { certificate, ca, cluster_cidr, service_cidr, cluster_dns, cluster_domain } =
-        ask(&address, &token, &request).await?;
-    let cluster = token.cluster;
-    let broker = url.clone();
-    let member =
-        Membership { cluster, node, broker, cluster_cidr, service_cidr, cluster_dns, cluster_domain };
+        ask(&way, &token, &request).await?;
+    let member = Membership {
+        cluster: token.cluster,
+        node,
+        brokers: config.join.clone(),
+        named: Vec::new(),
+        external,
+        cluster_cidr,
+        service_cidr,
+        cluster_dns,
+        cluster_domain,
+    };
     pki::write_file(&folder.join(KEY), key.as_bytes(), 0o600)?;
     pki::write_file(&folder.join(CERTIFICATE), certificate.as_bytes(), 0o644)?;
     pki::write_file(&folder.join(AUTHORITY), ca.as_bytes(), 0o644)?;
+    link::keep_files(files, folder)?;
     write(folder, &member)?;
     tracing::info!(node = member.node, cluster = member.cluster, "joined; flags are no longer needed");
     Ok(member)
 }
 
 /// Asks until there is an answer.
-async fn ask(address: &Address, token: &Token, request: &JoinRequest) -> anyhow::Result<Welcome> {
+async fn ask(way: &link::Way, token: &Token, request: &JoinRequest) -> anyhow::Result<Welcome> {
     let id = topics::new_join_id();
     let client = link::Client {
         id: topics::join_client_id(&token.cluster, &id),
@@ -158,7 +236,7 @@ async fn ask(address: &Address, token: &Token, request: &JoinRequest) -> anyhow:
         will: None,
     };
     let tasks = Tasks::new();
-    let (bus, events) = link::connect(&tasks, "joining", address, pinned_tls(&token.pin)?, client);
+    let (bus, events) = link::connect(&tasks, "joining", way, client);
     let answer = converse(&*bus, events, &topics::join_up(&token.cluster, &id), request).await;
     tasks.stop().await;
     match answer? {
@@ -227,10 +305,12 @@ impl ServerCertVerifier for Pinned {
         };
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;
-        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider))
-            .build()
-            .map_err(|_| CertificateError::UnknownIssuer)?
-            .verify_server_cert(own, rest, name, ocsp, now)
+        let verdict =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider))
+                .build()
+                .map_err(|_| CertificateError::UnknownIssuer)?
+                .verify_server_cert(own, rest, name, ocsp, now);
+        link::whatever_the_name(verdict, own)
     }
 
     fn verify_tls12_signature(

@@ -2,6 +2,7 @@
 //! stop. Sockets are bound while building, served while running.
 
 mod agent;
+mod backup;
 mod claim;
 mod ingress;
 mod link;
@@ -10,6 +11,7 @@ mod notify;
 mod server;
 mod service_health;
 mod streams;
+mod tap;
 mod usage;
 mod worker;
 
@@ -17,6 +19,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use claim::Claim;
+
+pub use backup::{Meta as BackupMeta, backup};
+pub use server::{BROKER_EXTERNAL, BROKER_NOTE};
+pub use tap::{Tap, tap};
 
 use crate::{config, store::Store, tasks::Tasks};
 

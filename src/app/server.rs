@@ -1,6 +1,7 @@
 //! A master: store, API, controllers, scheduler, broker, dispatch; and the local worker.
 
 use std::{
+    convert::Infallible,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
@@ -8,24 +9,32 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
-use super::{App, link, streams, usage, worker};
+use super::{App, backup, link, streams, usage, worker};
 use crate::{
-    api::{self, pki::Pki, tls},
+    api::{
+        self,
+        pki::{self, Pki},
+        tls,
+    },
     clock::{SharedClock, SystemClock},
     config::{self, Part},
     controllers,
-    dispatch::{self, Dispatch, IssueToken, join::Desk},
+    dispatch::{
+        self, Dispatch, IssueToken,
+        join::{Desk, Signed},
+    },
     ids,
     mqtt::{
-        broker::{Broker, Identify, Peer},
-        session::Address,
+        broker::{Broker, Identify, Peer, Review},
+        session::{Address, Endpoints},
         topics,
     },
     node,
     objects::{
         Objects, Settings,
+        credentials::{self, NODE_USER_PREFIX},
         token::{Bound, Signer, TokenSpec},
     },
     scheduler,
@@ -35,21 +44,28 @@ use crate::{
 
 /// The place of the cluster's DNS among the service addresses, by Kubernetes' custom.
 const DNS_INDEX: u32 = 10;
+/// A file of the server's state that says where boards find the broker: URLs, the port of the embedded
+/// one, or [`BROKER_EXTERNAL`]; for `sampan token create`.
+pub const BROKER_NOTE: &str = "broker";
+pub const BROKER_EXTERNAL: &str = "external";
 /// The names in certificates.
-const MASTER_USER: &str = "system:sampan-master";
-const MASTER_GROUP: &str = "system:masters";
-const NODE_USER_PREFIX: &str = "system:node:";
+pub(super) const MASTER_USER: &str = "system:sampan-master";
+pub(super) const MASTER_GROUP: &str = "system:masters";
 const NODE_GROUP: &str = "system:nodes";
 
 pub async fn build(config: config::Server) -> anyhow::Result<App> {
     let common = &config.common;
     let state = common.data_dir.join("server");
+    if let Some(file) = &config.restore {
+        backup::restore(&common.data_dir, file)?;
+    }
     let clock: SharedClock = Arc::new(SystemClock);
     let store = Store::open(&state.join("state.db"))?;
     let pki = Arc::new(Pki::open(&state.join("pki"))?);
     let settings = Settings {
         service_cidr: config.service_cidr,
         tokens: Arc::new(Signer::new(pki.service_account_key())?),
+        toleration_seconds: config.eviction_seconds,
     };
     let objects = Objects::of_cluster(store.clone(), Arc::clone(&clock), settings);
     let cluster = cluster_id(&state.join("cluster-id"))?;
@@ -82,24 +98,46 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
     pki.write_kubeconfig(&common.data_dir.join("kubeconfig"), &format!("https://{here}"))?;
 
     let tasks = Arc::new(Tasks::new());
-    let broker_address = match &config.mqtt_url {
-        Some(url) => url.parse()?,
-        None => start_broker(&tasks, &config, &cluster, &clock, &pki).await?,
+    let way = |user: &str, group: &str, here: &Option<Address>| -> anyhow::Result<link::Way> {
+        let (endpoints, tls) = match here {
+            Some(address) => {
+                (address.clone().into(), link::client_tls(pki.ca_pem(), &pki.issue_client(user, group)?)?)
+            }
+            None => (Endpoints::new(link::addresses(&config.mqtt_url)?), link::external_tls(&common.broker)?),
+        };
+        Ok(link::Way { endpoints, tls, link: common.link })
     };
+    let here_broker = if config.mqtt_url.is_empty() {
+        Some(start_broker(&tasks, &config, &cluster, &objects, &pki).await?)
+    } else {
+        None
+    };
+    link::addresses(&config.endpoints)?;
+    let note = match &here_broker {
+        _ if !config.endpoints.is_empty() => config.endpoints.join(","),
+        Some(address) => address.port.to_string(),
+        None => BROKER_EXTERNAL.to_owned(),
+    };
+    let note_path = state.join(BROKER_NOTE);
+    if fs::read_to_string(&note_path).ok().as_deref() != Some(note.as_str()) {
+        pki::write_file(&note_path, note.as_bytes(), 0o600)?;
+    }
     let master = link::Client {
         id: format!("sampan-{cluster}-master"),
         filters: topics::master_filters(&cluster),
         will: None,
     };
-    let credential = pki.issue_client(MASTER_USER, MASTER_GROUP)?;
-    let tls = link::client_tls(pki.ca_pem(), &credential)?;
-    let bus = link::connect(&tasks, "master's link", &broker_address, tls, master);
+    let bus = link::connect(&tasks, "master's link", &way(MASTER_USER, MASTER_GROUP, &here_broker)?, master);
+    let own_node = common.enabled(Part::Agent).then(|| common.node_name());
     let options = dispatch::Options {
         cluster: cluster.clone(),
+        epoch: backup::epoch(&state)?,
         cluster_cidr: config.cluster_cidr,
         service_cidr: config.service_cidr,
         cluster_dns: dns.map(|address| address.to_string()).unwrap_or_default(),
         cluster_domain: config.cluster_domain.clone(),
+        endpoints: config.endpoints.clone(),
+        own_node: own_node.clone(),
     };
     let dispatch = Dispatch::new(objects.clone(), options, bus, tokens(&objects)).with_desk(desk(&pki));
     let links = streams::node_streams(dispatch.streams());
@@ -125,17 +163,15 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
     if common.enabled(Part::Scheduler) {
         scheduler::start(&tasks, objects.clone());
     }
-    if common.enabled(Part::Agent) {
-        let node = common.node_name();
-        let credential = pki.issue_client(&format!("{NODE_USER_PREFIX}{node}"), NODE_GROUP)?;
+    if let Some(node) = own_node {
         let membership = worker::Membership {
+            way: way(&format!("{NODE_USER_PREFIX}{node}"), NODE_GROUP, &here_broker)?,
             cluster,
             node,
-            broker: broker_address,
-            tls: link::client_tls(pki.ca_pem(), &credential)?,
             cluster_cidr: config.cluster_cidr,
             service_cidr: config.service_cidr,
             dns_address: dns,
+            keeper: None,
         };
         worker::start(&tasks, common, membership, clock)?;
     }
@@ -171,18 +207,28 @@ async fn start_broker(
     tasks: &Tasks,
     config: &config::Server,
     cluster: &str,
-    clock: &SharedClock,
+    objects: &Objects,
     pki: &Arc<Pki>,
 ) -> anyhow::Result<Address> {
-    let serving = Arc::new(tls::ServingCertificate::new(Arc::clone(pki), &config.tls_san, &[])?);
+    let mut names = config.tls_san.clone();
+    names.extend(link::addresses(&config.endpoints)?.into_iter().map(|address| address.host));
+    let serving = Arc::new(tls::ServingCertificate::new(Arc::clone(pki), &names, &[])?);
     let witness = pki.folder().join("ca.crt");
-    let time = tls::TrustedTime::new(Arc::clone(clock), &[&witness]);
+    let time = tls::TrustedTime::new(Arc::clone(objects.clock()), &[&witness]);
     let (tls, certificates) = tls::server_config(pki, Arc::clone(&serving), time)?;
+    let known = objects.clone();
     let identify: Identify = Arc::new(move |chain: &[CertificateDer<'_>]| {
         let identity = certificates.identify(chain)?;
         let in_group = |group: &str| identity.groups.iter().any(|g| g == group);
         match identity.user.strip_prefix(NODE_USER_PREFIX) {
-            Some(node) if in_group(NODE_GROUP) => Some(Peer::Node(node.to_owned())),
+            // A node that was removed may come to be told so.
+            Some(node)
+                if in_group(NODE_GROUP)
+                    && (known.is_node_removed(node)
+                        || known.is_credential_good(&identity.user, &identity.credential_id)) =>
+            {
+                Some(Peer::Node(node.to_owned()))
+            }
             None if identity.user == MASTER_USER && in_group(MASTER_GROUP) => Some(Peer::Master),
             _ => None,
         }
@@ -191,17 +237,41 @@ async fn start_broker(
         .await?
         .on_arrival(Arc::new(move |address| serving.cover(address)));
     let here = reachable(broker.local_addr()?);
+    let review = broker.review();
+    let objects = objects.clone();
+    tasks.spawn("credentials", |stop| async move {
+        stop.run_until_cancelled(review_credentials(&objects, &review)).await;
+        Ok::<_, Infallible>(())
+    });
     tasks.spawn("broker", |stop| broker.run(stop));
     Ok(Address { host: here.ip().to_string(), port: here.port(), tls: true, login: None })
+}
+
+/// Cuts connections whose certificates have lost their force, whenever the list of these changes.
+async fn review_credentials(objects: &Objects, review: &Review) {
+    loop {
+        let from = objects.store().revision();
+        review.run();
+        let Ok(mut watch) = objects.store().watch("configmaps", from) else { continue };
+        // The loop begins anew when events were lost.
+        while let Ok(event) = watch.next().await {
+            if *event.object.key.name == *credentials::NAME {
+                break;
+            }
+        }
+    }
 }
 
 /// Lets boards join with certificates of this cluster's authority.
 fn desk(pki: &Arc<Pki>) -> Desk {
     let signer = Arc::clone(pki);
     let sign = move |request: &str, node: &str| {
-        signer
-            .sign_client(request, &format!("{NODE_USER_PREFIX}{node}"), NODE_GROUP)
-            .map_err(|error| error.to_string())
+        let user = format!("{NODE_USER_PREFIX}{node}");
+        let certificate =
+            signer.sign_client(request, &user, NODE_GROUP).map_err(|error| error.to_string())?;
+        let der =
+            CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|error| error.to_string())?;
+        Ok(Signed { digest: pki::pin(&der), certificate })
     };
     Desk::new(Box::new(sign), pki.ca_pem().to_owned())
 }

@@ -1,8 +1,7 @@
 //! Joins the API's streaming subresources to the dispatcher's streams over MQTT.
 //!
-//! A node refuses what it cannot do in its first frame; so the first frame is waited for, as long
-//! as a node needs to refuse, before the client is answered. Not so for connections to ports: there
-//! the client may have to speak first, and a refusal is what its first read tells.
+//! The client is answered when the node has refused, or said that what was asked for is under way.
+//! Not so for connections to ports: there a refusal is what the client's first read tells.
 
 use std::{
     future::Future as _,
@@ -29,8 +28,8 @@ use crate::{
     },
 };
 
-/// How long a node may take to refuse; what it has not refused by then is under way.
-const FIRST_FRAME: Duration = Duration::from_millis(500);
+/// How long a node may take to say so: a slow link, a slow start of a command.
+const FIRST_FRAME: Duration = Duration::from_secs(30);
 /// Bytes between a stream and the client's connection.
 const PIPE_BYTES: usize = 64 << 10;
 /// Bytes of one read of what a client sends.
@@ -63,7 +62,7 @@ impl NodeLinks {
                 Err(StreamError::NotFound(error))
             }
             Ok(first) => Ok(Opened { stream, first }),
-            Err(_) => Ok(Opened { stream, first: None }),
+            Err(_) => Err(StreamError::Timeout(target.node.clone())),
         }
     }
 }
@@ -109,7 +108,7 @@ async fn pump(opened: Opened, mut outputs: Outputs, exit: Option<oneshot::Sender
                 }
             }
             Some(Incoming::Close { channel }) => outputs.close(channel),
-            Some(Incoming::Resize { .. }) => {}
+            Some(Incoming::Resize { .. } | Incoming::Opened) => {}
             Some(Incoming::End(end)) => {
                 outcome = end;
                 break;
@@ -284,7 +283,7 @@ impl NodeStreams for NodeLinks {
                     Some(Incoming::Data { .. }) => {
                         return Err(StreamError::Refused(format!("node {node:?} says too much")));
                     }
-                    Some(Incoming::Close { .. } | Incoming::Resize { .. }) => {}
+                    Some(Incoming::Close { .. } | Incoming::Resize { .. } | Incoming::Opened) => {}
                     Some(Incoming::End(Outcome { error: None, .. })) => return Ok(body),
                     Some(Incoming::End(Outcome { error: Some(error), refused: true, .. })) => {
                         return Err(StreamError::NotFound(error));

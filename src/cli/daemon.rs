@@ -56,7 +56,8 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
 }
 
 fn start_logging(common: &config::Common) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&common.log)
+    // The broker's library tells of every connection.
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("mqtt5=warn,{}", common.log))
         .with_context(|| format!("--log {:?}", common.log))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match common.log_format {

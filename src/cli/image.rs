@@ -135,6 +135,7 @@ async fn alone(
             match line {
                 Line::Progress(layers) => bars.show(&layers),
                 Line::Images(images) => return Ok(images),
+                Line::Pods(_) => {}
                 Line::Error(error) => return Err(error),
             }
         }

@@ -1,9 +1,12 @@
 //! The command line: `sampan server`, `sampan agent` and the verbs.
 
+mod backup;
 mod check;
 mod daemon;
 mod image;
 mod kube;
+mod mqtt;
+mod node;
 mod remedy;
 #[expect(unsafe_code, reason = "terminal size, signals")]
 mod sys;
@@ -30,6 +33,12 @@ enum Verb {
     Agent(Box<config::Agent>),
     /// What lets another board join (on the master)
     Token(token::Token),
+    /// The boards of the cluster (on the master)
+    Node(node::Node),
+    /// Look into the link between master and nodes; what an external broker needs
+    Mqtt(mqtt::Mqtt),
+    /// Copy the whole cluster into one file while the server runs
+    Backup(backup::Backup),
     /// Look at this board: what would keep a node from working, and what to do
     Check(check::Check),
     /// The images of this machine
@@ -61,6 +70,9 @@ fn run() -> anyhow::Result<ExitCode> {
         Verb::Server(server) => daemon::server(*server),
         Verb::Agent(agent) => daemon::agent(*agent),
         Verb::Token(args) => daemon::block_on(token::run(args)),
+        Verb::Node(args) => daemon::block_on(node::run(args)),
+        Verb::Mqtt(args) => daemon::block_on(mqtt::run(args)),
+        Verb::Backup(args) => backup::run(&args),
         Verb::Check(args) => check::run(&args),
         Verb::Image(args) => daemon::block_on(image::run(args)),
         Verb::Kube(verb) | Verb::Kubectl(verb) => daemon::block_on(kube::run(verb)),

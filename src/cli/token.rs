@@ -20,7 +20,7 @@ use super::kube::{
 };
 use crate::{
     api::pki,
-    clock,
+    app, clock,
     dispatch::join::{NODE_ANNOTATION, TOKEN_NAMESPACE, TOKEN_PREFIX, TOKEN_TYPE},
     ids,
     kinds::names,
@@ -58,7 +58,7 @@ enum Verb {
         /// The name the board gets; without it any name that no other board has
         #[arg(long, value_name = "NAME")]
         node: Option<String>,
-        /// The broker as the board reaches it [default: this machine's address, port 8883]
+        /// The broker as the board reaches it [default: as --endpoints of the server, or this machine's address]
         #[arg(long, value_name = "URL")]
         url: Option<String>,
     },
@@ -95,12 +95,18 @@ async fn create(
     url: Option<String>,
 ) -> anyhow::Result<()> {
     let url = match url {
-        Some(url) if url.parse::<Address>()?.tls => url,
-        Some(url) => bail!("--url {url}: joining needs TLS, mqtts://…"),
-        None => {
-            let own = node::outward_address().context("this machine has no address; say it with --url")?;
-            format!("mqtts://{own}:8883")
+        Some(url) => {
+            for address in url.split(',') {
+                let address: Address = address.parse()?;
+                if !address.tls && address.login.is_none() {
+                    bail!(
+                        "--url {address}: joining needs TLS (mqtts://…), or an external broker's user and password"
+                    );
+                }
+            }
+            url
         }
+        None => known_url(data_dir)?,
     };
     if let Some(wrong) = node.as_deref().and_then(|name| names::dns_subdomain(name).into_iter().next()) {
         bail!("--node: {wrong}");
@@ -136,6 +142,27 @@ async fn create(
     let name = node.map(|node| format!(" --node-name {node}")).unwrap_or_default();
     println!("sampan agent --join {url} --token {token}{name}");
     Ok(())
+}
+
+/// Where boards find the broker, by what the server has left of how it was started.
+fn known_url(data_dir: &Path) -> anyhow::Result<String> {
+    let path = data_dir.join("server").join(app::BROKER_NOTE);
+    let note = fs::read_to_string(&path).unwrap_or_default();
+    let note = note.trim();
+    if note == app::BROKER_EXTERNAL {
+        bail!(
+            "the cluster uses an external broker: say with --url how the board reaches it, \
+             for example mqtt://user:password@host:1883, or mqtts://host:8883 with --mqtt-cert on the board"
+        );
+    }
+    if let Ok(port) = note.parse::<u16>() {
+        let own = node::outward_address().context("this machine has no address; say it with --url")?;
+        return Ok(format!("mqtts://{own}:{port}"));
+    }
+    if note.is_empty() {
+        bail!("{} is not there yet: is the server running?", path.display());
+    }
+    Ok(note.to_owned())
 }
 
 async fn list(client: &Client) -> anyhow::Result<()> {

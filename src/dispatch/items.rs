@@ -1,15 +1,14 @@
 //! What a node has to know: the items of its set, from the store's view.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec, Secret};
 use serde_json::{Value, json};
 
-use super::{Options, ingress, names, services};
+use super::{Options, shared::Part};
 use crate::{
     kinds::{self, registry, volumes},
     mqtt::messages::{Item, ItemKey, ItemKind, NodeConfig},
-    net::Peer,
     objects::Objects,
     store::Object,
 };
@@ -17,41 +16,41 @@ use crate::{
 /// Whose sets a change reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// The node the object names.
-    Node,
+    /// The node the pod names.
+    Pod,
     /// The node that has the folder of this deleted volume.
     Folder,
     /// The nodes that hold it as an item of this kind.
     Holders(ItemKind),
-    /// Every node.
-    All,
+    /// The node itself, and all others as their peer.
+    Node,
+    /// Every node, by these parts.
+    All(&'static [Part]),
     /// Nodes with pods that a NetworkPolicy selects.
     Policies,
 }
 
 /// The resources that sets are made of.
 pub const SOURCES: &[(&str, Reach)] = &[
-    ("pods", Reach::Node),
+    ("pods", Reach::Pod),
     ("configmaps", Reach::Holders(ItemKind::ConfigMap)),
     ("secrets", Reach::Holders(ItemKind::Secret)),
     ("persistentvolumeclaims", Reach::Holders(ItemKind::PersistentVolumeClaim)),
     ("persistentvolumes", Reach::Holders(ItemKind::PersistentVolume)),
     ("persistentvolumes", Reach::Folder),
-    ("nodes", Reach::All),
-    ("namespaces", Reach::All),
-    ("services", Reach::All),
-    ("endpointslices.discovery.k8s.io", Reach::All),
-    ("ingresses.networking.k8s.io", Reach::All),
-    ("ingressclasses.networking.k8s.io", Reach::All),
-    // Certificates of Ingresses; what is sent differs only when one of these did.
-    ("secrets", Reach::All),
+    ("nodes", Reach::Node),
+    ("namespaces", Reach::All(&[Part::Environment, Part::Names])),
+    ("services", Reach::All(&Part::ALL)),
+    ("endpointslices.discovery.k8s.io", Reach::All(&[Part::Services, Part::Names, Part::Ingresses])),
+    ("ingresses.networking.k8s.io", Reach::All(&[Part::Ingresses])),
+    ("ingressclasses.networking.k8s.io", Reach::All(&[Part::Ingresses])),
     ("networkpolicies.networking.k8s.io", Reach::Policies),
     ("pods", Reach::Policies),
 ];
 
-/// The node that an object belongs to.
-pub fn node_of(object: &Object) -> Option<String> {
-    object.typed::<Pod>().spec.as_ref().and_then(|spec| spec.node_name.clone())
+/// The node that a pod belongs to.
+pub fn node_of(pod: &Object) -> Option<String> {
+    pod.typed::<Pod>().spec.as_ref().and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty())
 }
 
 /// The node that has to remove the folder of a deleted volume.
@@ -60,9 +59,9 @@ pub fn folder_of(object: &Object) -> Option<String> {
     volumes::local_path_node(&volume).filter(|_| volumes::local_path_doomed(&volume)).map(str::to_owned)
 }
 
-/// Whether an item of the shared part tells a node about itself.
-pub fn is_about_itself(key: &ItemKey, node: &str) -> bool {
-    key.kind == ItemKind::Peer && key.name == node
+/// Whether a Secret may be an Ingress's certificate.
+pub fn is_certificate(secret: &Object) -> bool {
+    secret.typed::<Secret>().data.as_ref().is_some_and(|data| data.contains_key("tls.crt"))
 }
 
 /// An item with this body.
@@ -71,38 +70,14 @@ pub fn item(kind: ItemKind, namespace: &str, name: &str, body: &impl serde::Seri
     Item::new(ItemKey::new(kind, namespace, name), body)
 }
 
-/// What all nodes know: services, names, Ingresses and each other.
-pub fn shared(objects: &Objects, options: &Options) -> Vec<Item> {
-    let mut items: Vec<Item> = services::ports(objects, &options.cluster_dns)
-        .into_iter()
-        .map(|(namespace, name, ports)| item(ItemKind::Service, &namespace, &name, &ports))
-        .collect();
-    for (namespace, env) in services::environment(objects) {
-        items.push(item(ItemKind::ServiceEnv, &namespace, "env", &env));
-    }
-    for (namespace, names) in names::by_namespace(objects) {
-        items.push(item(ItemKind::Dns, &namespace, "names", &names));
-    }
-    for (namespace, table) in ingress::tables(objects) {
-        items.push(item(ItemKind::Ingress, &namespace, "rules", &table));
-    }
-    for node in objects.list_typed::<Node>(None) {
-        if let Some(peer) = peer(&node) {
-            items.push(item(ItemKind::Peer, "", &peer.node.clone(), &peer));
-        }
-    }
-    items
-}
-
-fn peer(node: &Node) -> Option<Peer> {
-    let addresses = node.status.as_ref()?.addresses.as_ref()?;
-    let address = addresses.iter().find(|a| a.type_ == "InternalIP")?.address.parse().ok()?;
-    let pod_cidr = node.spec.as_ref()?.pod_cidr.clone()?;
-    Some(Peer { node: node.metadata.name.clone()?, pod_cidr, address })
-}
-
-/// What one node alone knows: its configuration, its pods, and what they refer to.
-pub fn of_node(objects: &Objects, options: &Options, name: &str) -> Vec<Item> {
+/// What one node alone knows: its configuration, its pods (by namespace and name), and what they
+/// refer to.
+pub fn of_node<'a>(
+    objects: &Objects,
+    options: &Options,
+    name: &str,
+    pods: impl Iterator<Item = &'a (Arc<str>, Arc<str>)>,
+) -> Vec<Item> {
     let mut items = Vec::new();
     let node = objects.get_typed::<Node>("", name);
     let config = NodeConfig {
@@ -112,10 +87,12 @@ pub fn of_node(objects: &Objects, options: &Options, name: &str) -> Vec<Item> {
         cluster_dns: options.cluster_dns.clone(),
         cluster_domain: options.cluster_domain.clone(),
         labels: node.as_ref().and_then(|n| n.metadata.labels.clone()).unwrap_or_default(),
+        endpoints: options.endpoints.clone(),
     };
     items.push(item(ItemKind::Config, "", name, &config));
     let mut referred = BTreeSet::new();
-    for object in objects.list(registry::of::<Pod>(), None).items {
+    let kind = registry::of::<Pod>();
+    for object in pods.filter_map(|(namespace, name)| objects.get(kind, namespace, name).ok()) {
         let pod = object.typed::<Pod>();
         let Some(spec) = pod.spec.as_ref().filter(|spec| spec.node_name.as_deref() == Some(name)) else {
             continue;

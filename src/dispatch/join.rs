@@ -6,18 +6,21 @@
 
 use std::collections::VecDeque;
 
+use base64::Engine as _;
 use bytes::Bytes;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::{certificates::v1::CertificateSigningRequest, core::v1::Secret};
+use serde_json::json;
 
-use super::Options;
+use super::work::Context;
 use crate::{
-    kinds::{names, registry},
+    clock, ids,
+    kinds::{Subresource, names, registry},
     mqtt::{
         join::{JoinAnswer, JoinRequest, REQUEST_BYTES_MAX, Welcome},
         messages,
     },
-    objects::{DeleteOptions, Objects, WriteOptions},
+    objects::{DeleteOptions, Error, Objects, WriteOptions},
 };
 
 /// Where tokens are, and how their Secrets are called.
@@ -26,11 +29,21 @@ pub const TOKEN_PREFIX: &str = "bootstrap-token-";
 pub const TOKEN_TYPE: &str = "bootstrap.kubernetes.io/token";
 /// The only name that a token's board may have.
 pub const NODE_ANNOTATION: &str = "sampan.dev/node";
+/// The signer of what boards show tokens for; the desk itself, and not the one for kubelets' requests.
+const SIGNER: &str = "sampan.dev/node";
 /// Answers kept for boards that ask again.
 const ANSWERED_MAX: usize = 16;
 
-/// Signs a node's certificate: (request, node's name) to PEM, or why not; joined in by `app`.
-pub type SignNode = Box<dyn Fn(&str, &str) -> Result<String, String> + Send + Sync>;
+/// A node's new certificate.
+pub struct Signed {
+    /// PEM.
+    pub certificate: String,
+    /// The SHA-256 of its DER form, in hexadecimal.
+    pub digest: String,
+}
+
+/// Signs a node's certificate: (request, node's name), or says why not; joined in by `app`.
+pub type SignNode = Box<dyn Fn(&str, &str) -> Result<Signed, String> + Send + Sync>;
 
 /// What answers boards that join.
 pub struct Desk {
@@ -48,9 +61,7 @@ impl Desk {
     /// The answer to a request as it came; `connected` says whether a node has a link now.
     pub(super) async fn answer(
         &mut self,
-        objects: &Objects,
-        options: &Options,
-        writer: &WriteOptions,
+        context: &Context,
         connected: impl Fn(&str) -> bool,
         payload: Bytes,
     ) -> JoinAnswer {
@@ -62,7 +73,7 @@ impl Desk {
             _ => return JoinAnswer::Refused("the request is not understood".to_owned()),
         };
         let taken = connected(&request.node);
-        match self.admit(objects, options, writer, taken, &request).await {
+        match self.admit(context, taken, &request).await {
             Ok(welcome) => {
                 tracing::info!(node = request.node, token = request.token_id, "a board has joined");
                 let answer = JoinAnswer::Welcome(Box::new(welcome));
@@ -77,18 +88,12 @@ impl Desk {
         }
     }
 
-    async fn admit(
-        &self,
-        objects: &Objects,
-        options: &Options,
-        writer: &WriteOptions,
-        taken: bool,
-        request: &JoinRequest,
-    ) -> Result<Welcome, String> {
+    async fn admit(&self, context: &Context, taken: bool, request: &JoinRequest) -> Result<Welcome, String> {
+        let Context { objects, options, writer, .. } = context;
         let name = format!("{TOKEN_PREFIX}{}", request.token_id);
         let secret = objects.get_typed::<Secret>(TOKEN_NAMESPACE, &name);
         check(secret.as_deref(), request, objects.clock().now(), taken)?;
-        let certificate = (self.sign)(&request.csr, &request.node)?;
+        let Signed { certificate, digest } = (self.sign)(&request.csr, &request.node)?;
         let delete = DeleteOptions {
             uid: secret.and_then(|secret| secret.metadata.uid.clone()),
             ..DeleteOptions::default()
@@ -97,6 +102,13 @@ impl Desk {
             .delete(registry::of::<Secret>(), TOKEN_NAMESPACE, &name, &delete, writer)
             .await
             .map_err(|error| format!("the token could not be spent: {error}"))?;
+        objects
+            .set_credential(&request.node, &digest, writer)
+            .await
+            .map_err(|error| format!("the certificate could not be noted: {error}"))?;
+        if let Err(error) = record(objects, writer, request, &certificate).await {
+            tracing::warn!(node = request.node, %error, "the request was not recorded");
+        }
         Ok(Welcome {
             certificate,
             ca: self.ca.clone(),
@@ -106,6 +118,50 @@ impl Desk {
             cluster_domain: options.cluster_domain.clone(),
         })
     }
+}
+
+/// Shows the request and its answer as a CertificateSigningRequest, as kubelets leave theirs.
+async fn record(
+    objects: &Objects,
+    writer: &WriteOptions,
+    request: &JoinRequest,
+    certificate: &str,
+) -> Result<(), Error> {
+    let kind = registry::of::<CertificateSigningRequest>();
+    let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let digest = ring::digest::digest(&ring::digest::SHA256, request.csr.as_bytes());
+    let name = format!("node-csr-{}", ids::hex(&digest.as_ref()[..16]));
+    let user = format!("system:bootstrap:{}", request.token_id);
+    let csr = json!({
+        "metadata": {"name": name},
+        "spec": {
+            "request": encode(&request.csr),
+            "signerName": SIGNER,
+            "usages": ["digital signature", "client auth"],
+            "username": user,
+            "groups": ["system:bootstrappers", "system:authenticated"],
+        },
+    });
+    objects.create(kind, "", csr, writer).await?;
+    let now = clock::rfc3339_seconds(objects.clock().now());
+    let node = request.node.clone();
+    objects
+        .modify(kind, Some(Subresource::Other("approval")), "", &name, writer, |csr| {
+            csr["status"]["conditions"] = json!([{
+                "type": "Approved", "status": "True", "reason": "TokenAccepted",
+                "message": format!("The board showed a token and is now the node {node}."),
+                "lastUpdateTime": now, "lastTransitionTime": now,
+            }]);
+            Ok(())
+        })
+        .await?;
+    objects
+        .modify(kind, Some(Subresource::Status), "", &name, writer, |csr| {
+            csr["status"]["certificate"] = encode(certificate).into();
+            Ok(())
+        })
+        .await
+        .map(drop)
 }
 
 /// Whether a token lets a board in under the name it wants.
@@ -149,8 +205,6 @@ fn same(a: &str, b: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn token(node: Option<&str>) -> Secret {

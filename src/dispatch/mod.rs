@@ -4,22 +4,26 @@
 //! everything it has to know; statuses of pods and nodes, and events, written through `objects`.
 //! Invariants: a node's set is computed from the view alone and sent as the difference from what
 //! the node has said it holds; nothing is remembered that a hello would not restore; a heartbeat
-//! writes nothing.
+//! writes nothing; writes for many nodes go on at once, for one node in order.
 //! Deliberately absent: what nodes do with it (`node`), HTTP (`api`).
 
 mod ingress;
 mod items;
 pub mod join;
+mod link;
+mod losses;
 mod names;
 mod pods;
 mod policies;
 mod register;
 mod report;
 mod services;
+mod shared;
 mod streams;
+mod work;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     convert::Infallible,
     sync::Arc,
     time::Duration,
@@ -31,33 +35,41 @@ use futures_util::{
     future::BoxFuture,
     stream::{self, BoxStream, SelectAll},
 };
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Node;
-use tokio::time::{Instant, sleep_until};
-
+use link::{Link, Own};
+use losses::Losses;
+use shared::Shared;
 pub use streams::{StreamError, Streams};
+use tokio::time::{Instant, sleep_until};
+use work::{Context, Desk, Loss, Work};
 
 use crate::{
     config::Cidr,
-    ids::{self, Generation},
+    ids,
     mqtt::{
-        self, Bus, Event, Events, Priority,
-        messages::{
-            self, Answer, Ask, Desired, Down, Hello, ITEMS_BYTES_MAX, Item, ItemKey, ItemKind, PROTOCOL,
-            Status, Up,
-        },
+        Bus, Event, Events,
+        messages::{self, Down, Hello, Item, ItemKey, NodeEvent, PROTOCOL, PROTOCOL_MIN, Up},
         topics::{self, Leaf},
     },
-    objects::{Objects, WriteOptions},
+    objects::{
+        Objects, WriteOptions,
+        credentials::{NAME as CREDENTIALS, NAMESPACE as CREDENTIALS_NAMESPACE},
+    },
     store,
     tasks::CancellationToken,
 };
 
 /// How long changes are collected before they are sent.
 const DEBOUNCE: Duration = Duration::from_millis(3);
+/// How much longer what goes to all nodes is collected, for each node.
+const DEBOUNCE_PER_NODE: Duration = Duration::from_micros(100);
 /// How long after its start a master waits for a node it knows before it calls it lost.
 const FIRST_HELLO: Duration = Duration::from_secs(15);
 /// How often everything is looked at again, whatever events there were.
 const RESYNC: Duration = Duration::from_mins(10);
+/// A node's clock may be so far off before the times it tells are corrected.
+const CLOCK_OFFSET_MIN: SignedDuration = SignedDuration::from_secs(10);
 
 /// What a token is asked for.
 #[derive(Debug, Clone)]
@@ -81,41 +93,37 @@ pub type IssueToken =
 pub struct Options {
     /// The cluster's id, in every topic.
     pub cluster: String,
+    /// How often the cluster was restored from a backup.
+    pub epoch: u64,
     pub cluster_cidr: Cidr,
     pub service_cidr: Cidr,
     /// The address of the cluster's DNS; empty when that part is off.
     pub cluster_dns: String,
     pub cluster_domain: String,
+    /// Where nodes find the broker; empty: where they joined.
+    pub endpoints: Vec<String>,
+    /// The master's own node; `None` when it runs no pods.
+    pub own_node: Option<String>,
 }
 
-/// One node that has said hello.
-struct Link {
-    session: String,
-    machine: String,
-    generation: Generation,
-    /// The hash of every item the node holds, or will when it has what was sent.
-    held: BTreeMap<ItemKey, String>,
-    serves_ingress: bool,
-    dirty: bool,
-}
+/// The pods of every node, by namespace and name; follows the store's events.
+type PodsOf = HashMap<String, BTreeSet<(Arc<str>, Arc<str>)>>;
 
 /// The dispatcher.
 pub struct Dispatch {
-    objects: Objects,
-    options: Options,
-    bus: Arc<dyn Bus>,
+    context: Context,
     events: Events,
-    tokens: IssueToken,
     /// Answers boards that join; without it they wait in vain.
     desk: Option<join::Desk>,
-    writer: WriteOptions,
     /// Of this start of the master; nodes that hear a new one say hello.
     boot: String,
+    started: Instant,
     links: BTreeMap<String, Link>,
+    work: Desk,
+    losses: Losses,
     streams: Streams,
-    /// The part of every node's set that is the same for all.
-    shared: BTreeMap<ItemKey, Item>,
-    shared_is_stale: bool,
+    shared: Shared,
+    pods_of: PodsOf,
     /// The NetworkPolicies of every node.
     policies: BTreeMap<String, Vec<Item>>,
     policies_are_stale: bool,
@@ -135,19 +143,27 @@ impl Dispatch {
         (bus, events): (Arc<dyn Bus>, Events),
         tokens: IssueToken,
     ) -> Self {
+        let streams = Streams::new(Arc::clone(&bus), options.cluster.clone());
+        let writer = WriteOptions::system("node").tracked_as("kubelet");
         Self {
-            objects,
-            streams: Streams::new(Arc::clone(&bus), options.cluster.clone()),
-            options,
-            bus,
+            context: Context {
+                objects,
+                options: Arc::new(options),
+                bus,
+                tokens,
+                writer,
+                networks: Arc::default(),
+            },
+            streams,
             events,
-            tokens,
             desk: None,
-            writer: WriteOptions::system("node").tracked_as("kubelet"),
             boot: ids::hex(&ids::random_bytes::<8>()),
+            started: Instant::now(),
             links: BTreeMap::new(),
-            shared: BTreeMap::new(),
-            shared_is_stale: true,
+            work: Desk::default(),
+            losses: Losses::default(),
+            shared: Shared::new(),
+            pods_of: PodsOf::new(),
             policies: BTreeMap::new(),
             policies_are_stale: true,
             all_dirty: false,
@@ -167,28 +183,38 @@ impl Dispatch {
 
     /// Works until told to stop.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), Infallible> {
-        let objects = self.objects.clone();
+        let objects = self.context.objects.clone();
+        let context = self.context.clone();
         let mut changes: SelectAll<BoxStream<'_, Seen>> = SelectAll::new();
         for source in 0..items::SOURCES.len() {
             changes.push(follow(&objects, source));
         }
+        self.index_pods();
         let mut flush_at: Option<Instant> = None;
         let mut resync = tokio::time::interval(RESYNC);
-        let start = Instant::now();
+        self.started = Instant::now();
+        let start = self.started;
         let mut absent_checked = false;
         loop {
+            let held = self.losses.next();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
+                (node, hello) = self.work.done(&context) => {
+                    if let Some(hello) = hello {
+                        self.welcome(&node, *hello).await;
+                    }
+                }
                 event = self.events.recv() => match event {
                     Some(event) => self.heard(event).await,
                     None => return Ok(()),
                 },
                 Some(seen) = changes.next() => {
                     if let Some(event) = seen.event {
-                        self.changed(seen.source, &event);
+                        self.changed(seen.source, &event).await;
                     } else {
                         changes.push(follow(&objects, seen.source));
+                        self.index_pods();
                         self.everything_may_have_changed();
                     }
                 }
@@ -196,18 +222,25 @@ impl Dispatch {
                     flush_at = None;
                     self.flush().await;
                 }
+                () = sleep_until(held.unwrap_or(start)), if held.is_some() => {
+                    for node in self.losses.due(Instant::now()) {
+                        self.work.put(&context, &node, Work::Lost(Loss::Silent));
+                    }
+                }
                 () = sleep_until(start + FIRST_HELLO), if !absent_checked => {
                     absent_checked = true;
-                    self.call_absent_nodes_lost().await;
+                    self.call_absent_nodes_lost();
                 }
                 _ = resync.tick() => self.everything_may_have_changed(),
             }
-            let work = self.shared_is_stale
-                || self.policies_are_stale
-                || self.all_dirty
-                || self.links.values().any(|link| link.dirty);
-            if work && flush_at.is_none() {
-                flush_at = Some(Instant::now() + DEBOUNCE);
+            if flush_at.is_none() {
+                let for_all = self.shared.is_stale() || self.policies_are_stale || self.all_dirty;
+                if for_all {
+                    let nodes = u32::try_from(self.links.len()).unwrap_or(u32::MAX);
+                    flush_at = Some(Instant::now() + DEBOUNCE + DEBOUNCE_PER_NODE * nodes);
+                } else if self.links.values().any(|link| link.dirty) {
+                    flush_at = Some(Instant::now() + DEBOUNCE);
+                }
             }
         }
     }
@@ -216,8 +249,8 @@ impl Dispatch {
         match event {
             Event::Connected => {
                 // Nodes that were connected before may not have noticed: all say hello again.
-                let topic = topics::master(&self.options.cluster);
-                self.publish(&topic, Bytes::from(self.boot.clone())).await;
+                let topic = topics::master(&self.context.options.cluster);
+                self.context.publish(&topic, Bytes::from(self.boot.clone())).await;
             }
             Event::Disconnected { reason } => {
                 tracing::warn!(reason, "the link to the broker is lost");
@@ -232,7 +265,7 @@ impl Dispatch {
                     return self.streams.heard(node, &payload);
                 }
                 match messages::decode::<Up>(&payload) {
-                    Ok(Up::Bye { session, clean }) => self.bye(node, &session, clean).await,
+                    Ok(Up::Bye { session, clean }) => self.bye(node, &session, clean),
                     Ok(message) if leaf == Leaf::Control => self.listen(node, message).await,
                     Ok(_) => tracing::warn!(node, "a last will that is no goodbye was ignored"),
                     Err(error) => tracing::warn!(node, %error, "a message is not understood"),
@@ -246,60 +279,81 @@ impl Dispatch {
             return self.hello(node, *hello).await;
         }
         let Some(link) = self.links.get_mut(node) else {
-            return self.say(node, &Down::SayHello { hashes: false }).await;
+            return self.context.say(node, &Down::SayHello { hashes: false }).await;
         };
-        match message {
+        let work = match message {
             Up::Beat { session, generation } => {
-                // A lost message shows as a generation that lags behind.
-                if link.session != session || link.generation != generation && !link.dirty {
-                    self.say(node, &Down::SayHello { hashes: false }).await;
+                // A lost message shows as a generation that lags behind. A second board of this name,
+                // which was refused, is not answered.
+                if link.session == session && link.generation != generation && !link.dirty {
+                    self.context.say(node, &Down::SayHello { hashes: false }).await;
                 }
+                return;
             }
-            Up::Status(status) => self.status(node, status).await,
-            Up::Events(events) => report::events(&self.objects, node, events, &self.writer).await,
-            Up::Ask { id, ask } => self.answer(node, id, ask).await,
-            Up::Ack { .. } | Up::Hello(_) | Up::Bye { .. } => {}
-        }
+            Up::Status(status) => Work::Status(status),
+            Up::Events(events) => Work::Events(events, link.offset),
+            Up::Ask { id, ask } => Work::Ask(id, ask),
+            Up::Ack { .. } | Up::Hello(_) | Up::Bye { .. } => return,
+        };
+        self.work.put(&self.context, node, work);
     }
 
-    async fn hello(&mut self, node: &str, hello: Hello) {
+    /// Refuses a hello, or has its node registered; [`Self::welcome`] comes after that.
+    async fn hello(&mut self, node: &str, mut hello: Hello) {
+        if self.context.objects.is_node_removed(node) {
+            tracing::info!(node, "a board that was removed is told so");
+            return self.context.say(node, &Down::Removed { session: hello.session }).await;
+        }
         let refused = |reason: String| Down::Refused { session: hello.session.clone(), reason };
-        if hello.protocol.abs_diff(PROTOCOL) > 1 {
-            let reason = format!("protocol {} is too far from the master's {PROTOCOL}", hello.protocol);
-            return self.say(node, &refused(reason)).await;
+        // A newer node speaks our version, as we would with an older one.
+        if hello.protocol < PROTOCOL_MIN || hello.protocol > PROTOCOL + 1 {
+            let reason = format!(
+                "the node speaks version {} of the protocol, the master {PROTOCOL_MIN} to {PROTOCOL}: bring \
+                 both to the same release",
+                hello.protocol
+            );
+            return self.context.say(node, &refused(reason)).await;
         }
-        if let Some(link) = self.links.get(node)
-            && link.session != hello.session
-            && link.machine != hello.info.machine_id
-        {
-            let reason =
-                format!("another board with the name {node:?} is connected; give this one its own name");
-            tracing::error!(node, "a second board under this node's name was refused");
-            return self.say(node, &refused(reason)).await;
+        if hello.hardware.is_empty() {
+            hello.hardware.clone_from(&hello.info.machine_id);
         }
-        if let Err(error) =
-            register::register(&self.objects, &self.options, node, &hello.info, &self.writer).await
-        {
-            tracing::error!(node, %error, "the node could not be registered");
-            return;
-        }
-        self.refresh_shared();
-        let items = self.items_of(node, hello.info.serves_ingress);
-        let digest = digest(&items);
-        let known = if digest == hello.digest {
-            hashes(&items)
-        } else if let Some(hashes) = hello.hashes {
-            hashes.into_iter().collect()
-        } else {
-            return self.say(node, &Down::SayHello { hashes: true }).await;
+        let other_is_here = match self.links.get(node) {
+            Some(link) => link.session != hello.session && link.hardware != hello.hardware,
+            // The board that was here last has the first right, until it had time to come back.
+            None => {
+                self.started.elapsed() < FIRST_HELLO
+                    && register::hardware(&self.context.objects, node)
+                        .is_some_and(|known| known != hello.hardware)
+            }
         };
-        let link = Link {
-            session: hello.session,
-            machine: hello.info.machine_id,
-            generation: hello.generation,
-            held: known,
-            serves_ingress: hello.info.serves_ingress,
-            dirty: false,
+        if other_is_here {
+            let reason = format!(
+                "another board is the node {node:?} (was its memory card copied?); remove \
+                 <data-dir>/agent/identity on this one and join with a new token under its own name"
+            );
+            tracing::error!(node, "a second board under this node's name was refused");
+            return self.context.say(node, &refused(reason)).await;
+        }
+        self.losses.back(node);
+        self.work.put(&self.context, node, Work::Hello(Box::new(hello)));
+    }
+
+    async fn welcome(&mut self, node: &str, hello: Hello) {
+        self.refresh();
+        let own = self.own_of(node, hello.info.serves_ingress);
+        let protocol = hello.protocol.min(PROTOCOL);
+        let now = self.context.objects.clock().now();
+        let offset = hello.now.map_or(SignedDuration::ZERO, |theirs| now.duration_since(theirs));
+        let offset = if offset.abs() < CLOCK_OFFSET_MIN { SignedDuration::ZERO } else { offset };
+        if !offset.is_zero() && self.links.get(node).is_none_or(|link| link.offset.is_zero()) {
+            tracing::warn!(
+                node,
+                seconds = offset.as_secs(),
+                "the node's clock is wrong; its times are corrected"
+            );
+        }
+        let Some(link) = Link::new(hello, &own, &self.shared, protocol, offset) else {
+            return self.context.say(node, &Down::SayHello { hashes: true }).await;
         };
         if self.links.get(node).is_some_and(|old| old.session != link.session) {
             self.streams.lost(node);
@@ -310,111 +364,155 @@ impl Dispatch {
             tracing::info!(node, "the node is connected");
         }
         // Also an empty difference is sent: it is the master's answer to the hello.
-        self.send(node, items).await;
+        self.bring_up(node, own, true).await;
     }
 
     async fn join(&mut self, id: &str, payload: Bytes) {
         let Some(desk) = &mut self.desk else { return };
         let connected = |node: &str| self.links.contains_key(node);
-        let answer = desk.answer(&self.objects, &self.options, &self.writer, connected, payload).await;
+        let answer = desk.answer(&self.context, connected, payload).await;
         match messages::encode(&answer) {
-            Ok(payload) => self.publish(&topics::join_down(&self.options.cluster, id), payload).await,
+            Ok(payload) => {
+                self.context.publish(&topics::join_down(&self.context.options.cluster, id), payload).await;
+            }
             Err(error) => tracing::error!(%error, "an answer cannot be sent"),
         }
     }
 
-    async fn bye(&mut self, node: &str, session: &str, clean: bool) {
+    fn bye(&mut self, node: &str, session: &str, clean: bool) {
         if self.links.get(node).is_none_or(|link| link.session != session) {
             return;
         }
         self.links.remove(node);
         self.streams.lost(node);
         tracing::warn!(node, clean, "the node is gone");
-        report::lost(&self.objects, node, &self.writer).await;
-    }
-
-    async fn status(&mut self, node: &str, status: Status) {
-        // What the node learned first: a pod's failure may be judged by it.
-        if let Some(state) = status.node
-            && let Err(error) = report::node_state(&self.objects, node, &state, &self.writer).await
-        {
-            tracing::warn!(node, %error, "the node's status could not be stored");
-            return;
+        if clean {
+            return self.work.put(&self.context, node, Work::Lost(Loss::Clean));
         }
-        for report in status.pods {
-            if let Err(error) = pods::report(&self.objects, node, report, &self.writer).await {
-                // Not acknowledged: the node says it again.
-                tracing::warn!(node, %error, "a pod's status could not be stored");
-                return;
+        match self.losses.count(node, Instant::now()) {
+            None => self.work.put(&self.context, node, Work::Lost(Loss::Silent)),
+            Some(number) => {
+                let event = NodeEvent {
+                    namespace: String::new(),
+                    name: node.to_owned(),
+                    uid: node.to_owned(),
+                    field_path: String::new(),
+                    warning: true,
+                    reason: "NodeFlapping".to_owned(),
+                    message: format!(
+                        "The connection of node {node} was lost {number} times within 10 minutes; it is called \
+                         NotReady only when it stays away"
+                    ),
+                    time: self.context.objects.clock().now(),
+                };
+                self.work.put(&self.context, node, Work::Events(vec![event], SignedDuration::ZERO));
             }
         }
-        self.say(node, &Down::StatusAck { seq: status.seq }).await;
-    }
-
-    async fn answer(&self, node: &str, id: u64, ask: Ask) {
-        let (namespace, service_account, pod, pod_uid, audiences, expiration_seconds) = match ask {
-            Ask::Token { namespace, service_account, pod, pod_uid, audiences, expiration_seconds } => {
-                (namespace, service_account, pod, pod_uid, audiences, expiration_seconds)
-            }
-            Ask::FolderRemoved { volume, uid } => {
-                let done = report::folder_removed(&self.objects, node, &volume, &uid, &self.writer).await;
-                let answer = done.map_or_else(|e| Answer::Refused(e.to_string()), |()| Answer::Done);
-                return self.say(node, &Down::Answer { id, answer }).await;
-            }
-        };
-        let allowed = pods::runs_on(&self.objects, node, &namespace, &pod, &pod_uid, &service_account);
-        let answer = if allowed {
-            let request = TokenRequest {
-                node: node.to_owned(),
-                namespace,
-                service_account,
-                pod,
-                pod_uid,
-                audiences,
-                expiration_seconds,
-            };
-            match (self.tokens)(request).await {
-                Ok((token, expires)) => Answer::Token { token, expires },
-                Err(reason) => Answer::Refused(reason),
-            }
-        } else {
-            Answer::Refused(format!("no pod {namespace}/{pod} of that service account is on this node"))
-        };
-        self.say(node, &Down::Answer { id, answer }).await;
     }
 
     fn everything_may_have_changed(&mut self) {
-        self.shared_is_stale = true;
+        self.shared.touch_all();
+        self.policies_are_stale = true;
         self.all_dirty = true;
     }
 
+    fn index_pods(&mut self) {
+        self.pods_of.clear();
+        for pod in self.context.objects.store().list("pods", None).items {
+            self.index(&pod, true);
+        }
+    }
+
+    fn index(&mut self, pod: &store::Object, present: bool) {
+        let Some(node) = items::node_of(pod) else { return };
+        let key = (Arc::clone(&pod.key.namespace), Arc::clone(&pod.key.name));
+        if present {
+            self.pods_of.entry(node).or_default().insert(key);
+        } else if let Some(pods) = self.pods_of.get_mut(&node) {
+            pods.remove(&key);
+            if pods.is_empty() {
+                self.pods_of.remove(&node);
+            }
+        }
+    }
+
+    fn mark(&mut self, node: &str) {
+        if let Some(link) = self.links.get_mut(node) {
+            link.dirty = true;
+        }
+    }
+
     /// Notes whose set an event of the store changes.
-    fn changed(&mut self, source: usize, event: &store::Event) {
-        let states = std::iter::once(&event.object).chain(&event.previous);
+    async fn changed(&mut self, source: usize, event: &store::Event) {
+        let key = &event.object.key;
         match items::SOURCES[source].1 {
-            items::Reach::Node => {
-                for node in states.filter_map(|object| items::node_of(object)) {
-                    if let Some(link) = self.links.get_mut(&node) {
-                        link.dirty = true;
-                    }
+            items::Reach::Pod => {
+                if let Some(previous) = &event.previous {
+                    self.index(previous, false);
+                }
+                self.index(&event.object, event.kind != store::EventKind::Deleted);
+                let states = std::iter::once(&event.object).chain(&event.previous);
+                let nodes: BTreeSet<String> = states.filter_map(|object| items::node_of(object)).collect();
+                for node in nodes {
+                    self.mark(&node);
                 }
             }
             items::Reach::Folder => {
-                if let Some(link) = items::folder_of(&event.object).and_then(|node| self.links.get_mut(&node))
-                {
-                    link.dirty = true;
+                if let Some(node) = items::folder_of(&event.object) {
+                    self.mark(&node);
                 }
             }
             items::Reach::Holders(kind) => {
-                let key = ItemKey::new(kind, &event.object.key.namespace, &event.object.key.name);
+                if *key.name == *CREDENTIALS && *key.namespace == *CREDENTIALS_NAMESPACE {
+                    self.part_from_removed().await;
+                }
+                if &*key.resource == "secrets"
+                    && std::iter::once(&event.object).chain(&event.previous).any(|o| items::is_certificate(o))
+                {
+                    self.shared.touch(&[shared::Part::Ingresses]);
+                }
+                let key = ItemKey::new(kind, &key.namespace, &key.name);
                 // Who refers to an object that was not there holds it as absent.
-                for link in self.links.values_mut().filter(|link| link.held.contains_key(&key)) {
+                for link in self.links.values_mut().filter(|link| link.holds(&key)) {
                     link.dirty = true;
                 }
             }
-            items::Reach::All => self.shared_is_stale = true,
+            items::Reach::Node => {
+                self.shared.touch_peer(&key.name);
+                self.mark(&key.name);
+                // A node whose object was deleted is registered anew.
+                if event.kind == store::EventKind::Deleted && self.links.contains_key(&*key.name) {
+                    self.context.say(&key.name, &Down::SayHello { hashes: false }).await;
+                }
+            }
+            items::Reach::All(parts) => {
+                self.shared.touch(parts);
+                self.policies_are_stale |= &*key.resource == "namespaces";
+            }
             items::Reach::Policies => self.policies_are_stale = true,
         }
+    }
+
+    /// Tells nodes that were removed, and knows them no more.
+    async fn part_from_removed(&mut self) {
+        let gone: Vec<String> =
+            self.links.keys().filter(|node| self.context.objects.is_node_removed(node)).cloned().collect();
+        for node in gone {
+            if let Some(link) = self.links.remove(&node) {
+                tracing::info!(node, "the node was removed");
+                self.streams.lost(&node);
+                self.context.say(&node, &Down::Removed { session: link.session }).await;
+            }
+        }
+    }
+
+    /// Makes the parts of sets anew that others' changes have made stale.
+    fn refresh(&mut self) {
+        self.shared.refresh(&self.context.objects, &self.context.options);
+        if self.shared.take_ingress_changed() {
+            self.links.values_mut().filter(|link| link.serves_ingress).for_each(|link| link.dirty = true);
+        }
+        self.refresh_policies();
     }
 
     /// Policies are made of pods and namespaces too; without any there is nothing to do.
@@ -422,7 +520,7 @@ impl Dispatch {
         if !std::mem::take(&mut self.policies_are_stale) {
             return;
         }
-        let fresh = policies::by_node(&self.objects);
+        let fresh = policies::by_node(&self.context.objects);
         let hashes = |items: Option<&Vec<Item>>| -> Vec<(ItemKey, String)> {
             items.into_iter().flatten().map(|item| (item.key.clone(), item.hash.clone())).collect()
         };
@@ -432,129 +530,52 @@ impl Dispatch {
         self.policies = fresh;
     }
 
-    fn refresh_shared(&mut self) {
-        let stale = std::mem::take(&mut self.shared_is_stale);
-        self.policies_are_stale |= stale;
-        self.refresh_policies();
-        if !stale {
-            return;
-        }
-        let fresh: BTreeMap<_, _> = items::shared(&self.objects, &self.options)
-            .into_iter()
-            .map(|item| (item.key.clone(), item))
-            .collect();
-        let same = fresh.len() == self.shared.len()
-            && fresh.iter().zip(&self.shared).all(|((k, a), (l, b))| k == l && a.hash == b.hash);
-        if !same {
-            self.shared = fresh;
-            self.all_dirty = true;
-        }
-    }
-
     async fn flush(&mut self) {
-        self.refresh_shared();
+        self.refresh();
         let all = std::mem::take(&mut self.all_dirty);
-        let due: Vec<_> =
-            self.links.iter().filter(|(_, l)| all || l.dirty).map(|(node, _)| node.clone()).collect();
+        let due: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, link)| all || link.dirty || link.is_behind(&self.shared))
+            .map(|(node, _)| node.clone())
+            .collect();
         for node in due {
             let serves = self.links.get(&node).is_some_and(|link| link.serves_ingress);
-            let items = self.items_of(&node, serves);
-            let same = self.links.get_mut(&node).is_some_and(|link| {
-                link.dirty = false;
-                link.held.len() == items.len()
-                    && link.held.iter().zip(&items).all(|((k, h), (l, i))| k == l && *h == i.hash)
-            });
-            if !same {
-                self.send(&node, items).await;
-            }
+            let own = self.own_of(&node, serves);
+            self.bring_up(&node, own, false).await;
         }
     }
 
-    /// The set of a node. Certificates' keys go only where Ingresses are served.
-    fn items_of(&self, node: &str, serves_ingress: bool) -> BTreeMap<ItemKey, Item> {
-        let own = items::of_node(&self.objects, &self.options, node);
-        let mut all: BTreeMap<_, _> = self
-            .shared
-            .iter()
-            .filter(|(key, _)| !items::is_about_itself(key, node))
-            .filter(|(key, _)| serves_ingress || key.kind != ItemKind::Ingress)
-            .map(|(key, item)| (key.clone(), item.clone()))
-            .collect();
-        let policies = self.policies.get(node).into_iter().flatten().cloned();
-        all.extend(own.into_iter().chain(policies).map(|item| (item.key.clone(), item)));
-        all
+    /// The set of a node without what all share. Certificates' keys go only where Ingresses are served.
+    fn own_of(&self, node: &str, serves_ingress: bool) -> Own {
+        let pods = self.pods_of.get(node).into_iter().flatten();
+        let own = items::of_node(&self.context.objects, &self.context.options, node, pods);
+        let policies = self.policies.get(node).into_iter().flatten();
+        let rules = self.shared.ingress().iter().filter(|_| serves_ingress);
+        own.into_iter().chain(policies.chain(rules).cloned()).map(|item| (item.key.clone(), item)).collect()
     }
 
-    /// Sends what a node lacks of its set, in parts that fit a message.
-    async fn send(&mut self, node: &str, items: BTreeMap<ItemKey, Item>) {
+    /// Sends what a node lacks of its set.
+    async fn bring_up(&mut self, node: &str, own: Own, always: bool) {
         let Some(link) = self.links.get_mut(node) else { return };
-        let digest = digest(&items);
-        let held = hashes(&items);
-        let put: Vec<Item> =
-            items.into_values().filter(|item| link.held.get(&item.key) != Some(&item.hash)).collect();
-        let delete: Vec<ItemKey> = link.held.keys().filter(|key| !held.contains_key(*key)).cloned().collect();
-        if !put.is_empty() || !delete.is_empty() {
-            link.generation.0 += 1;
-        }
-        link.held = held;
-        let generation = link.generation;
-        let mut parts = vec![Desired { generation, put: Vec::new(), delete, digest: None }];
-        let mut bytes = 0;
-        for item in put {
-            if bytes > 0 && bytes + item.body.len() > ITEMS_BYTES_MAX {
-                parts.push(Desired { generation, ..Desired::default() });
-                bytes = 0;
-            }
-            bytes += item.body.len();
-            if let Some(part) = parts.last_mut() {
-                part.put.push(item);
-            }
-        }
-        if let Some(last) = parts.last_mut() {
-            last.digest = Some(digest);
-        }
-        for part in parts {
-            self.say(node, &Down::Desired(part)).await;
+        link.dirty = false;
+        let parts = link.bring_up(own, &mut self.shared, self.context.options.epoch, always);
+        for part in parts.into_iter().flatten() {
+            self.context.say(node, &Down::Desired(part)).await;
         }
     }
 
-    async fn call_absent_nodes_lost(&self) {
-        for node in self.objects.list_typed::<Node>(None) {
+    fn call_absent_nodes_lost(&mut self) {
+        for node in self.context.objects.list_typed::<Node>(None) {
             let name = node.metadata.name.clone().unwrap_or_default();
             if !self.links.contains_key(&name) {
-                report::lost(&self.objects, &name, &self.writer).await;
+                self.work.put(&self.context, &name, Work::Lost(Loss::Silent));
             }
         }
     }
-
-    async fn say(&self, node: &str, message: &Down) {
-        match messages::encode(message) {
-            Ok(payload) => {
-                let topic = topics::down(&self.options.cluster, node, Leaf::Control);
-                self.publish(&topic, payload).await;
-            }
-            Err(error) => tracing::error!(node, %error, "a message cannot be sent"),
-        }
-    }
-
-    async fn publish(&self, topic: &str, payload: Bytes) {
-        match self.bus.publish(topic, payload, Priority::Control).await {
-            // The hello of the next connection heals what was not sent.
-            Ok(()) | Err(mqtt::Error::Offline) => {}
-            Err(error) => tracing::error!(topic, %error, "a message was not taken"),
-        }
-    }
 }
 
-fn digest(items: &BTreeMap<ItemKey, Item>) -> String {
-    messages::digest_of(items.iter().map(|(key, item)| (key, item.hash.as_str())))
-}
-
-fn hashes(items: &BTreeMap<ItemKey, Item>) -> BTreeMap<ItemKey, String> {
-    items.iter().map(|(key, item)| (key.clone(), item.hash.clone())).collect()
-}
-
-/// The nodes' names in a set, for logs and tests.
+/// The nodes' names, for logs and tests.
 impl std::fmt::Debug for Dispatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let nodes: BTreeSet<_> = self.links.keys().collect();

@@ -8,46 +8,53 @@ use std::{
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
-use super::Options;
+use super::work::Context;
 use crate::{
     config::Cidr,
     kinds::{Subresource, registry},
     mqtt::messages::NodeInfo,
-    objects::{Error, Objects, WriteOptions},
+    objects::{Error, Objects},
 };
 
 /// The prefix of one node's pod network: 254 pods.
 const NODE_PREFIX: u8 = 24;
 const NODE_ADDRESSES: u32 = 1 << (32 - NODE_PREFIX as u32);
+/// Notes which board is the node.
+const HARDWARE: &str = "sampan.dev/hardware";
+/// Marks the master's node (kubeadm's label).
+const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 /// What we call our runtime in `nodeInfo`.
 const RUNTIME: &str = concat!("sampan://", env!("CARGO_PKG_VERSION"));
 /// The Kubernetes version whose kubelet's behaviour a node has.
 const KUBELET: &str = concat!("v1.36.0+sampan", env!("CARGO_PKG_VERSION"));
 
 /// Creates the Node or brings it up to what the board says of itself.
-pub async fn register(
-    objects: &Objects,
-    options: &Options,
-    name: &str,
-    info: &NodeInfo,
-    writer: &WriteOptions,
-) -> Result<(), Error> {
+pub async fn register(context: &Context, name: &str, info: &NodeInfo, hardware: &str) -> Result<(), Error> {
+    let Context { objects, options, writer, networks, .. } = context;
     let kind = registry::of::<Node>();
+    let is_master = options.own_node.as_deref() == Some(name);
+    let labels = labels(name, info, is_master);
     if objects.get_typed::<Node>("", name).is_none() {
-        let node = json!({"metadata": {"name": name, "labels": labels(name, info)}, "spec": {}});
+        let node = json!({"metadata": {"name": name, "labels": labels}, "spec": {}});
         match objects.create(kind, "", node, writer).await {
             Err(error) if !error.is_already_exists() => return Err(error),
             _ => {}
         }
     }
+    let has_network = objects
+        .get_typed::<Node>("", name)
+        .is_some_and(|n| n.spec.as_ref().is_some_and(|s| s.pod_cidr.is_some()));
+    // Between the look for a free network and the write of it nobody else may look.
+    let held = if has_network { None } else { Some(networks.lock().await) };
     objects
         .modify(kind, None, "", name, writer, |node| {
-            for (key, value) in labels(name, info) {
-                node["metadata"]["labels"][key] = value.into();
+            for (key, value) in &labels {
+                node["metadata"]["labels"][key] = value.as_str().into();
             }
             for (key, value) in &info.annotations {
                 node["metadata"]["annotations"][key] = value.as_str().into();
             }
+            node["metadata"]["annotations"][HARDWARE] = hardware.into();
             if node["spec"]["podCIDR"].as_str().unwrap_or_default().is_empty() {
                 let cidr = free_cidr(options.cluster_cidr, &taken(objects)).ok_or_else(|| {
                     let all = options.cluster_cidr;
@@ -59,6 +66,7 @@ pub async fn register(
             Ok(())
         })
         .await?;
+    drop(held);
     objects
         .modify(kind, Some(Subresource::Status), "", name, writer, |node| {
             describe(&mut node["status"], info);
@@ -68,14 +76,28 @@ pub async fn register(
     Ok(())
 }
 
-/// Upstream's well-known labels, and those the board gives itself.
-fn labels(name: &str, info: &NodeInfo) -> BTreeMap<String, String> {
-    let mut labels = info.labels.clone();
+/// The board that was this node last.
+pub fn hardware(objects: &Objects, node: &str) -> Option<String> {
+    objects.get_typed::<Node>("", node)?.metadata.annotations.as_ref()?.get(HARDWARE).cloned()
+}
+
+/// Upstream's well-known labels, and those the board gives itself, as far as a node may do that:
+/// roles and what upstream's NodeRestriction guards come from nobody but the master.
+fn labels(name: &str, info: &NodeInfo, is_master: bool) -> BTreeMap<String, String> {
+    let own = |key: &String| {
+        let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+        !["kubernetes.io", "k8s.io"].iter().any(|d| domain == *d || domain.ends_with(&format!(".{d}")))
+    };
+    let mut labels: BTreeMap<_, _> =
+        info.labels.iter().filter(|(key, _)| own(key)).map(|(k, v)| (k.clone(), v.clone())).collect();
     for prefix in ["kubernetes.io", "beta.kubernetes.io"] {
         labels.insert(format!("{prefix}/arch"), info.architecture.clone());
         labels.insert(format!("{prefix}/os"), "linux".to_owned());
     }
     labels.insert("kubernetes.io/hostname".to_owned(), name.to_owned());
+    if is_master {
+        labels.insert(CONTROL_PLANE.to_owned(), String::new());
+    }
     labels
 }
 

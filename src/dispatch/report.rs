@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Node, PersistentVolume};
 use serde_json::{Value, json};
 
+use super::work::Loss;
 use crate::{
     clock, ids,
     kinds::{Subresource, builds, registry, volumes},
@@ -105,14 +106,18 @@ async fn tell_platforms(
     objects.modify(registry::of::<Node>(), None, "", name, writer, change).await.map(drop)
 }
 
-/// A node that is gone: nothing is known of it any more.
-pub async fn lost(objects: &Objects, node: &str, writer: &WriteOptions) {
+/// A node that is gone: nothing is known of it any more, or it is known to have been stopped.
+pub async fn lost(objects: &Objects, node: &str, loss: Loss, writer: &WriteOptions) {
     let now = clock::rfc3339_seconds(objects.clock().now());
     let kind = registry::of::<Node>();
     let done = objects.modify(kind, Some(Subresource::Status), "", node, writer, |node| {
         for name in ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"] {
-            let message = "Kubelet stopped posting node status.";
-            set_condition(&mut node["status"], name, "Unknown", "NodeStatusUnknown", message, &now);
+            let (value, reason, message) = match loss {
+                Loss::Clean if name == "Ready" => ("False", "KubeletNotReady", "node is shutting down"),
+                Loss::Clean => continue,
+                Loss::Silent => ("Unknown", "NodeStatusUnknown", "Kubelet stopped posting node status."),
+            };
+            set_condition(&mut node["status"], name, value, reason, message, &now);
         }
         Ok(())
     });

@@ -7,10 +7,12 @@ use tokio::time::timeout;
 use super::*;
 use crate::{
     clock::SystemClock,
+    ids::Generation,
     kinds::registry,
     mqtt::{
+        Priority,
         memory::{MemoryBroker, MemoryBus},
-        messages::{ItemKind, NodeInfo, NodeState, PodReport},
+        messages::{Answer, Ask, Item, ItemKind, NodeInfo, NodeState, PodReport, SetDigest, Status},
     },
     objects::DeleteOptions,
     store::Store,
@@ -49,6 +51,9 @@ impl World {
             service_cidr: "10.43.0.0/16".parse().unwrap(),
             cluster_dns: "10.43.0.10".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
+            endpoints: Vec::new(),
+            own_node: Some("master".to_owned()),
+            epoch: 0,
         };
         let tokens: IssueToken = Arc::new(|request| {
             Box::pin(
@@ -113,7 +118,7 @@ impl Board {
             session: self.session.clone(),
             info,
             generation: self.generation,
-            digest: digest(&self.held),
+            digest: digest_of(&self.held),
             hashes,
             ..Hello::default()
         };
@@ -147,7 +152,7 @@ impl Board {
         }
         let put = desired.put.iter().map(|item| item.key.clone()).collect();
         self.held.extend(desired.put.into_iter().map(|item| (item.key.clone(), item)));
-        assert_eq!(desired.digest, Some(digest(&self.held)));
+        assert_eq!(desired.digest, Some(digest_of(&self.held)));
         put
     }
 
@@ -168,6 +173,10 @@ impl Board {
             self.desired().await;
         }
     }
+}
+
+fn digest_of(held: &BTreeMap<ItemKey, Item>) -> String {
+    SetDigest::of(held.iter().map(|(key, item)| (key, item.hash.as_str()))).to_string()
 }
 
 async fn until(what: &str, wanted: impl Fn() -> bool) {
@@ -322,6 +331,105 @@ async fn tokens_are_given_for_pods_of_the_asking_node_only() {
             }
         };
         assert_eq!(matches!(answer, Answer::Token { .. }), allowed, "{node}: {answer:?}");
+    }
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_one_version_newer_is_understood_and_others_are_told() {
+    let world = World::new();
+    let mut board = world.board("a", "s1");
+    // What a newer node might say: fields that are not known are ignored.
+    let hello = |protocol: u32| {
+        json!({"hello": {"protocol": protocol, "session": "s1", "hardware": "h", "digest": "", "hashes": [],
+            "info": {"machineId": "m", "quantumCores": 3}, "novelty": true}})
+    };
+    let topic = topics::up("c", "a", Leaf::Control);
+    let say = async |value: serde_json::Value| {
+        board.bus.publish(&topic, messages::encode(&value).unwrap(), Priority::Control).await.unwrap();
+    };
+    say(json!({"quantumLeap": {"to": "b"}})).await;
+    say(hello(PROTOCOL + 1)).await;
+    let Down::Desired(desired) = board.next().await else { panic!("no desired set") };
+    assert_eq!((desired.protocol, desired.session.as_str()), (PROTOCOL, "s1"));
+    for version in [PROTOCOL + 2, PROTOCOL_MIN - 1] {
+        let payload = messages::encode(&hello(version)).unwrap();
+        board.bus.publish(&topic, payload, Priority::Control).await.unwrap();
+        let reason = loop {
+            match board.next().await {
+                Down::Refused { reason, .. } => break reason,
+                Down::Desired(_) | Down::StatusAck { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(reason.contains(&format!("speaks version {version}")), "{reason}");
+    }
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn a_removed_node_is_told_and_nothing_else() {
+    let world = World::new();
+    world.pod("p", "a").await;
+    let mut board = world.board("a", "s1");
+    board.join().await;
+    let writer = WriteOptions::system("test");
+    let removed = crate::objects::credentials::REMOVED;
+    world.objects.set_credential("a", removed, &writer).await.unwrap();
+    let told = async |board: &mut Board| loop {
+        match board.next().await {
+            Down::Removed { session } => return session,
+            Down::Desired(_) | Down::StatusAck { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(told(&mut board).await, "s1");
+    let mut again = world.board("a", "s2");
+    again.hello(true, "machine").await;
+    assert!(matches!(again.next().await, Down::Removed { session } if session == "s2"));
+    // It joins anew.
+    world.objects.set_credential("a", "0123", &writer).await.unwrap();
+    again.hello(true, "machine").await;
+    again.until(|b| b.holds(ItemKind::Pod, "p")).await;
+    assert!(world.objects.is_credential_good("system:node:a", "X509SHA256=0123"));
+    assert!(!world.objects.is_credential_good("system:node:a", "X509SHA256=4567"));
+    assert!(world.objects.is_credential_good("system:node:b", "X509SHA256=4567"));
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn a_flapping_node_is_not_called_lost_each_time() {
+    let world = World::new();
+    let conditions = || {
+        let node = world.objects.get_typed::<Node>("", "a")?;
+        let conditions = node.status.as_ref()?.conditions.clone()?;
+        conditions.into_iter().find(|c| c.type_ == "Ready").map(|c| (c.status, c.last_transition_time))
+    };
+    let ready = |state: &str| conditions().is_some_and(|(status, _)| status == state);
+    let mut since = None;
+    for loss in 0..4 {
+        let session = format!("s{loss}");
+        let mut board = world.board("a", &session);
+        board.join().await;
+        let status = Status { seq: 1, pods: Vec::new(), node: Some(NodeState::default()) };
+        board.say(&Up::Status(status)).await;
+        until("the node to be Ready", || ready("True")).await;
+        if loss == 3 {
+            assert_eq!(conditions().unwrap().1, since, "it never stopped being Ready");
+            break;
+        }
+        since = conditions().unwrap().1;
+        board.say(&Up::Bye { session, clean: false }).await;
+        if loss < 2 {
+            until("the node to be lost", || ready("Unknown")).await;
+        } else {
+            let kind = registry::of::<k8s_openapi::api::core::v1::Event>();
+            until("the event", || {
+                world.objects.list(kind, None).items.iter().any(|e| e.value()["reason"] == "NodeFlapping")
+            })
+            .await;
+            assert!(ready("True"));
+        }
     }
     world.tasks.stop().await;
 }

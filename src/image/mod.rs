@@ -10,6 +10,7 @@ mod collect;
 mod demo;
 mod digest;
 mod export;
+pub mod fake;
 mod http;
 mod import;
 pub mod inbox;

@@ -22,25 +22,22 @@ use mqtt5::broker::{
 };
 use rustls::pki_types::CertificateDer;
 use tokio::{
-    io::{AsyncWriteExt, copy_bidirectional_with_sizes},
+    io::{AsyncReadExt, AsyncWriteExt, BufReader, copy_buf, split},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     task::JoinSet,
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{Error, PAYLOAD_BYTES_MAX, topics};
+use super::{Error, PAYLOAD_BYTES_MAX, throttle::Allowance, topics};
 use crate::tasks::CancellationToken;
 
 /// Clients at a time.
 const CLIENTS_MAX: usize = 4096;
-/// What one client may send a second.
-const MESSAGES_PER_SECOND_MAX: u32 = 2_000;
-const BYTES_PER_SECOND_MAX: u64 = 64 << 20;
 /// Messages and bytes that wait for a slow client.
-const QUEUED_MESSAGES_MAX: usize = 512;
-const QUEUED_BYTES_MAX: usize = 4 << 20;
+const QUEUED_MESSAGES_MAX: usize = 4_096;
+const QUEUED_BYTES_MAX: usize = 16 << 20;
 const CHANNEL_MESSAGES: usize = 64;
 /// Clients that join at a time, and how long one may take.
 const JOINING_MAX: usize = 32;
@@ -69,7 +66,35 @@ pub type Identify = Arc<dyn Fn(&[CertificateDer<'_>]) -> Option<Peer> + Send + S
 /// Told at which of our addresses a client arrives, before its handshake.
 pub type OnArrival = Arc<dyn Fn(IpAddr) + Send + Sync>;
 
-type Passed = Arc<Mutex<HashMap<SocketAddr, Peer>>>;
+type Passed = Arc<Mutex<HashMap<SocketAddr, Entry>>>;
+
+/// A connection that was let in.
+struct Entry {
+    peer: Peer,
+    /// The certificates it showed.
+    chain: Vec<CertificateDer<'static>>,
+    end: CancellationToken,
+}
+
+/// Looks again at who is connected. Cheap to clone.
+#[derive(Clone)]
+pub struct Review {
+    passed: Passed,
+    identify: Identify,
+}
+
+impl Review {
+    /// Cuts every connection whose certificate does not stand for the same peer any more.
+    pub fn run(&self) {
+        let passed = self.passed.lock().expect("no holder of the lock panics");
+        for entry in passed.values().filter(|entry| !entry.chain.is_empty()) {
+            if (self.identify)(&entry.chain).as_ref() != Some(&entry.peer) {
+                tracing::warn!(peer = ?entry.peer, "a connection is cut: its certificate is no longer good");
+                entry.end.cancel();
+            }
+        }
+    }
+}
 
 /// The bound broker.
 pub struct Broker {
@@ -109,6 +134,11 @@ impl Broker {
     #[must_use]
     pub fn on_arrival(self, hook: OnArrival) -> Self {
         Self { on_arrival: hook, ..self }
+    }
+
+    /// For when certificates lose their force.
+    pub fn review(&self) -> Review {
+        Review { passed: Arc::clone(&self.passed), identify: Arc::clone(&self.identify) }
     }
 
     /// The address clients connect to.
@@ -151,7 +181,7 @@ impl Broker {
                     }
                     Err(error) => {
                         tracing::warn!(%error, "accepting MQTT connections");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        sleep(Duration::from_millis(100)).await;
                     }
                 },
                 Some(_) = connections.join_next() => {}
@@ -178,8 +208,9 @@ fn config() -> BrokerConfig {
         max_retained_messages: 64,
         max_retained_message_size: 4 << 10,
         client_channel_capacity: CHANNEL_MESSAGES,
-        max_message_rate_per_client: MESSAGES_PER_SECOND_MAX,
-        max_bandwidth_per_client: BYTES_PER_SECOND_MAX,
+        // What is over a limit of these is dropped; the front slows down instead.
+        max_message_rate_per_client: 0,
+        max_bandwidth_per_client: 0,
         sys_topics_enabled: false,
         auth_config: AuthConfig { allow_anonymous: true, rate_limit: limits, ..AuthConfig::default() },
         storage_config: StorageConfig {
@@ -209,25 +240,61 @@ impl Front {
         stream.set_nodelay(true)?;
         (self.on_arrival)(stream.local_addr()?.ip());
         let mut outer = timeout(HANDSHAKE_TIMEOUT, self.tls.accept(stream)).await??;
-        let peer = match outer.get_ref().1.peer_certificates() {
-            Some(chain) => (self.identify)(chain),
-            None => Some(Peer::Joining),
-        };
+        let chain: Vec<_> = outer
+            .get_ref()
+            .1
+            .peer_certificates()
+            .map(|chain| chain.iter().map(|c| c.clone().into_owned()).collect())
+            .unwrap_or_default();
+        let peer = if chain.is_empty() { Some(Peer::Joining) } else { (self.identify)(&chain) };
         match peer {
             None => outer.shutdown().await,
             Some(Peer::Joining) => match self.joining.try_acquire() {
-                Ok(_place) => timeout(JOINING_TIMEOUT, self.copy(outer, Peer::Joining)).await?,
+                Ok(_place) => timeout(JOINING_TIMEOUT, self.copy(outer, Peer::Joining, chain)).await?,
                 Err(_) => outer.shutdown().await,
             },
-            Some(peer) => self.copy(outer, peer).await,
+            Some(peer) => self.copy(outer, peer, chain).await,
         }
     }
 
-    async fn copy(&self, mut outer: TlsStream<TcpStream>, peer: Peer) -> std::io::Result<()> {
+    async fn copy(
+        &self,
+        mut outer: TlsStream<TcpStream>,
+        peer: Peer,
+        chain: Vec<CertificateDer<'static>>,
+    ) -> std::io::Result<()> {
         let mut plain = TcpStream::connect(self.inner).await?;
         plain.set_nodelay(true)?;
-        let _known = Known::new(&self.passed, plain.local_addr()?, peer);
-        copy_bidirectional_with_sizes(&mut outer, &mut plain, PASS_BUFFER, PASS_BUFFER).await.map(|_| ())
+        let end = CancellationToken::new();
+        // The master speaks for everybody.
+        let mut allowance = (peer != Peer::Master).then(|| Allowance::new(Instant::now()));
+        let entry = Entry { peer, chain, end: end.clone() };
+        let _known = Known::new(&self.passed, plain.local_addr()?, entry);
+        let (mut from_client, mut to_client) = split(&mut outer);
+        let (mut from_broker, mut to_broker) = plain.split();
+        let up = async {
+            let mut buffer = vec![0; PASS_BUFFER];
+            loop {
+                let count = from_client.read(&mut buffer).await?;
+                if count == 0 {
+                    return std::io::Result::Ok(());
+                }
+                to_broker.write_all(&buffer[..count]).await?;
+                if let Some(pause) = allowance.as_mut().and_then(|a| a.take(&buffer[..count], Instant::now()))
+                {
+                    sleep(pause).await;
+                }
+            }
+        };
+        let down = async {
+            copy_buf(&mut BufReader::with_capacity(PASS_BUFFER, &mut from_broker), &mut to_client).await
+        };
+        tokio::select! {
+            ended = up => ended,
+            ended = down => ended.map(drop),
+            () = end.cancelled() => Ok(()),
+        }?;
+        outer.shutdown().await
     }
 }
 
@@ -238,8 +305,8 @@ struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    fn new(passed: &'a Passed, address: SocketAddr, peer: Peer) -> Self {
-        passed.lock().expect("no holder of the lock panics").insert(address, peer);
+    fn new(passed: &'a Passed, address: SocketAddr, entry: Entry) -> Self {
+        passed.lock().expect("no holder of the lock panics").insert(address, entry);
         Self { passed, address }
     }
 }
@@ -263,7 +330,7 @@ const JOINING_PREFIX: &str = "joining:";
 impl Authoriser {
     fn user(&self, address: SocketAddr) -> Option<String> {
         let passed = self.passed.lock().expect("no holder of the lock panics");
-        passed.get(&address).map(|peer| match peer {
+        passed.get(&address).map(|entry| match &entry.peer {
             Peer::Master => MASTER.to_owned(),
             Peer::Node(name) => format!("{NODE_PREFIX}{name}"),
             Peer::Joining => JOINING_PREFIX.to_owned(),
@@ -307,7 +374,7 @@ impl AuthProvider for Authoriser {
             Some(user)
                 if user
                     .strip_prefix(NODE_PREFIX)
-                    .is_some_and(|node| connect.client_id == topics::node_client_id(&self.cluster, node)) =>
+                    .is_some_and(|node| topics::is_client_id_of(&self.cluster, node, &connect.client_id)) =>
             {
                 AuthResult::success_with_user(user)
             }

@@ -14,8 +14,10 @@ use serde_json::value::RawValue;
 use super::{Error, PAYLOAD_BYTES_MAX};
 use crate::ids::{self, Generation};
 
-/// The protocol's version.
+/// The protocol's version, and the oldest that is still understood. Both sides speak the older of
+/// their two; a newer peer is trusted to do so.
 pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL_MIN: u32 = 1;
 /// Payloads below this are not worth compressing (bytes).
 const COMPRESS_FROM_BYTES: usize = 512;
 /// What a payload may unpack to (bytes).
@@ -50,6 +52,32 @@ pub enum ItemKind {
     Peer,
     /// A NetworkPolicy, as far as it selects pods of the node: `net::policy::Policy`.
     Policy,
+}
+
+impl ItemKind {
+    /// As on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::ConfigMap => "configMap",
+            Self::Secret => "secret",
+            Self::PersistentVolume => "persistentVolume",
+            Self::PersistentVolumeClaim => "persistentVolumeClaim",
+            Self::Namespace => "namespace",
+            Self::Pod => "pod",
+            Self::Service => "service",
+            Self::ServiceEnv => "serviceEnv",
+            Self::Dns => "dns",
+            Self::Ingress => "ingress",
+            Self::Peer => "peer",
+            Self::Policy => "policy",
+        }
+    }
+
+    /// Whether items of this kind are the same for all nodes.
+    pub fn is_shared(self) -> bool {
+        matches!(self, Self::Service | Self::ServiceEnv | Self::Dns | Self::Peer)
+    }
 }
 
 /// Which item.
@@ -100,16 +128,60 @@ pub fn hash_of(body: &str) -> String {
     ids::hex(&digest::digest(&digest::SHA256, body.as_bytes()).as_ref()[..16])
 }
 
-/// The digest of a set: SHA-256 over its keys and hashes in key order, in hexadecimal.
-pub fn digest_of<'a>(items: impl Iterator<Item = (&'a ItemKey, &'a str)>) -> String {
-    let mut context = digest::Context::new(&digest::SHA256);
-    for (key, hash) in items {
-        for part in [format!("{:?}", key.kind).as_str(), &key.namespace, &key.name, hash] {
+/// The digest of a set of items: the sum (64-bit lanes, wrapping) of the SHA-256 of every key with
+/// its hash. It guards against loss, not against malice, and changes with one item in one step,
+/// however large the set is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SetDigest([u64; 4]);
+
+impl SetDigest {
+    fn lanes(key: &ItemKey, hash: &str) -> [u64; 4] {
+        let mut context = digest::Context::new(&digest::SHA256);
+        for part in [key.kind.name(), &key.namespace, &key.name, hash] {
             context.update(part.as_bytes());
             context.update(&[0]);
         }
+        let mut lanes = [0; 4];
+        for (lane, bytes) in lanes.iter_mut().zip(context.finish().as_ref().chunks_exact(8)) {
+            *lane = bytes.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        }
+        lanes
     }
-    ids::hex(context.finish().as_ref())
+
+    /// Takes an item in.
+    pub fn add(&mut self, key: &ItemKey, hash: &str) {
+        self.0
+            .iter_mut()
+            .zip(Self::lanes(key, hash))
+            .for_each(|(lane, more)| *lane = lane.wrapping_add(more));
+    }
+
+    /// Takes an item out that is in.
+    pub fn remove(&mut self, key: &ItemKey, hash: &str) {
+        self.0
+            .iter_mut()
+            .zip(Self::lanes(key, hash))
+            .for_each(|(lane, less)| *lane = lane.wrapping_sub(less));
+    }
+
+    /// The digest of two sets without a common item.
+    #[must_use]
+    pub fn with(mut self, other: Self) -> Self {
+        self.0.iter_mut().zip(other.0).for_each(|(lane, more)| *lane = lane.wrapping_add(more));
+        self
+    }
+
+    pub fn of<'a>(items: impl Iterator<Item = (&'a ItemKey, &'a str)>) -> Self {
+        let mut sum = Self::default();
+        items.for_each(|(key, hash)| sum.add(key, hash));
+        sum
+    }
+}
+
+impl std::fmt::Display for SetDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|lane| write!(f, "{lane:016x}"))
+    }
 }
 
 /// What every pod of a node needs to know of the cluster; the item [`ItemKind::Config`].
@@ -127,6 +199,8 @@ pub struct NodeConfig {
     pub cluster_domain: String,
     /// The labels of the node, as the master has them.
     pub labels: BTreeMap<String, String>,
+    /// Where the broker is found (URLs), in the order they are tried; empty: where the node joined.
+    pub endpoints: Vec<String>,
 }
 
 /// What a board is; constant while the node runs, but for addresses.
@@ -163,6 +237,11 @@ pub struct Hello {
     pub session: String,
     /// Of this start of the agent.
     pub boot: String,
+    /// What tells this board from every other; a copied memory card does not carry it along.
+    pub hardware: String,
+    /// The node's clock, so that the master can judge the times it tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub now: Option<jiff::Timestamp>,
     pub info: NodeInfo,
     /// Of the ledger.
     pub generation: Generation,
@@ -176,6 +255,12 @@ pub struct Hello {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Desired {
+    /// Whom it is for: two boards with one identity hear the same topic.
+    pub session: String,
+    /// How often the cluster was restored from a backup: a master that was left behind says less.
+    pub epoch: u64,
+    /// The version that both sides speak.
+    pub protocol: u32,
     pub generation: Generation,
     pub put: Vec<Item>,
     pub delete: Vec<ItemKey>,
@@ -309,7 +394,7 @@ pub enum Up {
 #[serde(rename_all = "camelCase")]
 pub enum Down {
     Desired(Desired),
-    /// All statuses up to this one are stored.
+    /// The status with this number is stored; others may have been lost.
     StatusAck {
         seq: u64,
     },
@@ -326,6 +411,10 @@ pub enum Down {
     Refused {
         session: String,
         reason: String,
+    },
+    /// The node was taken out of the cluster: it ends its pods and forgets who it was.
+    Removed {
+        session: String,
     },
 }
 
@@ -400,7 +489,7 @@ mod tests {
     fn a_digest_tells_sets_apart() {
         let key = |n: &str| ItemKey::new(ItemKind::Pod, "ns", n);
         let (a, b) = (key("a"), key("b"));
-        let digest = |set: &[(&ItemKey, &str)]| digest_of(set.iter().copied());
+        let digest = |set: &[(&ItemKey, &str)]| SetDigest::of(set.iter().copied());
         let one = digest(&[(&a, "1"), (&b, "2")]);
         assert_eq!(one, digest(&[(&a, "1"), (&b, "2")]));
         assert_ne!(one, digest(&[(&a, "1"), (&b, "3")]));

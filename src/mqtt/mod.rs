@@ -12,6 +12,7 @@ pub mod memory;
 pub mod messages;
 pub mod session;
 pub mod stream;
+mod throttle;
 pub mod topics;
 
 use bytes::Bytes;
@@ -88,6 +89,8 @@ pub trait Bus: Send + Sync + 'static {
     fn try_publish(&self, topic: &str, payload: Bytes, priority: Priority) -> Result<(), Error>;
     /// Whether the broker can be reached now.
     fn connected(&self) -> bool;
+    /// Leaves the present broker for the next one, when there are several.
+    fn leave(&self) {}
 }
 
 /// A reserved place in a bus's queue: takes topic and payload.

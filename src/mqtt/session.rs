@@ -2,11 +2,12 @@
 //!
 //! Every connection gets a fresh client, so that nothing waits in the library from one connection
 //! to the next; what is queued when a connection ends is dropped, as [`Bus`] says. Messages of
-//! [`Priority::Control`] that wait go before those of [`Priority::Bulk`].
+//! [`Priority::Control`] that wait go before those of [`Priority::Bulk`]. With several addresses the
+//! one that answered last is tried first, then the others in turn.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -24,7 +25,7 @@ use rumqttc::{
         },
     },
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::{Bus, EVENTS_MAX, Error, Event, Events, PAYLOAD_BYTES_MAX, Place, Priority, Will, topics};
 use crate::tasks::CancellationToken;
@@ -39,7 +40,7 @@ const INFLIGHT_MAX: u16 = 32;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(10);
 /// How long connecting may take (seconds).
-const CONNECT_TIMEOUT_SECONDS: u64 = 15;
+const CONNECT_TIMEOUT_SECONDS: u64 = 10;
 /// How long a clean goodbye may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 const PACKET_HEAD_MAX: usize = 1 << 10;
@@ -93,11 +94,43 @@ fn hide_password(url: &str) -> String {
     }
 }
 
+impl std::fmt::Display for Address {
+    /// Without the login: for logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "mqtt{}://{}:{}", if self.tls { "s" } else { "" }, self.host, self.port)
+    }
+}
+
+/// Where a broker may be found: tried in turn; may change while a session lasts. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Endpoints(Arc<Mutex<Vec<Address>>>);
+
+impl Endpoints {
+    pub fn new(addresses: Vec<Address>) -> Self {
+        Self(Arc::new(Mutex::new(addresses)))
+    }
+
+    /// What is tried from the next attempt on.
+    pub fn set(&self, addresses: Vec<Address>) {
+        *self.0.lock().expect("no holder of the endpoints' lock panics") = addresses;
+    }
+
+    pub fn list(&self) -> Vec<Address> {
+        self.0.lock().expect("no holder of the endpoints' lock panics").clone()
+    }
+}
+
+impl From<Address> for Endpoints {
+    fn from(address: Address) -> Self {
+        Self::new(vec![address])
+    }
+}
+
 /// What a connection is made with.
 #[derive(Clone)]
 pub struct Options {
-    pub address: Address,
-    /// Used when the address says TLS.
+    pub endpoints: Endpoints,
+    /// Used when an address says TLS.
     pub tls: Arc<rustls::ClientConfig>,
     pub client_id: String,
     pub keep_alive: Duration,
@@ -110,6 +143,7 @@ pub struct Session {
     control: mpsc::Sender<Outgoing>,
     bulk: mpsc::Sender<Outgoing>,
     connected: Arc<AtomicBool>,
+    leave: Arc<Notify>,
 }
 
 struct Outgoing {
@@ -124,6 +158,9 @@ pub struct Connection {
     bulk: mpsc::Receiver<Outgoing>,
     events: mpsc::Sender<Event>,
     connected: Arc<AtomicBool>,
+    leave: Arc<Notify>,
+    /// The present connection, or the last one, came about.
+    was_up: bool,
 }
 
 /// A session, the events of its connection, and the task that has to run.
@@ -132,8 +169,17 @@ pub fn session(options: Options) -> (Arc<Session>, Events, Connection) {
     let (bulk, bulk_queue) = mpsc::channel(QUEUE_MAX);
     let (events, received) = mpsc::channel(EVENTS_MAX);
     let connected = Arc::new(AtomicBool::new(false));
-    let session = Session { control, bulk, connected: Arc::clone(&connected) };
-    let connection = Connection { options, control: control_queue, bulk: bulk_queue, events, connected };
+    let leave = Arc::new(Notify::new());
+    let session = Session { control, bulk, connected: Arc::clone(&connected), leave: Arc::clone(&leave) };
+    let connection = Connection {
+        options,
+        control: control_queue,
+        bulk: bulk_queue,
+        events,
+        connected,
+        leave,
+        was_up: false,
+    };
     (Arc::new(session), received, connection)
 }
 
@@ -187,31 +233,52 @@ impl Bus for Session {
     fn connected(&self) -> bool {
         self.connected.load(Ordering::Acquire)
     }
+
+    fn leave(&self) {
+        self.leave.notify_waiters();
+    }
 }
 
 impl Connection {
     /// Keeps the connection until told to stop, or until nobody reads its events.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), std::convert::Infallible> {
         let mut pause = RETRY_FIRST;
+        // Which address is next, and how many were tried in vain since one answered.
+        let (mut turn, mut vain) = (0usize, 0usize);
         while !stop.is_cancelled() && !self.events.is_closed() {
-            let reason = self.connection(&stop, &mut pause).await;
+            let addresses = self.options.endpoints.list();
+            let Some(address) = addresses.get(turn % addresses.len().max(1)) else {
+                let _ = stop.run_until_cancelled(tokio::time::sleep(RETRY_LAST)).await;
+                continue;
+            };
+            self.was_up = false;
+            let reason = self.connection(address, &stop).await;
             self.connected.store(false, Ordering::Release);
             while self.control.try_recv().is_ok() || self.bulk.try_recv().is_ok() {}
             if let Some(reason) = reason {
-                tracing::debug!(reason, client = self.options.client_id, "MQTT connection ended");
+                tracing::debug!(reason, %address, client = self.options.client_id, "MQTT connection ended");
+                let was_up = self.was_up;
                 if self.events.send(Event::Disconnected { reason }).await.is_err() {
                     break;
                 }
+                if was_up {
+                    (pause, vain) = (RETRY_FIRST, 0);
+                } else {
+                    (turn, vain) = (turn.wrapping_add(1), vain + 1);
+                }
                 let _ = stop.run_until_cancelled(tokio::time::sleep(jittered(pause))).await;
-                pause = (pause * 2).min(RETRY_LAST);
+                // Longer only when every address was tried.
+                if vain > 0 && vain.is_multiple_of(addresses.len()) {
+                    pause = (pause * 2).min(RETRY_LAST);
+                }
             }
         }
         Ok(())
     }
 
     /// One connection; the reason it ended, or `None` when it was told to.
-    async fn connection(&mut self, stop: &CancellationToken, pause: &mut Duration) -> Option<String> {
-        let (client, mut events) = AsyncClient::new(self.library_options(), LIBRARY_QUEUE);
+    async fn connection(&mut self, address: &Address, stop: &CancellationToken) -> Option<String> {
+        let (client, mut events) = AsyncClient::new(self.library_options(address), LIBRARY_QUEUE);
         // The library is polled to completion in its own future: its poll is not cancel-safe while
         // it writes.
         let (polled, mut from_library) = mpsc::channel(EVENTS_MAX);
@@ -229,7 +296,7 @@ impl Connection {
             }
         };
         let working = async {
-            let reason = self.work(&client, &mut from_library, stop, pause).await;
+            let reason = self.work(&client, &mut from_library, stop).await;
             if reason.is_none() {
                 let _ = client.disconnect().await;
             }
@@ -249,8 +316,8 @@ impl Connection {
         }
     }
 
-    fn library_options(&self) -> MqttOptions {
-        let Options { address, tls, client_id, keep_alive, will, .. } = &self.options;
+    fn library_options(&self, address: &Address) -> MqttOptions {
+        let Options { tls, client_id, keep_alive, will, .. } = &self.options;
         let mut options = MqttOptions::new(client_id, &address.host, address.port);
         let packet = u32::try_from(PAYLOAD_BYTES_MAX + PACKET_HEAD_MAX).unwrap_or(u32::MAX);
         options
@@ -278,13 +345,18 @@ impl Connection {
         client: &AsyncClient,
         from_library: &mut mpsc::Receiver<Incoming>,
         stop: &CancellationToken,
-        pause: &mut Duration,
     ) -> Option<String> {
         let mut up = false;
+        let leave = Arc::clone(&self.leave);
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return None,
+                () = leave.notified(), if up => {
+                    // As if it had not answered: the next one's turn.
+                    self.was_up = false;
+                    return Some("another broker is wanted".to_owned());
+                }
                 packet = from_library.recv() => match packet {
                     Some(Incoming::ConnAck(_)) => {
                         let filters = self.options.filters.iter().map(|f| Filter::new(f, QoS::AtLeastOnce));
@@ -294,7 +366,7 @@ impl Connection {
                     }
                     Some(Incoming::SubAck(_)) => {
                         up = true;
-                        *pause = RETRY_FIRST;
+                        self.was_up = true;
                         self.connected.store(true, Ordering::Release);
                         self.events.send(Event::Connected).await.ok()?;
                     }

@@ -7,6 +7,7 @@
 //! 1 open    a JSON Request                     4 close   channel (1): no more data on it
 //! 2 data    channel (1), bytes                 5 resize  columns (2), rows (2)
 //! 3 credit  bytes (4) that may follow          6 end     a JSON Outcome; the stream is over
+//! 7 opened  what was asked for is under way
 //! ```
 //! Invariants: a sender has never more than [`WINDOW_BYTES`] on the way that the reader has not
 //! taken; a gap in the numbers ends the stream with an error, since what was lost cannot be made up;
@@ -119,9 +120,19 @@ impl Outcome {
 /// What comes out of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Incoming {
-    Data { channel: u8, bytes: Bytes },
-    Close { channel: u8 },
-    Resize { columns: u16, rows: u16 },
+    Data {
+        channel: u8,
+        bytes: Bytes,
+    },
+    Close {
+        channel: u8,
+    },
+    Resize {
+        columns: u16,
+        rows: u16,
+    },
+    /// What was asked for is under way: it is not refused any more.
+    Opened,
     End(Outcome),
 }
 
@@ -277,6 +288,28 @@ impl Mux {
     }
 }
 
+/// A frame in words, without what it carries.
+pub fn describe(payload: &[u8]) -> String {
+    let Some((kind, id, number)) = head(payload) else { return "a broken frame".to_owned() };
+    let body = &payload[HEAD_BYTES..];
+    let name = match kind {
+        1 => "open",
+        2 => "data",
+        3 => "credit",
+        4 => "close",
+        5 => "resize",
+        6 => "end",
+        7 => "opened",
+        _ => "unknown",
+    };
+    let rest = match (kind, body.split_first()) {
+        (2, Some((channel, bytes))) => format!(" channel={channel} {} bytes", bytes.len()),
+        (1 | 6, _) => format!(" {}", String::from_utf8_lossy(body)),
+        _ => String::new(),
+    };
+    format!("{name} stream={id:016x} number={number}{rest}")
+}
+
 fn head(payload: &[u8]) -> Option<(u8, u64, u32)> {
     let kind = *payload.first()?;
     let id = u64::from_be_bytes(payload.get(1..9)?.try_into().ok()?);
@@ -313,6 +346,7 @@ fn accept(entry: &mut Entry, kind: u8, body: &Bytes) -> Result<Option<Incoming>,
             }
         }
         6 => Incoming::End(serde_json::from_slice(body).map_err(|_| broken())?),
+        7 => Incoming::Opened,
         _ => return Err(broken()),
     }))
 }
@@ -347,6 +381,14 @@ impl StreamSender {
             self.put(2, &[&[channel], &part]).await?;
         }
         Ok(())
+    }
+
+    /// Says that what was asked for is under way.
+    ///
+    /// # Errors
+    /// The stream or the link is over.
+    pub async fn opened(&self) -> Result<(), Error> {
+        self.put(7, &[]).await
     }
 
     /// Says that nothing more comes on a channel.

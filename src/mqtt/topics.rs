@@ -57,6 +57,25 @@ pub fn node_client_id(cluster: &str, node: &str) -> String {
     format!("sampan-{cluster}-node-{node}")
 }
 
+/// Length of the hardware's part of a client id (hexadecimal characters).
+pub const HARDWARE_LENGTH: usize = 16;
+
+/// The client id of a node on a certain board: two boards with one identity (a copied memory card)
+/// do not throw each other out of the broker, and the master can refuse the second one.
+pub fn board_client_id(cluster: &str, node: &str, hardware: &str) -> String {
+    format!("{}.{hardware}", node_client_id(cluster, node))
+}
+
+/// Whether a client id belongs to a node.
+pub fn is_client_id_of(cluster: &str, node: &str, client_id: &str) -> bool {
+    client_id.strip_prefix(&node_client_id(cluster, node)).is_some_and(|rest| {
+        rest.is_empty()
+            || rest.strip_prefix('.').is_some_and(|hardware| {
+                hardware.len() == HARDWARE_LENGTH && hardware.bytes().all(|b| b.is_ascii_hexdigit())
+            })
+    })
+}
+
 /// The random part of a joining client's id (hexadecimal characters).
 const JOIN_ID_LENGTH: usize = 32;
 

@@ -3,19 +3,21 @@
 //! On every connection: hello with the ledger's generation and digest; the master answers with what
 //! differs; what arrives is verified against its digest, written, then handed to the workers.
 
+mod served;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
-use serde::de::DeserializeOwned;
 use tokio::{
     sync::{Notify, broadcast::error::RecvError, mpsc, watch},
     task::JoinSet,
-    time::{Instant, MissedTickBehavior},
+    time::{Instant, MissedTickBehavior, sleep_until, timeout_at},
 };
 
 use super::{
@@ -26,9 +28,10 @@ use super::{
     isolation::Isolation,
     jobs,
     ledger::{Ledger, LedgerError},
+    local::{Command, Local},
     logs,
     record::{Record, Verdict, Wanted, parse_container_id},
-    shared::{Options, Outbox, Shared},
+    shared::{Options, Outbox, Pressure, Shared},
     streams,
     usage::Looks,
     worker::{Mail, Mailbox, Worker},
@@ -46,19 +49,20 @@ use crate::{
         stream::Mux,
         topics::{self, Leaf},
     },
-    net::{
-        AddressWatch, Network, Peer, ServicePort, Viewpoint,
-        cidr::Cidr,
-        policy::{self, PodPolicy},
-    },
+    net::{AddressWatch, Network, Peer, ServicePort, policy::PodPolicy},
     runtime::Runtime,
     tasks::CancellationToken,
 };
 
 /// Pod statuses of one message.
 const REPORTS_MAX: usize = 128;
-/// The label of a node's zone.
-const ZONE: &str = "topology.kubernetes.io/zone";
+/// How long the first answer to a hello is waited for before it is said again, and the last.
+const HELLO_AGAIN_FIRST: Duration = Duration::from_secs(4);
+const HELLO_AGAIN_LAST: Duration = Duration::from_secs(30);
+/// How long the pods of a removed node may take to end.
+const REMOVAL_MAX: Duration = Duration::from_secs(45);
+/// Commands of users of this board that wait.
+const COMMANDS_MAX: usize = 8;
 /// The one peer of a node's streams.
 const MASTER: &str = "";
 /// Parts of a desired set that may wait for their last one (bytes).
@@ -72,6 +76,8 @@ pub struct Link {
     pub will: Will,
     /// Names this start of the agent.
     pub session: String,
+    /// The board, as [`info::hardware`] has it.
+    pub hardware: String,
 }
 
 impl Link {
@@ -79,12 +85,12 @@ impl Link {
     ///
     /// # Errors
     /// Never in practice: the will is small.
-    pub fn new(cluster: &str, node: &str) -> Result<Self, mqtt::Error> {
+    pub fn new(cluster: &str, node: &str, hardware: String) -> Result<Self, mqtt::Error> {
         let session = ids::hex(&ids::random_bytes::<8>());
         let bye = Up::Bye { session: session.clone(), clean: false };
         let will = Will { topic: topics::up(cluster, node, Leaf::Will), payload: messages::encode(&bye)? };
-        let client_id = topics::node_client_id(cluster, node);
-        Ok(Self { client_id, filters: topics::node_filters(cluster, node), will, session })
+        let client_id = topics::board_client_id(cluster, node, &hardware);
+        Ok(Self { client_id, filters: topics::node_filters(cluster, node), will, session, hardware })
     }
 }
 
@@ -126,6 +132,19 @@ fn health(services: &[ServicePort]) -> Vec<ServiceHealth> {
     health.collect()
 }
 
+/// Why an agent ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// Its pods are gone; who it was has to be forgotten.
+    #[error("the master has removed this board from the cluster")]
+    Removed,
+}
+
+/// What the node's state speaks of: the pressure, the ids of images, what is known of others' builds.
+type Looked = (Pressure, Vec<String>, BTreeMap<String, Vec<String>>);
+
 struct Entry {
     hash: String,
     namespace: String,
@@ -147,11 +166,20 @@ pub struct Agent {
     bus: Arc<dyn Bus>,
     events: Events,
     session: String,
+    hardware: String,
     boot: String,
     address: Option<Ipv4Addr>,
     /// The master has answered on this connection.
     welcome: bool,
+    /// When a hello without an answer is said again.
+    hello_again: Option<Instant>,
+    hello_pause: Duration,
+    /// The master has taken this board out of the cluster.
+    removed: bool,
+    commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
     seq: u64,
+    /// What [`Self::seq`] was at the last beat: what has no acknowledgement since is said again.
+    seq_of_beat: u64,
     parts: Option<(Desired, usize)>,
     pods: BTreeMap<String, Entry>,
     workers: JoinSet<String>,
@@ -168,6 +196,11 @@ pub struct Agent {
     state: Option<NodeState>,
     /// What events have told: memory, disk, processes, readiness are as they should be.
     told: Option<[bool; 4]>,
+    looked: Option<Looked>,
+    /// The message that told it, while it is not acknowledged.
+    state_seq: Option<u64>,
+    /// A newer one that waits to be told.
+    state_to_tell: Option<NodeState>,
     services: Option<(Vec<ServicePort>, Vec<crate::net::HostPort>)>,
     peers: Option<Vec<Peer>>,
     policies: Option<Vec<PodPolicy>>,
@@ -181,7 +214,7 @@ impl Agent {
     /// The ledger cannot be opened.
     pub fn new(
         options: Options,
-        session: String,
+        (session, hardware): (String, String),
         (bus, events): (Arc<dyn Bus>, Events),
         ground: Ground,
         address: Option<Ipv4Addr>,
@@ -220,10 +253,16 @@ impl Agent {
             bus,
             events,
             session,
+            hardware,
             boot: ids::hex(&ids::random_bytes::<8>()),
             address,
             welcome: false,
+            hello_again: None,
+            hello_pause: HELLO_AGAIN_FIRST,
+            removed: false,
+            commands: mpsc::channel(COMMANDS_MAX),
             seq: 0,
+            seq_of_beat: 0,
             parts: None,
             pods: BTreeMap::new(),
             workers: JoinSet::new(),
@@ -234,6 +273,9 @@ impl Agent {
             network_error: String::new(),
             state: None,
             told: None,
+            looked: None,
+            state_seq: None,
+            state_to_tell: None,
             services: None,
             peers: None,
             policies: None,
@@ -245,11 +287,16 @@ impl Agent {
         self.tables.subscribe()
     }
 
+    /// What a user of this board may see and do, with the master or without.
+    pub fn local(&self) -> Local {
+        Local::new(Arc::clone(&self.shared), self.commands.0.clone())
+    }
+
     /// Runs until told to stop. Containers stay.
     ///
     /// # Errors
-    /// The ledger cannot be written any more.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), LedgerError> {
+    /// The ledger cannot be written any more, or the master has removed this node.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), Ended> {
         let shared = Arc::clone(&self.shared);
         let mut changes = shared.runtime.watch();
         let addresses = AddressWatch::open()
@@ -281,6 +328,14 @@ impl Agent {
                     Err(RecvError::Closed) => break,
                 },
                 Some(ended) = self.workers.join_next() => self.reap(ended).await,
+                Some(Command::Restart { uid, container, reply }) = self.commands.1.recv() => {
+                    let known = self.pods.get(&uid);
+                    if let Some(pod) = known {
+                        pod.mailbox.send(Mail::Restart(container)).await;
+                    }
+                    // Who asked does not wait any more when this fails.
+                    let _ = reply.send(known.is_some());
+                }
                 () = shared.outbox.changed.notified() => self.send_news().await,
                 () = shared.asks.changed.notified() => self.send_news().await,
                 () = shared.host_ports_changed.notified() => self.apply_services().await,
@@ -293,6 +348,13 @@ impl Agent {
                 true = arrived(&mut arrivals) => self.tell_all(Mail::Images).await,
                 _ = beat.tick() => self.beat().await,
                 () = addresses_changed(addresses.as_ref()) => self.addresses_changed().await,
+                () = sleep_until(self.hello_again.unwrap_or_else(Instant::now)),
+                    if self.hello_again.is_some() => self.hello(false).await,
+            }
+            if self.removed {
+                watching.abort();
+                self.take_everything_away().await?;
+                return Err(Ended::Removed);
             }
         }
         watching.abort();
@@ -300,6 +362,18 @@ impl Agent {
         while self.workers.join_next().await.is_some() {}
         while chores.join_next().await.is_some() {}
         self.say(&Up::Bye { session: self.session.clone(), clean: true }).await;
+        Ok(())
+    }
+
+    /// The node is no longer of the cluster: its pods end, its ledger is emptied.
+    async fn take_everything_away(&mut self) -> Result<(), LedgerError> {
+        let generation = self.shared.ledger.generation();
+        self.shared.ledger.apply(generation, Vec::new(), self.shared.ledger.keys()).await?;
+        self.reconcile(&BTreeSet::new()).await;
+        let deadline = Instant::now() + REMOVAL_MAX;
+        while let Ok(Some(_)) = timeout_at(deadline, self.workers.join_next()).await {}
+        self.stop_workers.cancel();
+        while self.workers.join_next().await.is_some() {}
         Ok(())
     }
 
@@ -371,6 +445,8 @@ impl Agent {
             Event::Disconnected { reason } => {
                 tracing::debug!(reason, "cut off from the master");
                 self.welcome = false;
+                self.hello_again = None;
+                self.hello_pause = HELLO_AGAIN_FIRST;
                 self.state = None;
                 self.parts = None;
                 self.mux.lost(MASTER);
@@ -379,6 +455,8 @@ impl Agent {
             }
             Event::Message { topic, payload } => match topics::parse_down(&topic) {
                 Some(Leaf::Control) => self.obey(&payload).await?,
+                // Before the master's answer, what is heard may be meant for another board.
+                Some(Leaf::Stream) if !self.welcome => {}
                 Some(Leaf::Stream) => {
                     while self.streams.try_join_next().is_some() {}
                     if let Some((stream, request)) = self.mux.heard(MASTER, &payload) {
@@ -414,12 +492,17 @@ impl Agent {
             protocol: PROTOCOL,
             session: self.session.clone(),
             boot: self.boot.clone(),
+            hardware: self.hardware.clone(),
+            now: Some(self.shared.clock.now()),
             info: self.shared.info(),
             generation: ledger.generation(),
             digest: ledger.digest(),
             hashes: hashes.then(|| ledger.hashes()),
         };
         self.say(&Up::Hello(Box::new(hello))).await;
+        // On a bad link the answer may take long; a lost hello must not wait for the next beat.
+        self.hello_again = (!self.welcome && self.bus.connected()).then(|| Instant::now() + self.hello_pause);
+        self.hello_pause = (self.hello_pause * 2).min(HELLO_AGAIN_LAST);
     }
 
     async fn beat(&mut self) {
@@ -439,6 +522,12 @@ impl Agent {
             let generation = self.shared.ledger.generation();
             self.say(&Up::Beat { session: self.session.clone(), generation }).await;
         }
+        self.shared.outbox.unsend_up_to(self.seq_of_beat);
+        if self.state_seq.is_some_and(|told| told <= self.seq_of_beat) {
+            self.state = None;
+        }
+        self.seq_of_beat = self.seq;
+        self.look_at_state();
         self.send_news().await;
     }
 
@@ -460,19 +549,44 @@ impl Agent {
         };
         match message {
             Down::Desired(desired) => self.desired(desired).await?,
-            Down::StatusAck { seq } => self.shared.outbox.acknowledged(seq),
+            Down::StatusAck { seq } => {
+                self.state_seq = self.state_seq.filter(|told| *told != seq);
+                self.shared.outbox.acknowledged(seq);
+            }
             Down::Answer { id, answer } => self.shared.asks.answer(id, answer),
-            Down::SayHello { hashes } => self.hello(hashes).await,
+            Down::SayHello { hashes } => {
+                // The master may have dropped what it did not acknowledge.
+                self.shared.outbox.unsend();
+                self.hello(hashes).await;
+            }
             Down::Refused { session, reason } if session == self.session => {
                 tracing::error!(reason, "the master refuses this node");
+                self.welcome = false;
+                self.hello_again = Some(Instant::now() + HELLO_AGAIN_LAST);
             }
-            Down::Refused { .. } => {}
+            Down::Removed { session } if session == self.session => {
+                tracing::error!("the master has removed this board from the cluster: its pods end");
+                self.removed = true;
+            }
+            Down::Refused { .. } | Down::Removed { .. } => {}
         }
         Ok(())
     }
 
     /// Collects the parts of a change; the last one says what the whole has to come to.
     async fn desired(&mut self, part: Desired) -> Result<(), LedgerError> {
+        if !part.session.is_empty() && part.session != self.session {
+            return Ok(());
+        }
+        if part.epoch < self.shared.ledger.epoch() {
+            tracing::error!(
+                epoch = part.epoch,
+                "a master that was left behind when the cluster was restored elsewhere is not obeyed"
+            );
+            self.bus.leave();
+            return Ok(());
+        }
+        self.shared.ledger.set_epoch(part.epoch).await?;
         if part.generation < self.shared.ledger.generation() {
             tracing::debug!(generation = %part.generation, "an older generation is refused");
             return Ok(());
@@ -503,6 +617,8 @@ impl Agent {
         self.say(&Up::Ack { generation: whole.generation }).await;
         if !self.welcome {
             self.welcome = true;
+            self.hello_again = None;
+            self.look_at_state();
             self.send_news().await;
         }
         let touches = |kinds: &[ItemKind]| keys.iter().any(|k| kinds.contains(&k.kind));
@@ -608,16 +724,22 @@ impl Agent {
         if !self.welcome || !self.bus.connected() {
             return;
         }
-        let not_ready = self.network_error.clone();
-        let state = NodeState { not_ready, ..info::state(self.shared.pressure(), &*self.shared.images) };
-        if self.state.as_ref() != Some(&state) {
+        let images = self.shared.images.list().iter().map(|image| image.id.clone()).collect();
+        let looked = (self.shared.pressure(), images, self.shared.images.platforms());
+        if self.looked.as_ref() != Some(&looked) {
+            self.looked = Some(looked);
+            self.look_at_state();
+        }
+        if let Some(state) = self.state_to_tell.take() {
             self.seq += 1;
             let status = Status { seq: self.seq, pods: Vec::new(), node: Some(state.clone()) };
             if !self.say(&Up::Status(status)).await {
+                self.state_to_tell = Some(state);
                 return;
             }
             self.tell_state(&state);
             self.state = Some(state);
+            self.state_seq = Some(self.seq);
         }
         loop {
             self.seq += 1;
@@ -680,112 +802,11 @@ impl Agent {
         }
     }
 
-    /// Starts the network when the node's range of addresses is known, or has changed.
-    async fn apply_config(&mut self) {
-        let config = self.shared.config();
-        if config.pod_cidr.is_empty() || config.pod_cidr == self.network_start {
-            return;
-        }
-        if let Err(error) = self.shared.addresses().set_range(&config.pod_cidr) {
-            tracing::error!(error, "the master gave a bad range of addresses");
-            return;
-        }
-        match self.shared.network.start(&config.pod_cidr).await {
-            Ok(()) => {
-                self.network_start = config.pod_cidr;
-                self.network_error.clear();
-                self.apply_peers().await;
-                self.apply_policies().await;
-                self.apply_services().await;
-            }
-            Err(error) => {
-                tracing::error!(%error, "starting the pod network");
-                self.network_error = error.to_string();
-            }
-        }
-    }
-
-    fn bodies<T: DeserializeOwned>(&self, kind: ItemKind) -> Vec<T> {
-        let items = self.shared.ledger.items(kind);
-        items
-            .iter()
-            .filter_map(|item| {
-                item.read().map_err(|error| tracing::error!(%error, "an item cannot be read")).ok()
-            })
-            .collect()
-    }
-
-    async fn apply_peers(&mut self) {
-        let peers: Vec<Peer> = self.bodies(ItemKind::Peer);
-        if self.peers.as_ref() == Some(&peers) || self.network_start.is_empty() {
-            return;
-        }
-        match self.shared.network.set_peers(&peers).await {
-            Ok(()) => self.peers = Some(peers),
-            Err(error) => tracing::error!(%error, "setting the ways to other nodes"),
-        }
-    }
-
-    async fn apply_services(&mut self) {
-        let mut services: Vec<ServicePort> =
-            self.bodies::<Vec<ServicePort>>(ItemKind::Service).into_iter().flatten().collect();
-        if let Ok(pods) = self.network_start.parse::<Cidr>() {
-            let labels = self.shared.config().labels;
-            let zone = labels.get(ZONE).map(String::as_str).unwrap_or_default();
-            let here = Viewpoint { node: &self.shared.options.node, zone, pods };
-            for service in &mut services {
-                service.see_from(here);
-            }
-        }
-        let ports: Vec<_> = {
-            let held = self.shared.host_ports.lock().expect("no holder of the ports' lock panics");
-            held.values().flatten().cloned().collect()
-        };
-        let all = (services, ports);
-        if self.services.as_ref() == Some(&all) || self.network_start.is_empty() {
-            return;
-        }
-        match self.shared.network.set_services(&all.0, &all.1).await {
-            Ok(()) => {
-                let health = health(&all.0);
-                self.tables.send_if_modified(|tables| {
-                    let changed = tables.health != health;
-                    tables.health = health;
-                    changed
-                });
-                self.services = Some(all);
-            }
-            Err(error) => tracing::error!(%error, "setting the services"),
-        }
-    }
-
-    /// Isolates this node's pods; those that wait for it may start.
-    async fn apply_policies(&mut self) {
-        if self.network_start.is_empty() {
-            return;
-        }
-        let (change, addresses) = self.shared.isolation.addresses();
-        let pods = policy::of_pods(&self.bodies(ItemKind::Policy), &addresses);
-        let mut error = None;
-        if self.policies.as_ref() != Some(&pods) {
-            match self.shared.network.set_policies(&pods).await {
-                Ok(()) => self.policies = Some(pods),
-                Err(cause) => {
-                    tracing::error!(error = %cause, "isolating pods");
-                    error = Some(cause.to_string());
-                }
-            }
-        }
-        self.shared.isolation.enforced(change, error);
-    }
-
-    fn publish_tables(&self) {
-        let ledger = &self.shared.ledger;
-        self.tables.send_modify(|tables| {
-            tables.config = self.shared.config();
-            tables.dns = ledger.items(ItemKind::Dns);
-            tables.ingress = ledger.items(ItemKind::Ingress);
-        });
+    /// Looks at how the node is: at a beat, when pressure or images change, when its network starts.
+    fn look_at_state(&mut self) {
+        let not_ready = self.network_error.clone();
+        let state = NodeState { not_ready, ..info::state(self.shared.pressure(), &*self.shared.images) };
+        self.state_to_tell = (self.state.as_ref() != Some(&state)).then_some(state);
     }
 }
 

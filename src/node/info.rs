@@ -7,9 +7,13 @@ use nix::{ifaddrs::getifaddrs, sys::statvfs::statvfs};
 use super::shared::{Options, Pressure};
 use crate::{
     config::Limits,
+    ids,
     image::Images,
     kinds::{builds, quantity::Quantity, volumes},
-    mqtt::messages::{NodeInfo, NodeState},
+    mqtt::{
+        messages::{NodeInfo, NodeState},
+        topics,
+    },
 };
 
 /// Looks at the machine; `address` is used when given.
@@ -77,6 +81,37 @@ fn capacity_bytes(place: &Path) -> Option<u64> {
 pub fn tasks() -> Option<u64> {
     let text = fs::read_to_string("/proc/loadavg").ok()?;
     text.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
+}
+
+/// What tells this board from every other: `given`, or its serial number, or what else its maker gave
+/// it; hashed, [`topics::HARDWARE_LENGTH`] hexadecimal characters. A copied memory card takes the
+/// machine id along, so that comes last.
+pub fn hardware(given: Option<&str>) -> String {
+    let text = |path: &Path| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        Some(text.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_owned()).filter(|t| !t.is_empty())
+    };
+    let files = [
+        "/proc/device-tree/serial-number",
+        "/sys/class/dmi/id/product_uuid",
+        "/sys/class/dmi/id/board_serial",
+    ];
+    let serial = || files.iter().find_map(|path| text(Path::new(path)));
+    // The address of the first interface that is a device (`device` links to its bus).
+    let address = || {
+        let mut devices: Vec<_> = fs::read_dir("/sys/class/net").ok()?.flatten().map(|e| e.path()).collect();
+        devices.retain(|path| path.join("device").exists());
+        devices.sort();
+        devices.iter().find_map(|path| text(&path.join("address")))
+    };
+    let found = given
+        .map(str::to_owned)
+        .or_else(serial)
+        .or_else(address)
+        .or_else(|| text(Path::new("/etc/machine-id")))
+        .unwrap_or_default();
+    let digest = ring::digest::digest(&ring::digest::SHA256, found.as_bytes());
+    ids::hex(&digest.as_ref()[..topics::HARDWARE_LENGTH / 2])
 }
 
 /// How the node is: what it runs short of, and its images, the largest first.

@@ -28,6 +28,7 @@ mod isolation;
 mod jobs;
 mod launch;
 mod ledger;
+mod local;
 mod logs;
 mod plan;
 mod probes;
@@ -42,9 +43,10 @@ mod usage;
 mod volumes;
 mod worker;
 
-pub use agent::{Agent, Ground, Link, ServiceHealth, Tables};
-pub use info::{gather, outward_address};
+pub use agent::{Agent, Ended, Ground, Link, ServiceHealth, Tables};
+pub use info::{gather, hardware, outward_address};
 pub use ledger::LedgerError;
+pub use local::Local;
 pub use shared::Options;
 pub use status::OWN_CONDITIONS;
 

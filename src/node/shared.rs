@@ -140,14 +140,22 @@ impl Outbox {
             .collect()
     }
 
-    /// The master has stored everything up to `seq`.
+    /// The master has stored what was sent with `seq`; what was sent before may have been lost.
     pub fn acknowledged(&self, seq: u64) {
-        Self::lock(&self.pods).retain(|_, w| w.sent.is_none_or(|sent| sent > seq));
+        Self::lock(&self.pods).retain(|_, w| w.sent != Some(seq));
     }
 
     /// The connection was lost: what was not acknowledged goes again.
     pub fn unsend(&self) {
         Self::lock(&self.pods).values_mut().for_each(|w| w.sent = None);
+    }
+
+    /// What was sent with `seq` or before and is not acknowledged yet was lost: it goes again.
+    pub fn unsend_up_to(&self, seq: u64) {
+        Self::lock(&self.pods)
+            .values_mut()
+            .filter(|w| w.sent.is_some_and(|sent| sent <= seq))
+            .for_each(|w| w.sent = None);
     }
 
     pub fn take_events(&self) -> Vec<NodeEvent> {

@@ -1,17 +1,14 @@
 //! The agent against a master of this test's making: fake runtime, fake network, bus in memory.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::PodStatus;
-use oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder, RootFsBuilder};
-use tokio::sync::watch;
 
 use super::{Agent, Ground, Link, Options};
 use crate::{
     clock::{SharedClock, SystemClock},
     ids::Generation,
-    image::{self, Credentials, Image, Images, Progress},
+    image::fake::AnyImages,
     mqtt::{
         Bus, Event, Events, Priority,
         memory::MemoryBroker,
@@ -26,57 +23,6 @@ use crate::{
     },
     tasks::CancellationToken,
 };
-
-/// Every image is there, but for those named `missing`.
-struct AnyImages;
-
-impl Images for AnyImages {
-    fn find(&self, reference: &str) -> Option<Arc<Image>> {
-        if reference.contains("missing") {
-            return None;
-        }
-        let config = ConfigBuilder::default().entrypoint(vec!["/run".to_owned()]).build().ok()?;
-        let rootfs = RootFsBuilder::default().typ("layers").diff_ids(Vec::<String>::new()).build().ok()?;
-        let config = ImageConfigurationBuilder::default()
-            .architecture("amd64")
-            .os("linux")
-            .config(config)
-            .rootfs(rootfs)
-            .build()
-            .ok()?;
-        Some(Arc::new(Image {
-            id: "sha256:1".into(),
-            names: vec![reference.to_owned()],
-            digests: vec![],
-            config: Arc::new(config),
-            layers: vec![],
-            size_bytes: 1,
-            pinned: false,
-        }))
-    }
-
-    fn list(&self) -> Vec<Arc<Image>> {
-        Vec::new()
-    }
-
-    fn pull<'a>(
-        &'a self,
-        reference: &'a str,
-        _: &'a [Credentials],
-        _: Option<watch::Sender<Progress>>,
-    ) -> BoxFuture<'a, Result<Arc<Image>, image::Error>> {
-        let refused = image::Error::Pull { reference: reference.into(), message: "no such host".into() };
-        Box::pin(async move { self.find(reference).ok_or(refused) })
-    }
-
-    fn import<'a>(&'a self, _: &'a Path) -> BoxFuture<'a, Result<Vec<Arc<Image>>, image::Error>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-
-    fn remove<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<(), image::Error>> {
-        Box::pin(async { Ok(()) })
-    }
-}
 
 /// A node and the master's end of its line.
 struct World {
@@ -119,13 +65,13 @@ impl World {
     }
 
     fn start(&mut self) {
-        let link = Link::new("c", "n").unwrap();
+        let link = Link::new("c", "n", "h".to_owned()).unwrap();
         let mut options = Options::new("c", "n", self.dir.path().join("data"), self.dir.path().join("log"));
         options.beat = Duration::from_secs(5);
         let (bus, events) = self.broker.connect(&link.client_id, link.filters, Some(link.will));
         let agent = Agent::new(
             options,
-            link.session,
+            (link.session, link.hardware),
             (bus, events),
             Ground {
                 runtime: self.runtime.clone(),
@@ -179,12 +125,14 @@ impl World {
 
     /// Sends the whole set; the node takes what differs.
     async fn push(&self) {
-        let digest = messages::digest_of(self.items.iter().map(|(k, i)| (k, i.hash.as_str())));
+        let digest =
+            messages::SetDigest::of(self.items.iter().map(|(k, i)| (k, i.hash.as_str()))).to_string();
         self.say(&Down::Desired(Desired {
             generation: Generation(self.generation),
             put: self.items.values().cloned().collect(),
             delete: vec![],
             digest: Some(digest),
+            ..Desired::default()
         }))
         .await;
     }
@@ -208,12 +156,14 @@ impl World {
                             .filter(|k| !self.items.contains_key(k))
                             .collect();
                         let digest =
-                            messages::digest_of(self.items.iter().map(|(k, i)| (k, i.hash.as_str())));
+                            messages::SetDigest::of(self.items.iter().map(|(k, i)| (k, i.hash.as_str())))
+                                .to_string();
                         self.say(&Down::Desired(Desired {
                             generation: Generation(self.generation.max(hello.generation.0)),
                             put: self.items.values().cloned().collect(),
                             delete,
                             digest: Some(digest),
+                            ..Desired::default()
                         }))
                         .await;
                     }
@@ -451,13 +401,14 @@ async fn nothing_is_left_of_a_pod_that_ended_and_was_removed_later() {
     let key = ItemKey::new(ItemKind::Pod, "ns", "p");
     world.items.remove(&key);
     world.generation += 1;
-    let digest = messages::digest_of(world.items.iter().map(|(k, i)| (k, i.hash.as_str())));
+    let digest = messages::SetDigest::of(world.items.iter().map(|(k, i)| (k, i.hash.as_str()))).to_string();
     world
         .say(&Down::Desired(Desired {
             generation: Generation(world.generation),
             put: vec![],
             delete: vec![key],
             digest: Some(digest),
+            ..Desired::default()
         }))
         .await;
     let gone = async {
@@ -483,9 +434,10 @@ async fn a_lost_message_is_healed_by_the_next_exchange() {
     // An older generation changes nothing.
     let stale = Desired {
         generation: Generation(1),
-        digest: Some(messages::digest_of(std::iter::empty())),
+        digest: Some(messages::SetDigest::default().to_string()),
         delete: world.items.keys().cloned().collect(),
         put: vec![],
+        ..Desired::default()
     };
     world.say(&Down::Desired(stale)).await;
     world.delete("q", 1);
@@ -599,8 +551,7 @@ async fn a_port_of_a_pod_is_forwarded() {
                 }
                 incoming = stream.next() => match incoming.unwrap() {
                     Incoming::Data { bytes, .. } => return bytes,
-                    // It is under way.
-                    Incoming::Resize { .. } => {}
+                    Incoming::Opened => {}
                     other => panic!("{other:?}"),
                 },
             }

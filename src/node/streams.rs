@@ -64,11 +64,10 @@ async fn tell(shared: &Shared, sender: &StreamSender, path: &str) -> Result<Outc
     Ok(Outcome::default())
 }
 
-/// Tells the asker that the request is under way: it need not wait for the first byte to know. A
-/// size of nothing is what every reader passes over.
+/// Tells the asker that the request is under way and is not refused any more.
 async fn under_way(sender: &StreamSender) {
     // The asker is gone when this fails; the work that follows finds out.
-    let _ = sender.resize(0, 0).await;
+    let _ = sender.opened().await;
 }
 
 /// A container of this node, with its newest attempt's number plus one.
@@ -251,7 +250,7 @@ async fn feed(
                     let _ = resize.send((columns, rows)).await;
                 }
             }
-            Incoming::Data { .. } | Incoming::Close { .. } => {}
+            Incoming::Data { .. } | Incoming::Close { .. } | Incoming::Opened => {}
             Incoming::End(_) => return,
         }
     }

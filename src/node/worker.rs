@@ -20,7 +20,7 @@ use super::{
     plan::{self, Action, Plan},
     probes::{self, Kind},
     record::{
-        Failure, Identity, Job, LOST_EXIT_CODE, Live, LiveContainer, Now, Past, Record, Setup, Verdict,
+        Failure, Identity, Job, LOST_EXIT_CODE, Live, LiveContainer, Now, Past, Record, Role, Setup, Verdict,
         Wanted, container_id,
     },
     resize,
@@ -61,6 +61,8 @@ pub enum Mail {
     Evict(Verdict),
     /// There are images that were not there before.
     Images,
+    /// A user of this board wants a container (or all) to be started anew.
+    Restart(Option<String>),
 }
 
 /// Where mail for a worker goes.
@@ -210,6 +212,20 @@ impl Worker {
                     let image = self.wanted.container(name).and_then(|(_, c)| c.image.as_deref());
                     if waits && image.is_some_and(|image| self.shared.images.find(image).is_some()) {
                         live.failure = None;
+                    }
+                }
+            }
+            Mail::Restart(only) => {
+                for (role, container) in self.wanted.containers() {
+                    let asked = only.as_ref().is_none_or(|name| *name == container.name);
+                    let stays = matches!(role, Role::Main | Role::Sidecar);
+                    if asked
+                        && stays
+                        && matches!(self.live.now(&container.name, &self.record), Now::Running { .. })
+                    {
+                        let live = self.live.containers.entry(container.name.clone()).or_default();
+                        let message = format!("Container {} was restarted on the node", container.name);
+                        live.doomed = Some((message, None));
                     }
                 }
             }

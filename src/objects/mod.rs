@@ -11,6 +11,7 @@ mod admission;
 mod allocate;
 mod binding;
 mod bootstrap;
+pub mod credentials;
 mod delete;
 mod error;
 mod events;
@@ -106,7 +107,12 @@ pub struct Settings {
     pub service_cidr: Cidr,
     /// Signs the tokens of ServiceAccounts.
     pub tokens: Arc<token::Signer>,
+    /// How long pods tolerate a node that is lost or not ready (seconds).
+    pub toleration_seconds: u32,
 }
+
+/// Upstream's default of [`Settings::toleration_seconds`].
+pub const TOLERATION_SECONDS: u32 = 300;
 
 /// The verbs over one store.
 #[derive(Clone)]

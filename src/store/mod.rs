@@ -294,5 +294,15 @@ impl Store {
     }
 }
 
+/// Copies the store at `path` to `target` while another process uses it; the copy is consistent.
+pub fn copy(path: &Path, target: &Path) -> Result<(), StoreError> {
+    sqlite::backup(path, target)
+}
+
+/// Whether the file at `path` is a sound store of a version that is understood.
+pub fn verify(path: &Path) -> Result<(), StoreError> {
+    sqlite::verify(path)
+}
+
 #[cfg(test)]
 mod tests;

@@ -191,6 +191,17 @@ pub(super) fn backup(path: &Path, target: &Path) -> Result<(), StoreError> {
     fs::File::open(folder).and_then(|f| f.sync_all()).map_err(made)
 }
 
+/// Looks at a file that nobody uses.
+pub(super) fn verify(path: &Path) -> Result<(), StoreError> {
+    let failed = |source| StoreError::Open { path: path.into(), source };
+    let connection = connect(path).map_err(failed)?;
+    check(&connection).map_err(|error| match error {
+        rusqlite::Error::SqliteFailure(_, Some(detail)) => StoreError::Damaged { path: path.into(), detail },
+        source => StoreError::Open { path: path.into(), source },
+    })?;
+    prepare(&connection, path)
+}
+
 impl Database {
     fn begin(&mut self) -> rusqlite::Result<()> {
         if !self.open_transaction {

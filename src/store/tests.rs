@@ -137,3 +137,115 @@ async fn a_damaged_file_is_replaced_by_the_snapshot() {
     assert!(store.get(&a.key).is_some());
     assert!(dir.path().join("state.db.damaged").exists());
 }
+
+/// What the child of [`nothing_acknowledged_is_lost_when_the_power_goes`] is told its folder by.
+const POWER_CUT: &str = "SAMPAN_TEST_POWER_CUT";
+
+#[test]
+#[ignore = "the child of the power-cut test: writes until it is killed"]
+fn writes_until_it_is_killed() {
+    use std::io::Write as _;
+    let Ok(folder) = std::env::var(POWER_CUT) else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let store = Store::open(&Path::new(&folder).join("state.db")).unwrap();
+        for number in 0u64.. {
+            // A new object, and another one changed, in one commit: both or none.
+            let text = "x".repeat(number as usize % 3_000);
+            let value = serde_json::json!({"metadata": {"name": "n"}, "number": number, "text": text});
+            let put = |name: &str, expect| Write {
+                key: Key::new("configmaps", "default", name),
+                expect,
+                change: Change::Put { value: value.clone(), durable: true },
+            };
+            let one_of_many = format!("o{}", number % 500);
+            let expect = |name: &str| {
+                let old = store.get(&Key::new("configmaps", "default", name));
+                old.map_or(Expect::Absent, |old| Expect::At(old.revision))
+            };
+            let writes = vec![put(&one_of_many, expect(&one_of_many)), put("counter", expect("counter"))];
+            store.commit(writes).await.unwrap();
+            println!("acknowledged {number}");
+            std::io::stdout().flush().unwrap();
+        }
+    });
+}
+
+/// The files as they are while the writer stands still are what a power cut leaves, and then some: the
+/// end of the WAL may be torn. `SAMPAN_POWER_CUTS=1000` for a long run.
+#[test]
+fn nothing_acknowledged_is_lost_when_the_power_goes() {
+    use std::{
+        io::{BufRead as _, Write as _},
+        process::{Command, Stdio},
+        sync::atomic::{AtomicU64, Ordering},
+    };
+    let cuts = std::env::var("SAMPAN_POWER_CUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let (live, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "store::tests::writes_until_it_is_killed", "--ignored", "--nocapture"])
+        .env(POWER_CUT, live.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let newest = Arc::new(AtomicU64::new(0));
+    let output = std::io::BufReader::new(child.stdout.take().unwrap());
+    let told = Arc::clone(&newest);
+    let reading = std::thread::spawn(move || {
+        for line in output.lines().map_while(Result::ok) {
+            if let Some(number) = line.strip_prefix("acknowledged ").and_then(|n| n.parse().ok()) {
+                told.store(number, Ordering::SeqCst);
+            }
+        }
+    });
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    let stopped = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+    };
+    let mut seen = 0;
+    for cut in 0..cuts {
+        let [a, b, c] = crate::ids::random_bytes();
+        let goal = newest.load(Ordering::SeqCst) + 1 + u64::from(a) % 40;
+        while newest.load(Ordering::SeqCst) < goal {
+            assert!(child.try_wait().unwrap().is_none(), "the writer ended");
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_micros(u64::from(b) * 20));
+        let acknowledged = newest.load(Ordering::SeqCst);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        while !stopped() {
+            std::thread::yield_now();
+        }
+        for file in ["state.db", "state.db-wal"] {
+            if live.path().join(file).exists() {
+                std::fs::copy(live.path().join(file), copy.path().join(file)).unwrap();
+            }
+        }
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+        if cut % 2 == 1 {
+            // A torn write at the end of the WAL.
+            let mut wal =
+                std::fs::File::options().append(true).open(copy.path().join("state.db-wal")).unwrap();
+            wal.write_all(&vec![c; usize::from(c) * 16]).unwrap();
+        }
+        let store = Store::open(&copy.path().join("state.db")).unwrap();
+        let number = |name: &str| {
+            let object = store.get(&Key::new("configmaps", "default", name));
+            object.map(|object| object.value()["number"].as_u64().unwrap())
+        };
+        let counter = number("counter").expect("the counter");
+        assert!(counter >= acknowledged, "{acknowledged} was acknowledged, {counter} is there");
+        assert_eq!(number(&format!("o{}", counter % 500)), Some(counter), "half a commit is there");
+        seen = counter;
+        drop(store);
+        for file in std::fs::read_dir(copy.path()).unwrap() {
+            std::fs::remove_file(file.unwrap().path()).unwrap();
+        }
+    }
+    assert!(seen > 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    reading.join().unwrap();
+}

@@ -159,6 +159,11 @@ impl Node {
         node
     }
 
+    /// Flags for the next start.
+    pub fn add_args(&mut self, args: &[String]) {
+        self.args.extend(args.iter().cloned());
+    }
+
     /// Starts the daemon again after [`Node::kill`] or [`Node::stop`].
     pub fn spawn(&mut self) {
         let log =
@@ -188,6 +193,17 @@ impl Node {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// As when the power goes: every process is gone, and all that a tmpfs holds. Start it again with
+    /// [`Node::spawn`].
+    pub fn power_off(&mut self) {
+        self.kill();
+        let root = format!("sampan-{}", self.name);
+        kill_cgroups(&root);
+        unmount_below(self.dir.path());
+        remove_cgroups(&root);
+        let _ = fs::remove_dir_all(self.dir.path().join("run"));
     }
 
     /// SIGTERM, and waits for the end.

@@ -38,26 +38,26 @@ mod channel {
 #[derive(Debug, Clone, Args)]
 pub struct Exec {
     /// POD, or TYPE/NAME of a workload
-    target: String,
+    pub(super) target: String,
     /// Container [default: the only one, or the default of the pod]
     #[arg(short, long, value_name = "NAME")]
-    container: Option<String>,
+    pub(super) container: Option<String>,
     /// Pass standard input on
     #[arg(short = 'i', long)]
-    stdin: bool,
+    pub(super) stdin: bool,
     /// Give the command a terminal
     #[arg(short, long)]
-    tty: bool,
+    pub(super) tty: bool,
     /// The command, after --
     #[arg(last = true, required = true)]
-    command: Vec<String>,
+    pub(super) command: Vec<String>,
 }
 
 /// Puts the terminal back as it was.
-struct Raw(Termios);
+pub(super) struct Raw(Termios);
 
 impl Raw {
-    fn enter() -> anyhow::Result<Self> {
+    pub(super) fn enter() -> anyhow::Result<Self> {
         let stdin = std::io::stdin();
         let before = termios::tcgetattr(stdin.as_fd()).context("standard input is not a terminal")?;
         let mut raw = before.clone();

@@ -17,7 +17,7 @@ use crate::manifest;
 
 /// The form of the output.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     Wide,
     Yaml,
     Json,
@@ -70,10 +70,10 @@ const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/js
 #[derive(Debug, Clone, Args)]
 pub struct Get {
     #[command(flatten)]
-    which: Which,
+    pub(super) which: Which,
     /// Form of the output: wide, yaml, json, name, jsonpath=…, custom-columns=…
     #[arg(short, long, value_name = "FORM")]
-    output: Option<Form>,
+    pub(super) output: Option<Form>,
     /// Objects ordered by the value at this path
     #[arg(long, value_name = "JSONPATH")]
     sort_by: Option<String>,
@@ -252,7 +252,7 @@ fn without_managed_fields(mut object: Value) -> Value {
 }
 
 /// The table as text: columns padded to their widest cell, three spaces between them.
-fn render(table: &Value, args: &Get, prefix: Option<&str>, headings: bool) -> String {
+pub(super) fn render(table: &Value, args: &Get, prefix: Option<&str>, headings: bool) -> String {
     let wide = args.output == Some(Form::Wide);
     let columns: Vec<(usize, String)> = table["columnDefinitions"]
         .as_array()

@@ -16,12 +16,12 @@ use super::{
 pub struct Logs {
     /// POD, or TYPE/NAME of a workload
     #[arg(required_unless_present = "selector")]
-    target: Option<String>,
+    pub(super) target: Option<String>,
     /// Container [default: the only one, or the default of the pod]
-    container_name: Option<String>,
+    pub(super) container_name: Option<String>,
     /// Container [default: the only one, or the default of the pod]
     #[arg(short, long, value_name = "NAME")]
-    container: Option<String>,
+    pub(super) container: Option<String>,
     /// Of the pods with these labels
     #[arg(short = 'l', long, value_name = "LABELS", conflicts_with = "target")]
     selector: Option<String>,
@@ -36,25 +36,25 @@ pub struct Logs {
     prefix: bool,
     /// Go on as lines come
     #[arg(short, long)]
-    follow: bool,
+    pub(super) follow: bool,
     /// Of the container's previous run
     #[arg(short, long)]
-    previous: bool,
+    pub(super) previous: bool,
     /// Only the last lines [default: all; 10 with -l]
     #[arg(long, value_name = "LINES")]
-    tail: Option<i64>,
+    pub(super) tail: Option<i64>,
     /// Only lines younger than this (`5s`, `2m`, `3h`)
     #[arg(long, value_name = "DURATION")]
-    since: Option<String>,
+    pub(super) since: Option<String>,
     /// Only lines younger than this moment (RFC 3339)
     #[arg(long, value_name = "TIME", conflicts_with = "since")]
     since_time: Option<String>,
     /// Put the time before each line
     #[arg(long)]
-    timestamps: bool,
+    pub(super) timestamps: bool,
     /// At most this many bytes
     #[arg(long, value_name = "BYTES")]
-    limit_bytes: Option<u64>,
+    pub(super) limit_bytes: Option<u64>,
     /// At most so many logs followed at once
     #[arg(long, value_name = "COUNT", default_value_t = REQUESTS_MAX)]
     max_log_requests: usize,
@@ -68,7 +68,7 @@ const SELECTED_LINES: i64 = 10;
 struct Log {
     pod: String,
     /// `None`: the server chooses.
-    container: Option<String>,
+    pub(super) container: Option<String>,
 }
 
 pub async fn run(client: &Client, args: &Logs) -> anyhow::Result<()> {
@@ -221,7 +221,7 @@ pub async fn pod_of(client: &Client, target: &str) -> anyhow::Result<String> {
 }
 
 /// `90s`, `2m`, `3h`, `1h30m` in seconds.
-fn seconds(text: &str) -> anyhow::Result<i64> {
+pub(super) fn seconds(text: &str) -> anyhow::Result<i64> {
     let span: jiff::SignedDuration = text
         .parse()
         .map_err(|e| anyhow::anyhow!("--since {text:?}: expected a duration such as 5s, 2m or 3h: {e}"))?;

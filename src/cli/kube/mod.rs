@@ -12,6 +12,7 @@ mod exec;
 mod files;
 mod get;
 mod jsonpath;
+mod local;
 mod logs;
 mod which;
 
@@ -34,10 +35,21 @@ struct Connection {
     /// Namespace of the request
     #[arg(short, long, global = true, value_name = "NAME")]
     namespace: Option<String>,
+    /// Ask this node's own daemon, with the master or without it: get pods, logs, exec
+    #[arg(long, global = true)]
+    local: bool,
+    /// Where that daemon has its socket
+    #[arg(long, global = true, env = "SAMPAN_RUN_DIR", default_value = "/run/sampan", value_name = "DIR")]
+    run_dir: PathBuf,
 }
 
 impl Connection {
+    fn here(&self) -> local::Here<'_> {
+        local::Here { run_dir: &self.run_dir, namespace: self.namespace.as_deref().unwrap_or("default") }
+    }
+
     fn client(&self) -> anyhow::Result<Client> {
+        anyhow::ensure!(!self.local, "--local: a node shows what it runs; this verb needs the master");
         let mut client = Client::load(self.kubeconfig.as_deref(), self.context.as_deref())?;
         if let Some(namespace) = &self.namespace {
             client.namespace.clone_from(namespace);
@@ -70,11 +82,19 @@ pub enum Verb {
     Logs(Call<logs::Logs>),
     /// Run a command in a container
     Exec(Call<exec::Exec>),
+    /// Start a pod's containers on this node anew
+    Restart(Call<local::Restart>),
 }
 
 /// Runs a verb; the exit code is the command's for `exec`, else 0.
 pub async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
+        Verb::Get(call) if call.connection.local => local::get(&call.connection.here(), &call.args).await?,
+        Verb::Logs(call) if call.connection.local => local::logs(&call.connection.here(), &call.args).await?,
+        Verb::Exec(call) if call.connection.local => {
+            return local::exec(&call.connection.here(), &call.args).await;
+        }
+        Verb::Restart(call) => local::restart(&call.connection.here(), &call.args).await?,
         Verb::Apply(call) => apply::run(&call.connection.client()?, &call.args).await?,
         Verb::Get(call) => get::run(&call.connection.client()?, &call.args).await?,
         Verb::Describe(call) => describe::run(&call.connection.client()?, &call.args).await?,

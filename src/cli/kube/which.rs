@@ -15,7 +15,7 @@ use super::{
 pub struct Which {
     /// TYPE, TYPE NAME… or TYPE/NAME…; several types with commas
     #[arg(required_unless_present = "filename")]
-    targets: Vec<String>,
+    pub targets: Vec<String>,
     /// The objects that a manifest file or folder, or - for standard input, names
     #[arg(short, long, value_delimiter = ',', value_name = "FILE", conflicts_with = "targets")]
     filename: Vec<PathBuf>,

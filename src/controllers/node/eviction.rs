@@ -1,10 +1,12 @@
 //! Pods leave a node with a `NoExecute` taint: those that do not tolerate it at once, those that
-//! tolerate it for a while when that is over.
+//! tolerate it for a while when that is over. A pod whose data lies on a node that is lost stays: it
+//! could not run anywhere else, and the node, which may well be alive behind a broken link, keeps it
+//! running.
 //!
 //! Watches: pods, and nodes for their taints. The key is a pod.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Taint};
 
 use super::{
     super::{
@@ -16,10 +18,13 @@ use super::{
     pods_on, with_condition,
 };
 use crate::{
-    kinds::placement::{self, NO_EXECUTE},
+    kinds::placement::{self, NO_EXECUTE, TAINT_NOT_READY, TAINT_UNREACHABLE},
     objects::Objects,
     store::Key,
 };
+
+/// How long after its time the reason for staying is said.
+const STAYS_SAID_WITHIN: SignedDuration = SignedDuration::from_secs(10);
 
 pub struct TaintEvictionController;
 
@@ -43,10 +48,30 @@ impl Controller for TaintEvictionController {
     fn plan(&self, objects: &Objects, key: &Key, round: &Round) -> Plan {
         let Some(pod) = objects.get_typed::<Pod>(&key.namespace, &key.name) else { return Plan::default() };
         match objects.get_typed::<Node>("", pods::node_name(&pod)) {
-            Some(node) => reconcile(&pod, &node, round.now),
+            Some(node) => reconcile(&pod, &node, local_volume(objects, &pod).as_deref(), round.now),
             None => Plan::default(),
         }
     }
+}
+
+/// The claim of the pod whose volume lies on its node.
+fn local_volume(objects: &Objects, pod: &Pod) -> Option<String> {
+    let namespace = owner::namespace(&pod.metadata);
+    let volumes = pod.spec.as_ref()?.volumes.as_ref()?;
+    let mut claims = volumes.iter().filter_map(|v| Some(&v.persistent_volume_claim.as_ref()?.claim_name));
+    let is_local = |claim: &&String| {
+        let volume = objects
+            .get_typed::<PersistentVolumeClaim>(namespace, claim)
+            .and_then(|claim| claim.spec.as_ref()?.volume_name.clone())
+            .and_then(|name| objects.get_typed::<PersistentVolume>("", &name));
+        volume.is_some_and(|v| v.spec.as_ref().is_some_and(|s| s.local.is_some() || s.host_path.is_some()))
+    };
+    claims.find(is_local).cloned()
+}
+
+/// Whether a taint says that the node is lost, rather than that somebody wants it empty.
+fn is_of_loss(taint: &Taint) -> bool {
+    matches!(taint.key.as_str(), TAINT_UNREACHABLE | TAINT_NOT_READY)
 }
 
 fn is_no_execute(taint: &Taint) -> bool {
@@ -73,7 +98,8 @@ fn leaves_at(pod: &Pod, taints: &[&Taint], now: Timestamp) -> Option<Timestamp> 
     Some(earliest? + SignedDuration::from_secs(shortest.max(0)))
 }
 
-pub(super) fn reconcile(pod: &Pod, node: &Node, now: Timestamp) -> Plan {
+/// `local` is a claim of the pod whose volume lies on the node.
+pub(super) fn reconcile(pod: &Pod, node: &Node, local: Option<&str>, now: Timestamp) -> Plan {
     let mut plan = Plan::about(pod);
     let taints: Vec<&Taint> =
         placement::taints(node).into_iter().flatten().filter(|t| is_no_execute(t)).collect();
@@ -84,6 +110,23 @@ pub(super) fn reconcile(pod: &Pod, node: &Node, now: Timestamp) -> Plan {
     if then > now {
         plan.requeue_at(then, now);
         return plan;
+    }
+    if let Some(claim) = local {
+        let others: Vec<&Taint> = taints.iter().copied().filter(|t| !is_of_loss(t)).collect();
+        if leaves_at(pod, &others, now).is_none_or(|then| then > now) {
+            // Said when it would have left, not at every later look.
+            if now.duration_since(then) < STAYS_SAID_WITHIN {
+                plan.event(Note::warning(
+                    "StaysOnLostNode",
+                    format!(
+                        "Pod is not moved: the volume of its claim {claim:?} is on node {}, which is not ready; \
+                         to give the data up, delete pod and claim",
+                        placement::node_name(node)
+                    ),
+                ));
+            }
+            return plan;
+        }
     }
     let message = "Taint manager: deleting due to NoExecute taint";
     plan.merge_status_at(

@@ -79,6 +79,35 @@ async fn a_lost_node_is_tainted_and_its_pods_leave_when_their_tolerations_end() 
 }
 
 #[tokio::test]
+async fn a_pod_whose_data_is_on_the_lost_node_stays_and_says_why() {
+    let mut sim = sim();
+    node(&sim).await;
+    sim.create(json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "v"}, "spec": {
+        "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/data"}}}))
+        .await;
+    sim.create(
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "claim"}, "spec": {
+        "volumeName": "v", "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
+    )
+    .await;
+    sim.create(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "db"}, "spec": {
+        "nodeName": "n", "containers": [{"name": "c", "image": "a"}],
+        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "claim"}}]}}))
+        .await;
+    pod(&sim, "other", json!([])).await;
+    sim.settle(|_| Fate::Run, |_| {}).await;
+    ready(&sim, "Unknown").await;
+    sim.settle(|_| Fate::Leave, |_| {}).await;
+    assert_eq!(names(&sim), ["db"]);
+    // Who wants the node empty gets it empty.
+    let mut taints = json!(placement::taints(&sim.get::<Node>("n")));
+    taints.as_array_mut().unwrap().push(json!({"key": "mine", "effect": NO_EXECUTE}));
+    sim.change::<Node>("n", json!({"spec": {"taints": taints}})).await;
+    sim.step(&mut |_| {}).await;
+    assert!(names(&sim).is_empty());
+}
+
+#[tokio::test]
 async fn a_silent_node_becomes_unknown() {
     let mut sim = sim();
     node(&sim).await;

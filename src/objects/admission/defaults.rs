@@ -9,8 +9,6 @@ use crate::{
     store::Object,
 };
 
-/// Seconds that a pod stays on a node that is lost or not ready.
-const TOLERATION_SECONDS: i64 = 300;
 const DEFAULT_STORAGE_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 const BETA_STORAGE_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 const DEFAULT_INGRESS_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
@@ -73,6 +71,8 @@ pub fn tolerations(request: &Request<'_>, pod: &mut Value) {
     if !request.is_create_of("", "Pod") {
         return;
     }
+    let seconds =
+        request.objects.settings().map_or(super::super::TOLERATION_SECONDS, |s| s.toleration_seconds);
     for taint in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let tolerated = pod["spec"]["tolerations"].as_array().into_iter().flatten().any(|t| {
             let key = t["key"].as_str().unwrap_or_default();
@@ -83,7 +83,7 @@ pub fn tolerations(request: &Request<'_>, pod: &mut Value) {
             continue;
         }
         let toleration = json!({"key": taint, "operator": "Exists", "effect": "NoExecute",
-            "tolerationSeconds": TOLERATION_SECONDS});
+            "tolerationSeconds": seconds});
         match pod["spec"]["tolerations"].as_array_mut() {
             Some(all) => all.push(toleration),
             None => pod["spec"]["tolerations"] = json!([toleration]),

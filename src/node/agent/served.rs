@@ -1,0 +1,127 @@
+//! The parts of the desired set that the node's network and its servers stand on.
+
+use serde::de::DeserializeOwned;
+
+use super::{Agent, health};
+use crate::{
+    mqtt::messages::ItemKind,
+    net::{Peer, ServicePort, Viewpoint, cidr::Cidr, policy},
+};
+
+/// The label of a node's zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+impl Agent {
+    /// Starts the network when the node's range of addresses is known, or has changed.
+    pub(super) async fn apply_config(&mut self) {
+        let config = self.shared.config();
+        if config.pod_cidr.is_empty() || config.pod_cidr == self.network_start {
+            return;
+        }
+        if let Err(error) = self.shared.addresses().set_range(&config.pod_cidr) {
+            tracing::error!(error, "the master gave a bad range of addresses");
+            return;
+        }
+        match self.shared.network.start(&config.pod_cidr).await {
+            Ok(()) => {
+                self.network_start = config.pod_cidr;
+                self.network_error.clear();
+                self.apply_peers().await;
+                self.apply_policies().await;
+                self.apply_services().await;
+            }
+            Err(error) => {
+                tracing::error!(%error, "starting the pod network");
+                self.network_error = error.to_string();
+            }
+        }
+        if self.welcome {
+            self.look_at_state();
+            self.send_news().await;
+        }
+    }
+
+    fn bodies<T: DeserializeOwned>(&self, kind: ItemKind) -> Vec<T> {
+        let items = self.shared.ledger.items(kind);
+        items
+            .iter()
+            .filter_map(|item| {
+                item.read().map_err(|error| tracing::error!(%error, "an item cannot be read")).ok()
+            })
+            .collect()
+    }
+
+    pub(super) async fn apply_peers(&mut self) {
+        let mut peers: Vec<Peer> = self.bodies(ItemKind::Peer);
+        peers.retain(|peer| peer.node != self.shared.options.node);
+        if self.peers.as_ref() == Some(&peers) || self.network_start.is_empty() {
+            return;
+        }
+        match self.shared.network.set_peers(&peers).await {
+            Ok(()) => self.peers = Some(peers),
+            Err(error) => tracing::error!(%error, "setting the ways to other nodes"),
+        }
+    }
+
+    pub(super) async fn apply_services(&mut self) {
+        let mut services: Vec<ServicePort> =
+            self.bodies::<Vec<ServicePort>>(ItemKind::Service).into_iter().flatten().collect();
+        if let Ok(pods) = self.network_start.parse::<Cidr>() {
+            let labels = self.shared.config().labels;
+            let zone = labels.get(ZONE).map(String::as_str).unwrap_or_default();
+            let here = Viewpoint { node: &self.shared.options.node, zone, pods };
+            for service in &mut services {
+                service.see_from(here);
+            }
+        }
+        let ports: Vec<_> = {
+            let held = self.shared.host_ports.lock().expect("no holder of the ports' lock panics");
+            held.values().flatten().cloned().collect()
+        };
+        let all = (services, ports);
+        if self.services.as_ref() == Some(&all) || self.network_start.is_empty() {
+            return;
+        }
+        match self.shared.network.set_services(&all.0, &all.1).await {
+            Ok(()) => {
+                let health = health(&all.0);
+                self.tables.send_if_modified(|tables| {
+                    let changed = tables.health != health;
+                    tables.health = health;
+                    changed
+                });
+                self.services = Some(all);
+            }
+            Err(error) => tracing::error!(%error, "setting the services"),
+        }
+    }
+
+    /// Isolates this node's pods; those that wait for it may start.
+    pub(super) async fn apply_policies(&mut self) {
+        if self.network_start.is_empty() {
+            return;
+        }
+        let (change, addresses) = self.shared.isolation.addresses();
+        let pods = policy::of_pods(&self.bodies(ItemKind::Policy), &addresses);
+        let mut error = None;
+        if self.policies.as_ref() != Some(&pods) {
+            match self.shared.network.set_policies(&pods).await {
+                Ok(()) => self.policies = Some(pods),
+                Err(cause) => {
+                    tracing::error!(error = %cause, "isolating pods");
+                    error = Some(cause.to_string());
+                }
+            }
+        }
+        self.shared.isolation.enforced(change, error);
+    }
+
+    pub(super) fn publish_tables(&self) {
+        let ledger = &self.shared.ledger;
+        self.tables.send_modify(|tables| {
+            tables.config = self.shared.config();
+            tables.dns = ledger.items(ItemKind::Dns);
+            tables.ingress = ledger.items(ItemKind::Ingress);
+        });
+    }
+}
