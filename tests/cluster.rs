@@ -500,8 +500,12 @@ spec:
 }
 
 const VOLUMES: &str = r#"
-{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data"},
- "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}}
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec:
+  accessModes: [ReadWriteOnce]
+  resources: {requests: {storage: 1Mi}}
 ---
 apiVersion: v1
 kind: Pod

@@ -192,20 +192,28 @@ impl Renderer {
 /// The slices of a compact object text that leave out its own `apiVersion` and `kind`: the items
 /// of upstream's lists have neither.
 fn untyped(text: &Bytes) -> Vec<Bytes> {
-    let mut kept = Vec::with_capacity(3);
-    let mut from = 0;
-    for member in members(text) {
-        if !matches!(&text[member.key.clone()], b"apiVersion" | b"kind") {
+    let members = members(text);
+    let close = members.last().map_or(1, |member| member.end);
+    // Neighbours that stay are one slice.
+    let mut runs: Vec<std::ops::Range<usize>> = Vec::with_capacity(3);
+    for member in members {
+        if matches!(&text[member.key.clone()], b"apiVersion" | b"kind") {
             continue;
         }
-        // With the comma behind the member, or the one before it when it is the last.
-        let last = text.get(member.end) != Some(&b',');
         let begin = member.key.start - 1;
-        let begin = if last && begin > 1 && begin > from { begin - 1 } else { begin };
-        kept.push(text.slice(from..begin));
-        from = if last { member.end } else { member.end + 1 };
+        match runs.last_mut() {
+            Some(run) if run.end + 1 == begin => run.end = member.end,
+            _ => runs.push(begin..member.end),
+        }
     }
-    kept.push(text.slice(from..));
+    let mut kept = vec![text.slice(..1)];
+    for (index, run) in runs.into_iter().enumerate() {
+        if index > 0 {
+            kept.push(Bytes::from_static(b","));
+        }
+        kept.push(text.slice(run));
+    }
+    kept.push(text.slice(close..));
     kept
 }
 

@@ -322,7 +322,7 @@ mod tests {
         let limits = Limits::standard();
         let level = |signal: &str| match signal {
             "memory.available" => Some(Level { available: 50 << 20, capacity: 512 << 20 }),
-            "nodefs.available" => Some(Level { available: 5, capacity: 100 }),
+            "nodefs.available" => Some(Level { available: 4, capacity: 100 }),
             "nodefs.inodesFree" => Some(Level { available: 0, capacity: 0 }),
             _ => None,
         };
