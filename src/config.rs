@@ -323,11 +323,19 @@ pub enum ConfigError {
 ///
 /// # Errors
 /// Unreadable file, wrong YAML, unknown keys. Values are checked by clap like flags.
-pub fn with_file(mut command: Command, path: &Path) -> Result<Command, ConfigError> {
+pub fn with_file(command: Command, path: &Path) -> Result<Command, ConfigError> {
     let text =
         std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    with_text(command, &text, path)
+}
+
+/// The same for a text that is, or is to be, in the file at `path`.
+///
+/// # Errors
+/// As [`with_file`].
+pub fn with_text(mut command: Command, text: &str, path: &Path) -> Result<Command, ConfigError> {
     let entries: Option<BTreeMap<String, serde_yaml::Value>> =
-        serde_yaml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.into(), source })?;
+        serde_yaml::from_str(text).map_err(|source| ConfigError::Parse { path: path.into(), source })?;
     for (key, value) in entries.unwrap_or_default() {
         let whole = (key == "registries" && value.is_mapping())
             .then(|| serde_json::to_string(&value).ok().map(|text| vec![text]))

@@ -25,6 +25,7 @@ pub mod dns;
 pub mod ids;
 pub mod image;
 pub mod ingress;
+pub mod install;
 pub mod kinds;
 pub mod manifest;
 pub mod mqtt;

@@ -12,7 +12,7 @@ use std::{
 const FLOORS: &[&[&str]] = &[
     &[
         "check", "config", "ids", "clock", "tasks", "kinds", "manifest", "patch", "streams", "trust", "demo",
-        "usage", "oci",
+        "usage", "oci", "install",
     ],
     &["store", "mqtt", "runtime", "image", "net"],
     &["objects", "control"],

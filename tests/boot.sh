@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 . cross/toolchain.sh
 
 MEMORY_MIB=512
-CORES=4
+CORES=${CORES:-4}
 # How long one boot may take until the next thing happens: emulation on a busy machine is slow.
 PATIENCE_SECONDS=${PATIENCE_SECONDS:-300}
 # The plug is pulled when so many writes were acknowledged.
@@ -132,13 +132,22 @@ make_root() {
             need_packages qemu-user-static
             [ -e /proc/sys/fs/binfmt_misc/register ] || mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
         }
-        mmdebstrap --quiet --mode=root --variant=minbase --architectures="$debian" \
-            --include=systemd-sysv,kmod,busybox-static bookworm "$root"
+        if [ ! -f "$work/debian.tar" ]; then
+            mmdebstrap --quiet --mode=root --variant=minbase --architectures="$debian" \
+                --include=systemd-sysv,kmod,busybox-static bookworm "$work/debian.part.tar"
+            mv "$work/debian.part.tar" "$work/debian.tar"
+        fi
+        mkdir -p "$root"
+        tar -C "$root" -xf "$work/debian.tar"
         fill_root
+        # Where `sampan install` takes it from.
+        mv "$root/usr/local/bin/sampan" "$root/boot-test/sampan"
         install -m 755 tests/boot/systemd.sh "$root/boot-test/systemd.sh"
         install -m 644 tests/boot/boot-test.service "$root/etc/systemd/system/boot-test.service"
         mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
         ln -sf ../boot-test.service "$root/etc/systemd/system/multi-user.target.wants/boot-test.service"
+        # There is no udev in here, which would tell systemd of the console's device.
+        ln -sf /dev/null "$root/etc/systemd/system/serial-getty@$console.service"
         echo board >"$root/etc/hostname"
         ;;
     *) echo "tests/boot.sh: unknown init $init" >&2; exit 2 ;;

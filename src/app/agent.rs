@@ -74,7 +74,7 @@ impl Membership {
 
 pub async fn build(config: config::Agent) -> anyhow::Result<App> {
     let common = &config.common;
-    let folder = common.data_dir.join("agent/identity");
+    let folder = folder(common);
     let member = match read(&folder)? {
         Some(known) => known_member(known, &config, &folder)?,
         None => join(&config, &folder).await?,
@@ -136,6 +136,19 @@ impl worker::Keeper for Keeper {
             tracing::error!(%error, folder = %self.folder.display(), "the identity could not be removed");
         }
     }
+}
+
+/// The networks of pods and Services of the cluster this board is in; `None` when in none.
+pub fn networks(common: &config::Common) -> anyhow::Result<Option<(config::Cidr, config::Cidr)>> {
+    let folder = folder(common);
+    let Some(member) = read(&folder)? else { return Ok(None) };
+    let wrong = |e: String| anyhow::anyhow!("{}: {e}", folder.join(MEMBERSHIP).display());
+    Ok(Some((member.cluster_cidr.parse().map_err(wrong)?, member.service_cidr.parse().map_err(wrong)?)))
+}
+
+/// Where the identity of this board is.
+fn folder(common: &config::Common) -> PathBuf {
+    common.data_dir.join("agent/identity")
 }
 
 fn read(folder: &Path) -> anyhow::Result<Option<Membership>> {

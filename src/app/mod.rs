@@ -8,6 +8,7 @@ mod ingress;
 mod link;
 mod names;
 mod notify;
+mod remove;
 mod server;
 mod service_health;
 mod streams;
@@ -52,6 +53,22 @@ impl App {
     pub async fn agent(config: config::Agent) -> anyhow::Result<Self> {
         let claims = prepare(&config.common)?;
         Ok(Self { claims, ..agent::build(config).await? })
+    }
+
+    /// Ends the pods of a master's board for good; no daemon runs. Data stays. What failed.
+    pub async fn remove_server(config: &config::Server) -> Vec<String> {
+        remove::pods(&config.common, config.cluster_cidr, config.service_cidr).await
+    }
+
+    /// The same on a worker's board, whose networks are its master's.
+    ///
+    /// # Errors
+    /// When what the board knows of its cluster cannot be read.
+    pub async fn remove_agent(config: &config::Agent) -> anyhow::Result<Vec<String>> {
+        let Some((cluster_cidr, service_cidr)) = agent::networks(&config.common)? else {
+            return Ok(Vec::new());
+        };
+        Ok(remove::pods(&config.common, cluster_cidr, service_cidr).await)
     }
 
     /// Runs until `stop` resolves or a part fails, then stops everything in order.

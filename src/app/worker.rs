@@ -50,13 +50,7 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
         );
     }
     let state = common.data_dir.join("agent");
-    let runtime = ShimRuntime::new(runtime::Options {
-        run_dir: common.run_dir.join("runtime"),
-        data_dir: state.join("runtime"),
-        cgroup_root: common.cgroup_root.clone(),
-        self_exe: "/proc/self/exe".into(),
-    })
-    .context("set up the container runtime")?;
+    let runtime = ShimRuntime::new(runtime_options(common)).context("set up the container runtime")?;
     let options = image::Options {
         insecure_registries: common.insecure_registries.clone(),
         ..image::Options::new(&common.data_dir)
@@ -152,5 +146,15 @@ async fn follow_endpoints(mut tables: watch::Receiver<node::Tables>, keeper: &dy
         if tables.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Where the runtime of this board works.
+pub fn runtime_options(common: &Common) -> runtime::Options {
+    runtime::Options {
+        run_dir: common.run_dir.join("runtime"),
+        data_dir: common.data_dir.join("agent/runtime"),
+        cgroup_root: common.cgroup_root.clone(),
+        self_exe: "/proc/self/exe".into(),
     }
 }

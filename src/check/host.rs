@@ -1,13 +1,17 @@
 //! What the rules read of the machine.
 
 use std::{
-    fs,
+    fs, io,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use nix::sys::{statfs, statvfs};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::{statfs, statvfs},
+};
 
 /// A function that only this module has.
 const SYMBOLS: &[(&str, &str)] = &[
@@ -39,7 +43,7 @@ impl Host {
         Self { root: root.to_owned() }
     }
 
-    fn path(&self, absolute: &str) -> PathBuf {
+    pub fn path(&self, absolute: &str) -> PathBuf {
         self.root.join(absolute.trim_start_matches('/'))
     }
 
@@ -141,11 +145,70 @@ impl Host {
         written.and(removed).ok().map(|()| took)
     }
 
+    /// Whether an overlay can be mounted with its writable side below `dir`; tried in a namespace of
+    /// its own, so that nothing is seen of it. Who may not mount is told nothing.
+    pub fn overlay_mount(dir: &Path) -> io::Result<()> {
+        if !nix::unistd::geteuid().is_root() {
+            return Ok(());
+        }
+        let base = Self::existing(dir).join(".sampan-check-overlay");
+        let part = |name: &str| base.join(name);
+        let made =
+            ["lower", "upper", "work", "merged"].iter().try_for_each(|name| fs::create_dir_all(part(name)));
+        let tried = made.and_then(|()| {
+            std::thread::scope(|scope| scope.spawn(|| mount_overlay(&base)).join()).unwrap_or(Ok(()))
+        });
+        let removed = fs::remove_dir_all(&base);
+        tried.and(removed)
+    }
+
+    /// The process that listens on a TCP port and its name; `None` when it cannot be told.
+    pub fn port_holder(&self, port: u16) -> Option<(u32, String)> {
+        let sockets: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
+            .iter()
+            .filter_map(|file| self.read(file))
+            .flat_map(|table| table.lines().filter_map(|line| listening(line, port)).collect::<Vec<_>>())
+            .collect();
+        let holds = |pid: &String| {
+            self.names(&format!("/proc/{pid}/fd")).iter().any(|fd| {
+                fs::read_link(self.path(&format!("/proc/{pid}/fd/{fd}")))
+                    .is_ok_and(|target| sockets.iter().any(|s| target.as_os_str() == s.as_str()))
+            })
+        };
+        let pid = self.names("/proc").into_iter().filter(|name| name.parse::<u32>().is_ok()).find(holds)?;
+        let name = self.read(&format!("/proc/{pid}/comm"))?;
+        Some((pid.parse().ok()?, name))
+    }
+
     /// Whether a TCP port can be listened on.
     pub fn port_is_free(port: u16) -> bool {
         match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)) {
             Ok(_) => true,
-            Err(error) => error.kind() != std::io::ErrorKind::AddrInUse,
+            Err(error) => error.kind() != io::ErrorKind::AddrInUse,
         }
     }
+}
+
+/// The socket (`socket:[inode]`) of a line of `/proc/net/tcp` that listens on `port` (`proc(5)`).
+fn listening(line: &str, port: u16) -> Option<String> {
+    const LISTEN: &str = "0A";
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let local = words.get(1)?.rsplit(':').next()?;
+    (u16::from_str_radix(local, 16).ok()? == port && *words.get(3)? == LISTEN)
+        .then(|| format!("socket:[{}]", words.get(9).unwrap_or(&"")))
+}
+
+/// Mounts an overlay on `base`/merged and leaves it to the end of this thread's mount namespace.
+fn mount_overlay(base: &Path) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    let part = |name: &str| base.join(name).display().to_string();
+    let options = format!("lowerdir={},upperdir={},workdir={}", part("lower"), part("upper"), part("work"));
+    Ok(mount(
+        Some("overlay"),
+        base.join("merged").as_path(),
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )?)
 }

@@ -2,15 +2,20 @@
 //!
 //! In: the files of `/proc`, `/sys`, `/etc` below a root (a test gives its own tree) and a few
 //! probes of the live system. Out: [`Finding`]s, one a subject, also for what is fine.
-//! Deliberately absent: changing anything.
+//! Deliberately absent: changing anything, but for the one file that `--fix` is about.
 
+mod fix;
 mod host;
 mod rules;
 
 use std::path::PathBuf;
 
+pub use fix::{can_fix_memory_cgroup, fix_memory_cgroup};
 pub use host::Host;
 use serde::Serialize;
+
+/// The id of the finding that the memory controller is off.
+pub const MEMORY_CGROUP: &str = "memory-cgroup";
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

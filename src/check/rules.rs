@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Finding, Host, Options, Severity};
+use super::{Finding, Host, MEMORY_CGROUP, Options, Severity, fix};
 
 /// The oldest kernel a node runs on: `mount_setattr` and idmapped mounts (5.12).
 const KERNEL_MIN: (u32, u32) = (5, 12);
@@ -64,7 +64,7 @@ pub fn all(host: &Host, options: &Options) -> Vec<Finding> {
         voltage(host),
         ipv6(host),
     ]);
-    findings.extend(options.ports.iter().map(|port| port_in_use(*port)));
+    findings.extend(options.ports.iter().map(|port| port_in_use(host, *port)));
     findings
 }
 
@@ -114,7 +114,7 @@ fn cgroups(host: &Host) -> Finding {
 
 /// The Raspberry Pi's firmware turns the memory controller off.
 fn memory_cgroup(host: &Host) -> Finding {
-    const ID: &str = "memory-cgroup";
+    const ID: &str = MEMORY_CGROUP;
     let v2 =
         host.read("/sys/fs/cgroup/cgroup.controllers").map(|list| list.split(' ').any(|c| c == "memory"));
     let v1 = host.read("/proc/cgroups").map(|table| {
@@ -126,11 +126,11 @@ fn memory_cgroup(host: &Host) -> Finding {
     if v2.or(v1).unwrap_or(false) {
         return Finding::ok(ID, "the memory controller is on");
     }
-    let file = ["/boot/firmware/cmdline.txt", "/boot/cmdline.txt"].into_iter().find(|file| host.exists(file));
-    let remedy = match file {
-        Some(file) => format!(
-            "append ` cgroup_enable=memory cgroup_memory=1` to the one line of {file} (`sampan install` offers to) and reboot"
+    let remedy = match fix::command_line(host) {
+        Some(file) if fix::can_fix_memory_cgroup(host) => format!(
+            "append ` cgroup_enable=memory cgroup_memory=1` to the one line of {file} (`sampan check --fix` does it) and reboot"
         ),
+        Some(file) => format!("reboot: {file} turns it on"),
         None => "add cgroup_enable=memory to the kernel's command line and reboot".to_owned(),
     };
     Finding::bad(
@@ -167,7 +167,15 @@ fn overlay(data_dir: &Path) -> Finding {
             format!("{} is on {name}, which cannot hold containers", data_dir.display()),
             "put --data-dir on ext4, btrfs, xfs or f2fs",
         ),
-        None => Finding::ok("data-file-system", format!("{} can hold containers", data_dir.display())),
+        None => match Host::overlay_mount(data_dir) {
+            Err(error) => Finding::bad(
+                "data-file-system",
+                Severity::Error,
+                format!("no overlay can be mounted on {}: {error}", data_dir.display()),
+                "put --data-dir on ext4, btrfs, xfs or f2fs, and see to the kernel's overlay module",
+            ),
+            Ok(()) => Finding::ok("data-file-system", format!("{} can hold containers", data_dir.display())),
+        },
     }
 }
 
@@ -432,10 +440,15 @@ fn temperature(host: &Host) -> Finding {
 
 /// The Raspberry Pi's firmware tells of low voltage: bit 0 now, bit 16 since boot.
 fn voltage(host: &Host) -> Finding {
+    // The kernel's own driver, where the firmware's file is not there.
+    let alarm = host.names("/sys/class/hwmon").iter().any(|sensor| {
+        let file = |name: &str| host.read(&format!("/sys/class/hwmon/{sensor}/{name}"));
+        file("name").as_deref() == Some("rpi_volt") && file("in0_lcrit_alarm").as_deref() == Some("1")
+    });
     let bits = host
         .read("/sys/devices/platform/soc/soc:firmware/get_throttled")
         .and_then(|text| u32::from_str_radix(text.trim_start_matches("0x"), 16).ok())
-        .unwrap_or(0);
+        .unwrap_or(u32::from(alarm));
     if bits & 0x1_0001 == 0 {
         return Finding::ok("voltage", "no low voltage is reported");
     }
@@ -454,17 +467,22 @@ fn ipv6(host: &Host) -> Finding {
     Finding::ok("ipv6", if on { "IPv6 is on (pods have IPv4 only)" } else { "IPv6 is off" })
 }
 
-fn port_in_use(port: u16) -> Finding {
+fn port_in_use(host: &Host, port: u16) -> Finding {
     if Host::port_is_free(port) {
         return Finding::ok("port", format!("TCP port {port} is free"));
     }
+    let holder = host.port_holder(port);
+    if holder.as_ref().is_some_and(|(_, name)| name == "sampan") {
+        return Finding::ok("port", format!("TCP port {port} is Sampan's"));
+    }
+    let by = holder.map(|(pid, name)| format!(" by {name} (process {pid})")).unwrap_or_default();
     let remedy = match port {
         80 | 443 => "stop the other web server, or start with --disable ingress",
         6443 => "stop the other server, or give another --listen",
         8883 => "stop the other broker, give another --mqtt-listen, or use it with --mqtt-url",
         _ => "stop what uses it",
     };
-    Finding::bad("port", Severity::Warning, format!("TCP port {port} is in use"), remedy)
+    Finding::bad("port", Severity::Warning, format!("TCP port {port} is in use{by}"), remedy)
 }
 
 #[cfg(test)]
@@ -521,6 +539,7 @@ mod tests {
             (temperature, "/sys/class/thermal/thermal_zone0/temp", "48312", Ok),
             (voltage, "/sys/devices/platform/soc/soc:firmware/get_throttled", "0x50005", Warning),
             (voltage, "/sys/devices/platform/soc/soc:firmware/get_throttled", "0x0", Ok),
+            (voltage, "/sys/class/hwmon/hwmon1/name", "rpi_volt", Ok),
             (wear, "/sys/block/mmcblk0/device/pre_eol_info", "0x03", Error),
             (wear, "/sys/block/mmcblk0/device/life_time", "0x01 0x03", Ok),
             (engines, "/proc/4242/comm", "k3s-server", Warning),
@@ -542,6 +561,27 @@ mod tests {
         assert!(docker.remedy.contains("DOCKER-USER"), "{docker:?}");
         let other = forwarding(&["inet own fwd".to_owned()]);
         assert!(other.remedy.contains("nft insert rule inet own fwd ip saddr"), "{other:?}");
+    }
+
+    #[test]
+    fn low_voltage_is_told_by_the_kernel_s_driver_as_well() {
+        let (_dir, host) = host(&[
+            ("/sys/class/hwmon/hwmon1/name", "rpi_volt"),
+            ("/sys/class/hwmon/hwmon1/in0_lcrit_alarm", "1"),
+        ]);
+        assert_eq!(voltage(&host).severity, Severity::Warning);
+    }
+
+    #[test]
+    fn who_holds_a_port_is_told() {
+        let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (pid, _) = Host::default().port_holder(port).unwrap();
+        assert_eq!(pid, std::process::id());
+        let finding = port_in_use(&Host::default(), port);
+        assert!(finding.summary.contains(&format!("(process {pid})")), "{finding:?}");
+        drop(listener);
+        assert_eq!(port_in_use(&Host::default(), port).severity, Severity::Ok);
     }
 
     #[test]

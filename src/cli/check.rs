@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::Context;
 use clap::Args;
 
 use crate::{
@@ -20,6 +21,9 @@ pub struct Check {
     /// Form of the output
     #[arg(short, long, value_parser = ["text", "json"], default_value = "text")]
     output: String,
+    /// Turn the memory controller on where a Raspberry Pi has it off
+    #[arg(long)]
+    fix: bool,
     /// Also what is fine
     #[arg(short, long)]
     verbose: bool,
@@ -33,6 +37,12 @@ pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
         // Whoever may not ask is told to be root.
         forward_drops: net::dropping_forwarders().unwrap_or_default(),
     };
+    if args.fix
+        && let Some(path) =
+            check::fix_memory_cgroup(&Host::default()).context("turn the memory controller on")?
+    {
+        eprintln!("wrote {}: reboot now", path.display());
+    }
     let mut findings = check::run(&Host::default(), &options);
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     if args.output == "json" {
@@ -44,7 +54,7 @@ pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn text(findings: &[Finding], verbose: bool) -> String {
+pub fn text(findings: &[Finding], verbose: bool) -> String {
     let mut lines = Vec::new();
     for finding in findings {
         let word = match finding.severity {

@@ -69,6 +69,11 @@ fn start_logging(common: &config::Common) -> anyhow::Result<()> {
 
 /// Runs a short-lived client on this thread.
 pub fn block_on(verb: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    wait_for(verb)?
+}
+
+/// Runs something to its end on this thread.
+pub fn wait_for<T>(verb: impl Future<Output = T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -76,5 +81,5 @@ pub fn block_on(verb: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow:
     let outcome = runtime.block_on(verb);
     // A read of standard input may still be waiting; the process ends without it.
     runtime.shutdown_background();
-    outcome
+    Ok(outcome)
 }

@@ -4,6 +4,7 @@ mod backup;
 mod check;
 mod daemon;
 mod image;
+mod install;
 mod kube;
 mod mqtt;
 mod node;
@@ -41,6 +42,10 @@ enum Verb {
     Backup(backup::Backup),
     /// Look at this board: what would keep a node from working, and what to do
     Check(check::Check),
+    /// Make this board a node that starts by itself (systemd); again to upgrade
+    Install(install::Install),
+    /// Stop its pods and remove what `install` has made
+    Uninstall(install::Uninstall),
     /// The images of this machine
     Image(image::Image),
     #[command(flatten)]
@@ -74,6 +79,8 @@ fn run() -> anyhow::Result<ExitCode> {
         Verb::Mqtt(args) => daemon::block_on(mqtt::run(args)),
         Verb::Backup(args) => backup::run(&args),
         Verb::Check(args) => check::run(&args),
+        Verb::Install(args) => install::install(&args),
+        Verb::Uninstall(args) => install::uninstall(&args),
         Verb::Image(args) => daemon::block_on(image::run(args)),
         Verb::Kube(verb) | Verb::Kubectl(verb) => daemon::block_on(kube::run(verb)),
     }

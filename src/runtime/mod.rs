@@ -8,6 +8,7 @@
 mod cgroup;
 mod daemon;
 mod devices;
+mod erase;
 mod exec;
 mod exec_helper;
 pub mod fake;
@@ -26,6 +27,7 @@ mod sys;
 mod wire;
 
 pub use daemon::{Options, ShimRuntime};
+pub use erase::erase;
 pub use helper::dispatch as dispatch_helper;
 pub use log::numbered as rotated_log;
 pub use oci::groups;
