@@ -49,6 +49,10 @@ fn a_deployment_lives_from_apply_to_delete() {
     );
     node.k(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     assert!(node.apply(WEB).contains("deployment.apps/web unchanged"));
+    // A List is checked against the older OpenAPI document.
+    let list =
+        "{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: ConfigMap, metadata: {name: listed}}]}";
+    assert_eq!(node.apply(&format!("# YAML\n{list}")), "configmap/listed created\n");
 
     let pods = node.k(&["get", "pods", "-o", "wide"]);
     assert_eq!(pods.matches("1/1     Running").count(), 2, "{pods}");

@@ -172,6 +172,29 @@ async fn messages_go_both_ways_in_order_and_a_late_node_hears_the_retained_one()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_waits_to_publish_does_not_stop_its_own_connection() {
+    let world = World::new().await;
+    let (master, mut from_nodes) = world.master().await;
+    let (node, mut from_master) = world.node("a", None).await;
+    // Each says far more than any queue holds before it reads a word.
+    let (up, down) = (topics::up(CLUSTER, "a", Leaf::Control), topics::down(CLUSTER, "a", Leaf::Control));
+    let say = async |bus: &dyn Bus, topic: &str| {
+        for n in 0..1000u32 {
+            bus.publish(topic, Bytes::from(n.to_string()), Priority::Control).await.unwrap();
+        }
+    };
+    let both = async { tokio::join!(say(&*master, &down), say(&*node, &up)) };
+    timeout(Duration::from_secs(20), both).await.expect("the connections stand still");
+    for events in [&mut from_nodes, &mut from_master] {
+        for n in 0..1000u32 {
+            let Event::Message { payload, .. } = next(events).await else { panic!("no message") };
+            assert_eq!(payload, n.to_string());
+        }
+    }
+    world.tasks.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_cannot_speak_or_listen_for_another() {
     let world = World::new().await;
     let (_master, mut from_nodes) = world.master().await;

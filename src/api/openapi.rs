@@ -12,7 +12,7 @@ use super::{
 };
 use crate::kinds::{
     registry::KINDS,
-    schema::openapi::{self, V2_PROTOBUF},
+    schema::openapi::{self, V2_PROTOBUF, V2_PROTOBUF_OLD},
 };
 
 const JSON: &str = "application/json";
@@ -22,7 +22,7 @@ pub fn serve(headers: &HeaderMap, parts: &[&str]) -> Result<Reply, Refusal> {
     let failed = |error: std::io::Error| Refusal::from(crate::objects::Error::Internal(error.to_string()));
     let (group, version) = match parts {
         ["v2"] => {
-            let protobuf = accepts(headers, V2_PROTOBUF);
+            let protobuf = accepts(headers, V2_PROTOBUF) || accepts(headers, V2_PROTOBUF_OLD);
             return answer(headers, if protobuf { V2_PROTOBUF } else { JSON }, &openapi::hash(KINDS), || {
                 if protobuf {
                     return openapi::v2_protobuf(KINDS).map_err(failed);

@@ -20,7 +20,7 @@ use crate::{
         join::{JoinAnswer, JoinRequest, REQUEST_BYTES_MAX, Welcome},
         messages,
     },
-    objects::{DeleteOptions, Error, Objects, WriteOptions},
+    objects::{DeleteOptions, Error, Objects, User, WriteOptions},
 };
 
 /// Where tokens are, and how their Secrets are called.
@@ -131,18 +131,21 @@ async fn record(
     let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
     let digest = ring::digest::digest(&ring::digest::SHA256, request.csr.as_bytes());
     let name = format!("node-csr-{}", ids::hex(&digest.as_ref()[..16]));
-    let user = format!("system:bootstrap:{}", request.token_id);
+    // Who asks is written down at admission.
+    let board = User {
+        name: format!("system:bootstrap:{}", request.token_id),
+        groups: ["system:bootstrappers", "system:authenticated"].map(str::to_owned).to_vec(),
+        ..User::default()
+    };
     let csr = json!({
         "metadata": {"name": name},
         "spec": {
             "request": encode(&request.csr),
             "signerName": SIGNER,
             "usages": ["digital signature", "client auth"],
-            "username": user,
-            "groups": ["system:bootstrappers", "system:authenticated"],
         },
     });
-    objects.create(kind, "", csr, writer).await?;
+    objects.create(kind, "", csr, &WriteOptions { user: board, ..writer.clone() }).await?;
     let now = clock::rfc3339_seconds(objects.clock().now());
     let node = request.node.clone();
     objects

@@ -6,6 +6,7 @@
 //! one that answered last is tried first, then the others in turn.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -34,6 +35,10 @@ use crate::tasks::CancellationToken;
 const QUEUE_MAX: usize = 64;
 /// Messages between our queue and the library's socket.
 const LIBRARY_QUEUE: usize = 4;
+/// What may wait for the reader of events before nothing more is taken from the library. Far more
+/// than a burst: a reader that itself waits to publish must not stop what it waits for.
+const WAITING_MESSAGES_MAX: usize = 4096;
+const WAITING_BYTES_MAX: usize = 8 << 20;
 /// Unacknowledged messages at a time.
 const INFLIGHT_MAX: u16 = 32;
 /// The pause before the first and before the last of many attempts to connect.
@@ -348,6 +353,9 @@ impl Connection {
     ) -> Option<String> {
         let mut up = false;
         let leave = Arc::clone(&self.leave);
+        let mut waiting = Waiting::default();
+        // In its own future: the library takes messages only as long as its packets are read here.
+        let mut sending: Option<BoxFuture<'_, Option<()>>> = None;
         loop {
             tokio::select! {
                 biased;
@@ -357,7 +365,17 @@ impl Connection {
                     self.was_up = false;
                     return Some("another broker is wanted".to_owned());
                 }
-                packet = from_library.recv() => match packet {
+                place = self.events.reserve(), if !waiting.is_empty() => {
+                    let place = place.ok()?;
+                    if let Some(event) = waiting.pop() {
+                        place.send(event);
+                    }
+                }
+                sent = async { sending.as_mut().expect("the condition of this branch").await }, if sending.is_some() => {
+                    sent?;
+                    sending = None;
+                }
+                packet = from_library.recv(), if waiting.has_room() => match packet {
                     Some(Incoming::ConnAck(_)) => {
                         let filters = self.options.filters.iter().map(|f| Filter::new(f, QoS::AtLeastOnce));
                         if let Err(error) = client.subscribe_many(filters).await {
@@ -368,21 +386,60 @@ impl Connection {
                         up = true;
                         self.was_up = true;
                         self.connected.store(true, Ordering::Release);
-                        self.events.send(Event::Connected).await.ok()?;
+                        waiting.push(Event::Connected);
                     }
                     Some(Incoming::Publish(message)) => {
                         let topic = String::from_utf8_lossy(&message.topic).into_owned();
-                        self.events.send(Event::Message { topic, payload: message.payload }).await.ok()?;
+                        waiting.push(Event::Message { topic, payload: message.payload });
                     }
                     Some(Incoming::Disconnect(why)) => return Some(format!("{:?}", why.reason_code)),
                     Some(_) => {}
                     // The poll has ended and tells why itself.
                     None => std::future::pending().await,
                 },
-                Some(message) = self.control.recv(), if up => send(client, message).await?,
-                Some(message) = self.bulk.recv(), if up => send(client, message).await?,
+                Some(message) = self.control.recv(), if up && sending.is_none() => {
+                    sending = Some(Box::pin(send(client, message)));
+                }
+                Some(message) = self.bulk.recv(), if up && sending.is_none() => {
+                    sending = Some(Box::pin(send(client, message)));
+                }
             }
         }
+    }
+}
+
+/// Events that wait for their reader.
+#[derive(Default)]
+struct Waiting {
+    events: VecDeque<Event>,
+    bytes: usize,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    fn has_room(&self) -> bool {
+        self.events.len() < WAITING_MESSAGES_MAX && self.bytes < WAITING_BYTES_MAX
+    }
+
+    fn push(&mut self, event: Event) {
+        self.bytes += size(&event);
+        self.events.push_back(event);
+    }
+
+    fn pop(&mut self) -> Option<Event> {
+        let event = self.events.pop_front()?;
+        self.bytes -= size(&event);
+        Some(event)
+    }
+}
+
+fn size(event: &Event) -> usize {
+    match event {
+        Event::Message { topic, payload } => topic.len() + payload.len(),
+        Event::Connected | Event::Disconnected { .. } => 0,
     }
 }
 

@@ -17,8 +17,10 @@ use self::{paths::Operations, schemas::Schemas};
 use super::table::FINGERPRINT;
 use crate::{ids::hex, kinds::Kind};
 
-/// The media type of the protobuf form of `/openapi/v2`.
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The media type of the protobuf form of `/openapi/v2` (kube-openapi's `handler.go`).
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// How older clients ask for it; as the type of an answer it is none, a client cannot parse the `@`.
+pub const V2_PROTOBUF_OLD: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// Which of the two dialects is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
