@@ -669,6 +669,7 @@ impl Agent {
         let spaces: BTreeSet<&str> =
             changed.iter().filter(|k| sources.contains(&k.kind)).map(|k| k.namespace.as_str()).collect();
         self.shared.folders_changed.notify_one();
+        self.shared.images_used.notify_one();
         for pod in self.pods.values() {
             if spaces.contains("") || spaces.contains(pod.namespace.as_str()) {
                 pod.mailbox.send(Mail::Items).await;

@@ -15,7 +15,7 @@ use crate::{mqtt::messages::ItemKind, tasks::CancellationToken};
 /// Between two looks at the disk.
 const PERIOD: Duration = Duration::from_mins(5);
 
-/// Many pods that start at once are looked at once.
+/// Between two looks at what is used, however many pods start.
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// Collects until told to stop.
@@ -28,9 +28,14 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
             next = Instant::now() + PERIOD;
             collect(&shared).await;
         }
+        // The pause comes after a look, so that the first of many pods is seen at once.
+        let changed = async {
+            tokio::time::sleep(SETTLE).await;
+            shared.images_used.notified().await;
+        };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = shared.images_used.notified() => tokio::time::sleep(SETTLE).await,
+            () = changed => {}
             () = tokio::time::sleep_until(next) => {}
         }
     }
