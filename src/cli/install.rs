@@ -83,18 +83,14 @@ pub fn install(args: &Install) -> anyhow::Result<ExitCode> {
     let host = Host::at(&args.root);
     let fixed = args.fix && fix(&host)?;
     let live = layout.is_running_system();
-    let reboot = match live {
-        true => inspect(&host, role, fixed, args.force)?,
-        false => false,
-    };
+    let reboot = live && inspect(&host, role, fixed, args.force)?;
     let config = config_text(&layout, role, args)?;
     let exe;
-    let binary = match &args.binary {
-        Some(binary) => binary.as_path(),
-        None => {
-            exe = std::env::current_exe().context("find this binary")?;
-            exe.as_path()
-        }
+    let binary = if let Some(binary) = &args.binary {
+        binary.as_path()
+    } else {
+        exe = std::env::current_exe().context("find this binary")?;
+        exe.as_path()
     };
     let wanted = install::Wanted {
         role,

@@ -23,8 +23,11 @@ use crate::{
     objects::{Objects, WriteOptions},
 };
 
-/// Things that wait for one node.
+/// Things that wait for one node, its questions apart.
 const WAITING_MAX: usize = 64;
+/// Questions that wait: as many as a node may have open. One that is dropped holds up a pod until the
+/// node asks again.
+const QUESTIONS_MAX: usize = 1024;
 
 /// One thing to do for a node.
 #[derive(Debug)]
@@ -175,7 +178,13 @@ impl Desk {
             self.running.push(Box::pin(context.clone().perform(node.to_owned(), work)));
             return;
         };
-        if inbox.waiting.len() < WAITING_MAX || matches!(work, Work::Lost(_)) {
+        let questions = inbox.waiting.iter().filter(|work| matches!(work, Work::Ask(..))).count();
+        let has_room = match work {
+            Work::Ask(..) => questions < QUESTIONS_MAX,
+            Work::Lost(_) => true,
+            _ => inbox.waiting.len() - questions < WAITING_MAX,
+        };
+        if has_room {
             inbox.waiting.push_back(work);
         } else if !std::mem::replace(&mut inbox.overflowed, true) {
             tracing::warn!(node, "the node says more than can be worked on; some of it is dropped");

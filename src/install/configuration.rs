@@ -115,12 +115,12 @@ This page is generated from the flags themselves and a test holds it against the
         std::fs::write(&path, &text).unwrap();
         config::with_file(server(), &path).unwrap();
         // The same with every line that has a default in force.
-        let on: String = text
+        let on: Vec<&str> = text
             .lines()
             .filter_map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')))
             .filter(|line| !line.split(": ").nth(1).unwrap().chars().all(|c| c.is_uppercase() || c == ':'))
-            .map(|line| format!("{line}\n"))
             .collect();
+        let on = on.join("\n");
         assert!(on.lines().count() > 10, "{on}");
         std::fs::write(&path, on).unwrap();
         let command = config::with_file(server(), &path).unwrap();
