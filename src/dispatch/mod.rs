@@ -41,7 +41,10 @@ use link::{Link, Own};
 use losses::Losses;
 use shared::Shared;
 pub use streams::{StreamError, Streams};
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 use work::{Context, Desk, Loss, Work};
 
 use crate::{
@@ -112,6 +115,8 @@ type PodsOf = HashMap<String, BTreeSet<(Arc<str>, Arc<str>)>>;
 /// The dispatcher.
 pub struct Dispatch {
     context: Context,
+    /// Messages to nodes on their way, and where they go.
+    sending: Option<(Arc<dyn Bus>, mpsc::UnboundedReceiver<(String, Bytes)>)>,
     events: Events,
     /// Answers boards that join; without it they wait in vain.
     desk: Option<join::Desk>,
@@ -145,15 +150,17 @@ impl Dispatch {
     ) -> Self {
         let streams = Streams::new(Arc::clone(&bus), options.cluster.clone());
         let writer = WriteOptions::system("node").tracked_as("kubelet");
+        let (outgoing, queued) = mpsc::unbounded_channel();
         Self {
             context: Context {
                 objects,
                 options: Arc::new(options),
-                bus,
+                outgoing,
                 tokens,
                 writer,
                 networks: Arc::default(),
             },
+            sending: Some((bus, queued)),
             streams,
             events,
             desk: None,
@@ -183,6 +190,14 @@ impl Dispatch {
 
     /// Works until told to stop.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), Infallible> {
+        let Some((bus, queued)) = self.sending.take() else { return Ok(()) };
+        tokio::select! {
+            done = self.work(stop) => done,
+            () = work::send_all(bus, queued) => Ok(()),
+        }
+    }
+
+    async fn work(mut self, stop: CancellationToken) -> Result<(), Infallible> {
         let objects = self.context.objects.clone();
         let context = self.context.clone();
         let mut changes: SelectAll<BoxStream<'_, Seen>> = SelectAll::new();

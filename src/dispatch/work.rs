@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use jiff::SignedDuration;
+use tokio::sync::mpsc;
 
 use super::{IssueToken, Options, TokenRequest, pods, register, report};
 use crate::{
@@ -28,6 +29,17 @@ const WAITING_MAX: usize = 64;
 /// Questions that wait: as many as a node may have open. One that is dropped holds up a pod until the
 /// node asks again.
 const QUESTIONS_MAX: usize = 1024;
+
+/// Hands queued messages to the bus, one after the other.
+pub async fn send_all(bus: Arc<dyn Bus>, mut outgoing: mpsc::UnboundedReceiver<(String, Bytes)>) {
+    while let Some((topic, payload)) = outgoing.recv().await {
+        match bus.publish(&topic, payload, Priority::Control).await {
+            // The hello of the next connection heals what was not sent.
+            Ok(()) | Err(mqtt::Error::Offline) => {}
+            Err(error) => tracing::error!(topic, %error, "a message was not taken"),
+        }
+    }
+}
 
 /// One thing to do for a node.
 #[derive(Debug)]
@@ -57,7 +69,7 @@ pub type Worked = (String, Option<Box<Hello>>);
 pub struct Context {
     pub objects: Objects,
     pub options: Arc<Options>,
-    pub bus: Arc<dyn Bus>,
+    pub outgoing: mpsc::UnboundedSender<(String, Bytes)>,
     pub tokens: IssueToken,
     pub writer: WriteOptions,
     /// Held while a node is given its pods' network.
@@ -75,12 +87,11 @@ impl Context {
         }
     }
 
+    /// Queues a message. Never waits: who reads what nodes say must not wait for them to listen, or
+    /// both ends wait for each other.
     pub async fn publish(&self, topic: &str, payload: Bytes) {
-        match self.bus.publish(topic, payload, Priority::Control).await {
-            // The hello of the next connection heals what was not sent.
-            Ok(()) | Err(mqtt::Error::Offline) => {}
-            Err(error) => tracing::error!(topic, %error, "a message was not taken"),
-        }
+        // Nobody sends any more when this fails: the dispatcher has ended.
+        let _ = self.outgoing.send((topic.to_owned(), payload));
     }
 
     async fn perform(self, node: String, work: Work) -> Worked {
