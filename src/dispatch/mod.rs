@@ -116,7 +116,7 @@ type PodsOf = HashMap<String, BTreeSet<(Arc<str>, Arc<str>)>>;
 pub struct Dispatch {
     context: Context,
     /// Messages to nodes on their way, and where they go.
-    sending: Option<(Arc<dyn Bus>, mpsc::UnboundedReceiver<(String, Bytes)>)>,
+    sending: Option<(Arc<dyn Bus>, work::Queued)>,
     events: Events,
     /// Answers boards that join; without it they wait in vain.
     desk: Option<join::Desk>,

@@ -25,13 +25,16 @@ use crate::{
 };
 
 /// Things that wait for one node, its questions apart.
-const WAITING_MAX: usize = 64;
+const WAITING_MAX: usize = 1024;
 /// Questions that wait: as many as a node may have open. One that is dropped holds up a pod until the
 /// node asks again.
 const QUESTIONS_MAX: usize = 1024;
 
+/// Messages to nodes that wait to be sent: topic and payload.
+pub type Queued = mpsc::UnboundedReceiver<(String, Bytes)>;
+
 /// Hands queued messages to the bus, one after the other.
-pub async fn send_all(bus: Arc<dyn Bus>, mut outgoing: mpsc::UnboundedReceiver<(String, Bytes)>) {
+pub async fn send_all(bus: Arc<dyn Bus>, mut outgoing: Queued) {
     while let Some((topic, payload)) = outgoing.recv().await {
         match bus.publish(&topic, payload, Priority::Control).await {
             // The hello of the next connection heals what was not sent.
