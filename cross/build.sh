@@ -10,7 +10,8 @@
 # rustc-web, the standard library built from its sources, zig (from PyPI) as C compiler and linker.
 # With SAMPAN_CROSS=rustup the targets of an installed rustup are used instead of building std.
 # With SAMPAN_PROFILE=release the link-time optimisation is left out: a third of the time, a larger
-# binary in target/TARGET/release, for trying things out.
+# binary in target/TARGET/release, for trying things out. SAMPAN_PROFILE=smoke optimises nothing: what
+# CI builds for all targets.
 #
 # The binary is fully static and not position-independent: every container's shim is this binary, and
 # a position-independent one has its relocated pages (200 to 300 KB) privately in each of them.
@@ -57,7 +58,7 @@ build() {
 }
 
 if [ $# -eq 0 ]; then
-    sed -n '2,19p' "$0" | cut -c3-
+    sed -n '2,20p' "$0" | cut -c3-
     exit 2
 fi
 need_packages gcc libc6-dev

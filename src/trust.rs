@@ -1,6 +1,7 @@
 //! TLS towards peers that nobody vouches for: encrypted, the peer not verified. Ingress speaks so to
-//! backends of the `backend-protocol: HTTPS` annotation, the API's proxy to what pods serve (pods
-//! have certificates of their own making).
+//! backends of the `backend-protocol: HTTPS` annotation, the API's proxy and the probes to what pods
+//! serve (pods have certificates of their own making), the image client to registries that the user
+//! has called insecure.
 
 use std::sync::Arc;
 
@@ -49,13 +50,13 @@ impl ServerCertVerifier for AnyPeer {
     }
 }
 
-/// The client's side; `alpn` is the one protocol offered.
-pub fn client_config(provider: Arc<CryptoProvider>, alpn: &[u8]) -> Result<Arc<ClientConfig>, rustls::Error> {
+/// The client's side; `alpn` are the protocols offered, the preferred one first.
+pub fn client_config(provider: Arc<CryptoProvider>, alpn: &[&[u8]]) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyPeer(provider)))
         .with_no_client_auth();
-    config.alpn_protocols = vec![alpn.to_vec()];
-    Ok(Arc::new(config))
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(config)
 }

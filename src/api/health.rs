@@ -18,12 +18,11 @@ use super::{
     reply::{self, Reply},
     request::Query,
 };
-use crate::kinds::{Durability, registry};
+use crate::kinds::{Durability, VERSION, registry};
 
 /// The Kubernetes version whose behaviour this is.
 const MAJOR: &str = "1";
 const MINOR: &str = "36";
-const GIT_VERSION: &str = concat!("v1.36.0+sampan.", env!("CARGO_PKG_VERSION"));
 
 /// Upper ends of the latency buckets (seconds).
 const BUCKETS: [f64; 8] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.0, 10.0, 60.0];
@@ -182,7 +181,7 @@ impl Metrics {
         writeln!(out, "# TYPE kubernetes_build_info gauge")?;
         writeln!(
             out,
-            "kubernetes_build_info{{major=\"{MAJOR}\",minor=\"{MINOR}\",git_version=\"{GIT_VERSION}\"}} 1"
+            "kubernetes_build_info{{major=\"{MAJOR}\",minor=\"{MINOR}\",git_version=\"{VERSION}\"}} 1"
         )
     }
 }
@@ -201,7 +200,7 @@ pub fn version() -> Value {
     json!({
         "major": MAJOR, "minor": MINOR, "emulationMajor": MAJOR, "emulationMinor": MINOR,
         "minCompatibilityMajor": MAJOR, "minCompatibilityMinor": "35",
-        "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "gitVersion": VERSION, "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "none", "compiler": "rustc",
         "platform": format!("linux/{}", architecture()),
     })

@@ -1,9 +1,11 @@
 //! What the rules read of the machine.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, BufRead, BufReader},
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -29,18 +31,20 @@ const SYNCED_WRITES: u32 = 8;
 #[derive(Debug, Clone)]
 pub struct Host {
     root: PathBuf,
+    /// The modules of `SYMBOLS` that the kernel's own code has: its list has megabytes and is read once, when asked for.
+    built_in: OnceLock<Vec<&'static str>>,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { root: "/".into() }
+        Self::at(Path::new("/"))
     }
 }
 
 impl Host {
     /// A tree with its own `/proc`, `/sys` and `/etc`.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), built_in: OnceLock::new() }
     }
 
     pub fn path(&self, absolute: &str) -> PathBuf {
@@ -96,9 +100,16 @@ impl Host {
     /// Whether the kernel's own code has the module's symbols: a kernel without modules (or without
     /// its folder in `/lib/modules`) says nowhere else what is built in.
     fn has_symbol_of(&self, name: &str) -> bool {
-        let Some((_, symbol)) = SYMBOLS.iter().find(|(module, _)| *module == name) else { return false };
-        let symbols = self.read("/proc/kallsyms").unwrap_or_default();
-        symbols.lines().any(|line| line.rsplit(' ').next() == Some(symbol))
+        let read = || {
+            let symbols = fs::File::open(self.path("/proc/kallsyms")).map(BufReader::new);
+            let lines = symbols.into_iter().flat_map(|s| s.lines().map_while(Result::ok));
+            let module = |line: String| {
+                let last = line.rsplit(' ').next();
+                SYMBOLS.iter().find(|(_, symbol)| last == Some(symbol)).map(|(module, _)| *module)
+            };
+            lines.filter_map(module).collect()
+        };
+        SYMBOLS.iter().any(|(module, _)| *module == name) && self.built_in.get_or_init(read).contains(&name)
     }
 
     /// Whether processes with this name run.

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
-use super::kube::align;
+use super::{State, kube::align};
 use crate::{
     control::{self, ImageInfo, Line, Request},
     image::{ImageStore, Options, Registries},
@@ -18,15 +18,8 @@ const LINES_MAX: usize = 16;
 
 #[derive(Debug, Args)]
 pub struct Image {
-    /// The node's state
-    #[arg(
-        long,
-        global = true,
-        env = "SAMPAN_DATA_DIR",
-        default_value = "/var/lib/sampan",
-        value_name = "DIR"
-    )]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    state: State,
     /// Settings of registries, where no daemon runs
     #[arg(long, global = true, env = "SAMPAN_REGISTRIES", value_name = "FILE")]
     registries: Option<String>,
@@ -128,7 +121,7 @@ async fn alone(
     bars: &mut Bars,
 ) -> anyhow::Result<Result<Vec<ImageInfo>, String>> {
     let registries = Registries::load(args.registries.as_deref()).map_err(anyhow::Error::msg)?;
-    let images = ImageStore::open(Options::new(&args.data_dir).with_registries(registries))?;
+    let images = ImageStore::open(Options::new(&args.state.data_dir).with_registries(registries))?;
     let (send, mut lines) = mpsc::channel(LINES_MAX);
     let show = async {
         while let Some(line) = lines.recv().await {

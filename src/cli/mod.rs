@@ -13,9 +13,9 @@ mod remedy;
 mod sys;
 mod token;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config;
 
@@ -24,6 +24,20 @@ use crate::config;
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
+}
+
+/// Where a verb finds the daemon's state on this board.
+#[derive(Debug, Args)]
+struct State {
+    /// The state of the server or node
+    #[arg(
+        long,
+        global = true,
+        env = "SAMPAN_DATA_DIR",
+        default_value = "/var/lib/sampan",
+        value_name = "DIR"
+    )]
+    data_dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -93,7 +107,7 @@ fn parse() -> anyhow::Result<Cli> {
     if let Some((verb, matches)) = first.subcommand()
         && matches.try_contains_id("config").unwrap_or(false)
     {
-        let given = matches.get_one::<std::path::PathBuf>("config").cloned();
+        let given = matches.get_one::<PathBuf>("config").cloned();
         let default = std::path::Path::new(config::DEFAULT_FILE);
         if let Some(path) = given.or_else(|| default.exists().then(|| default.into())) {
             let with_file = config::with_file(

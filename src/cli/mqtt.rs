@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-use super::kube::client::Client;
+use super::{State, kube::client::Client};
 use crate::{
     api::pki::{self, Pki},
     app,
@@ -21,15 +21,8 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub struct Mqtt {
-    /// The server's state
-    #[arg(
-        long,
-        global = true,
-        env = "SAMPAN_DATA_DIR",
-        default_value = "/var/lib/sampan",
-        value_name = "DIR"
-    )]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    state: State,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -84,18 +77,18 @@ enum Verb {
 }
 
 pub async fn run(args: Mqtt) -> anyhow::Result<ExitCode> {
-    let state = args.data_dir.join("server");
+    let state = args.state.data_dir.join("server");
     match args.verb {
         Verb::Tap { node, url, files, secrets } => {
             let options = app::Tap { urls: url, files, node, secrets };
             let line = |text: &str| {
                 println!("{} {text}", clock::rfc3339_micros(SystemClock.now()));
             };
-            app::tap(&args.data_dir, &options, line).await?;
+            app::tap(&args.state.data_dir, &options, line).await?;
         }
         Verb::Acl { node, user, master } => {
             let mut nodes: BTreeSet<String> = node.into_iter().collect();
-            let client = Client::load(Some(&args.data_dir.join("kubeconfig")), None)?;
+            let client = Client::load(Some(&args.state.data_dir.join("kubeconfig")), None)?;
             let known = client.get("/api/v1/nodes").await?;
             let name = |node: &serde_json::Value| node["metadata"]["name"].as_str().map(str::to_owned);
             nodes.extend(known["items"].as_array().into_iter().flatten().filter_map(name));

@@ -1,7 +1,6 @@
 //! `sampan node remove`: takes a board out of the cluster, with its pods and its credential.
 
 use std::{
-    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -12,9 +11,12 @@ use hyper::Method;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
-use super::kube::{
-    Refused,
-    client::{Client, request},
+use super::{
+    State,
+    kube::{
+        Refused,
+        client::{Client, request},
+    },
 };
 use crate::objects::credentials::{NAME, NAMESPACE, REMOVED};
 
@@ -27,15 +29,8 @@ const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
 #[derive(Debug, Args)]
 pub struct Node {
-    /// The server's state
-    #[arg(
-        long,
-        global = true,
-        env = "SAMPAN_DATA_DIR",
-        default_value = "/var/lib/sampan",
-        value_name = "DIR"
-    )]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    state: State,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -56,7 +51,7 @@ enum Verb {
 }
 
 pub async fn run(args: Node) -> anyhow::Result<ExitCode> {
-    let client = Client::load(Some(&args.data_dir.join("kubeconfig")), None)?;
+    let client = Client::load(Some(&args.state.data_dir.join("kubeconfig")), None)?;
     let Verb::Remove { name, force, timeout } = args.verb;
     let path = format!("/api/v1/nodes/{name}");
     let node = client.get(&path).await?;

@@ -14,9 +14,12 @@ use jiff::{SignedDuration, Timestamp};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::{Value, json};
 
-use super::kube::{
-    align,
-    client::{Client, request},
+use super::{
+    State,
+    kube::{
+        align,
+        client::{Client, request},
+    },
 };
 use crate::{
     api::pki,
@@ -35,15 +38,8 @@ const JSON: &str = "application/json";
 
 #[derive(Debug, Args)]
 pub struct Token {
-    /// The server's state
-    #[arg(
-        long,
-        global = true,
-        env = "SAMPAN_DATA_DIR",
-        default_value = "/var/lib/sampan",
-        value_name = "DIR"
-    )]
-    data_dir: PathBuf,
+    #[command(flatten)]
+    state: State,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -70,9 +66,9 @@ enum Verb {
 }
 
 pub async fn run(args: Token) -> anyhow::Result<ExitCode> {
-    let client = Client::load(Some(&args.data_dir.join("kubeconfig")), None)?;
+    let client = Client::load(Some(&args.state.data_dir.join("kubeconfig")), None)?;
     match args.verb {
-        Verb::Create { ttl, node, url } => create(&client, &args.data_dir, ttl, node, url).await?,
+        Verb::Create { ttl, node, url } => create(&client, &args.state.data_dir, ttl, node, url).await?,
         Verb::List => list(&client).await?,
         Verb::Delete { id } => {
             let path = format!("{}/{TOKEN_PREFIX}{id}", secrets());

@@ -25,8 +25,6 @@ const HARDWARE: &str = "sampan.dev/hardware";
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 /// What we call our runtime in `nodeInfo`.
 const RUNTIME: &str = concat!("sampan://", env!("CARGO_PKG_VERSION"));
-/// The Kubernetes version whose kubelet's behaviour a node has.
-const KUBELET: &str = concat!("v1.36.0+sampan", env!("CARGO_PKG_VERSION"));
 
 /// Creates the Node or brings it up to what the board says of itself.
 pub async fn register(context: &Context, name: &str, info: &NodeInfo, hardware: &str) -> Result<(), Error> {
@@ -139,7 +137,7 @@ fn describe(status: &mut Value, info: &NodeInfo) {
         "kernelVersion": info.kernel_version,
         "osImage": info.os_image,
         "containerRuntimeVersion": RUNTIME,
-        "kubeletVersion": KUBELET,
+        "kubeletVersion": info.agent_version,
         "kubeProxyVersion": "",
         "operatingSystem": "linux",
         "architecture": info.architecture,

@@ -21,14 +21,11 @@ use hyper::{
     header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-};
+use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName};
 use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 use tokio_rustls::TlsConnector;
+
+use crate::trust;
 
 /// Time for name, TCP and TLS together.
 const CONNECT: Duration = Duration::from_secs(15);
@@ -216,15 +213,13 @@ impl Client {
 
     fn tls(&self, host: &str, verify: bool) -> Result<ClientConfig, String> {
         let provider = Arc::new(ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider.clone())
+        if !verify {
+            return trust::client_config(provider, &[]).map_err(|error| error.to_string());
+        }
+        let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?;
-        let builder = if verify {
-            builder.with_root_certificates(self.roots(host))
-        } else {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
-        };
-        Ok(builder.with_no_client_auth())
+        Ok(builder.with_root_certificates(self.roots(host)).with_no_client_auth())
     }
 
     fn roots(&self, host: &str) -> Arc<RootCertStore> {
@@ -375,45 +370,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = source.source();
     }
     text
-}
-
-/// Accepts any certificate: for registries that the user has called insecure.
-#[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

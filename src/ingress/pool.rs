@@ -96,8 +96,9 @@ enum Sender {
 
 impl Pool {
     pub fn new(provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
-        let connector =
-            |alpn: &[u8]| trust::client_config(Arc::clone(provider), alpn).map(TlsConnector::from);
+        let connector = |alpn: &[u8]| {
+            trust::client_config(Arc::clone(provider), &[alpn]).map(|c| TlsConnector::from(Arc::new(c)))
+        };
         Ok(Self {
             idle: Mutex::default(),
             shared: Mutex::default(),

@@ -75,6 +75,9 @@ mod workload;
 pub use field::{ErrorList, FieldError};
 pub use serde_json::Value;
 
+/// The Kubernetes version whose behaviour server and nodes have, and whose build they are.
+pub const VERSION: &str = concat!("v1.36.0+sampan.", env!("CARGO_PKG_VERSION"));
+
 /// Where objects of a kind live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {

@@ -9,7 +9,7 @@ use crate::{
     config::Limits,
     ids,
     image::Images,
-    kinds::{builds, quantity::Quantity, volumes},
+    kinds::{self, builds, quantity::Quantity, volumes},
     mqtt::{
         messages::{NodeInfo, NodeState},
         topics,
@@ -49,7 +49,7 @@ pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
         kernel_version: kernel,
         os_image: os_image(&text("/etc/os-release")),
         architecture: architecture.to_owned(),
-        agent_version: format!("v1.36.0+sampan{}", env!("CARGO_PKG_VERSION")),
+        agent_version: kinds::VERSION.to_owned(),
         addresses,
         allocatable: allocatable(&capacity, &options.limits),
         capacity,

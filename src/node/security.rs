@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::{Container, SeccompProfile};
 
 use super::record::Wanted;
-use crate::runtime::Seccomp;
+use crate::runtime::{CAPABILITIES, Seccomp};
 
 /// What a container may do unless told otherwise (containerd's default set).
 const DEFAULT_CAPABILITIES: [&str; 14] = [
@@ -23,50 +23,6 @@ const DEFAULT_CAPABILITIES: [&str; 14] = [
     "CAP_SYS_CHROOT",
     "CAP_KILL",
     "CAP_AUDIT_WRITE",
-];
-/// Every capability of Linux 5.9 and later (`capability.h`).
-const ALL_CAPABILITIES: [&str; 41] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
 ];
 /// A passwd or group file larger than this is not an image's (bytes).
 const ACCOUNTS_BYTES_MAX: u64 = 1 << 20;
@@ -184,7 +140,7 @@ pub fn user(
 pub fn capabilities(container: &Container) -> Vec<String> {
     let context = container.security_context.as_ref();
     if context.and_then(|s| s.privileged) == Some(true) {
-        return ALL_CAPABILITIES.map(str::to_owned).to_vec();
+        return CAPABILITIES.map(str::to_owned).to_vec();
     }
     let change = context.and_then(|s| s.capabilities.clone()).unwrap_or_default();
     let full = |name: &String| {
@@ -194,7 +150,7 @@ pub fn capabilities(container: &Container) -> Vec<String> {
     let add: Vec<_> = change.add.iter().flatten().map(full).collect();
     let drop: Vec<_> = change.drop.iter().flatten().map(full).collect();
     let base: &[&str] = if add.iter().any(|c| c == "ALL") {
-        &ALL_CAPABILITIES
+        &CAPABILITIES
     } else if drop.iter().any(|c| c == "ALL") {
         &[]
     } else {

@@ -31,6 +31,7 @@ pub use erase::erase;
 pub use helper::dispatch as dispatch_helper;
 pub use log::numbered as rotated_log;
 pub use oci::groups;
+pub use process::CAPABILITIES;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 

@@ -24,8 +24,8 @@ const OPEN_FILES_MAX: u64 = 1_048_576;
 pub const CODE_NOT_EXECUTABLE: i32 = 126;
 pub const CODE_NOT_FOUND: i32 = 127;
 
-/// Capabilities by their number (linux/capability.h).
-const CAPABILITIES: [&str; 41] = [
+/// Every capability of Linux 5.9 and later by its number (linux/capability.h).
+pub const CAPABILITIES: [&str; 41] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
     "CAP_DAC_READ_SEARCH",

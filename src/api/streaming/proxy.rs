@@ -216,9 +216,12 @@ async fn connect(call: &Call, named: &Named<'_>, backend: Backend) -> Result<Io,
     }
     let name = ServerName::try_from(named.name.to_owned()).map_err(|e| unreachable(&e))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = trust::client_config(provider, b"http/1.1").map_err(|e| Refusal::internal(e.to_string()))?;
-    let tls =
-        tokio_rustls::TlsConnector::from(config).connect(name, io).await.map_err(|e| unreachable(&e))?;
+    let config =
+        trust::client_config(provider, &[b"http/1.1"]).map_err(|e| Refusal::internal(e.to_string()))?;
+    let tls = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, io)
+        .await
+        .map_err(|e| unreachable(&e))?;
     Ok(Box::pin(tls))
 }
 
