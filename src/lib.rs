@@ -22,6 +22,7 @@ pub mod controllers;
 pub mod demo;
 pub mod dispatch;
 pub mod dns;
+pub mod http;
 pub mod ids;
 pub mod image;
 pub mod ingress;

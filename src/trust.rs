@@ -1,4 +1,5 @@
-//! TLS towards peers that nobody vouches for: encrypted, the peer not verified. Ingress speaks so to
+//! Whom a TLS client believes besides the well-known authorities: a judge of one's own, or anybody.
+//! [`client_config`] is encrypted, the peer not verified. Ingress speaks so to
 //! backends of the `backend-protocol: HTTPS` annotation, the API's proxy and the probes to what pods
 //! serve (pods have certificates of their own making), the image client to registries that the user
 //! has called insecure.
@@ -6,25 +7,52 @@
 use std::sync::Arc;
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-#[derive(Debug)]
-struct AnyPeer(Arc<CryptoProvider>);
+/// What becomes of a server's certificate: its own and the rest of its chain, the name it was reached
+/// by, the OCSP response, the time.
+pub type Verdict = dyn Fn(
+        &CertificateDer<'_>,
+        &[CertificateDer<'_>],
+        &ServerName<'_>,
+        &[u8],
+        UnixTime,
+    ) -> Result<ServerCertVerified, Error>
+    + Send
+    + Sync;
 
-impl ServerCertVerifier for AnyPeer {
+/// Asks a function about a server's certificate. That the server has its key is always verified.
+pub struct Judge {
+    provider: Arc<CryptoProvider>,
+    verdict: Box<Verdict>,
+}
+
+impl Judge {
+    pub fn new(provider: Arc<CryptoProvider>, verdict: Box<Verdict>) -> Arc<Self> {
+        Arc::new(Self { provider, verdict })
+    }
+}
+
+impl std::fmt::Debug for Judge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Judge")
+    }
+}
+
+impl ServerCertVerifier for Judge {
     fn verify_server_cert(
         &self,
-        _own: &CertificateDer<'_>,
-        _rest: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+        own: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        (self.verdict)(own, rest, name, ocsp, now)
     }
 
     fn verify_tls12_signature(
@@ -32,8 +60,13 @@ impl ServerCertVerifier for AnyPeer {
         message: &[u8],
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -41,21 +74,29 @@ impl ServerCertVerifier for AnyPeer {
         message: &[u8],
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
-/// The client's side; `alpn` are the protocols offered, the preferred one first.
-pub fn client_config(provider: Arc<CryptoProvider>, alpn: &[&[u8]]) -> Result<ClientConfig, rustls::Error> {
+/// A client that believes anybody; `alpn` are the protocols offered, the preferred one first.
+pub fn client_config(provider: Arc<CryptoProvider>, alpn: &[&[u8]]) -> Result<ClientConfig, Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyPeer(provider)))
+        .with_custom_certificate_verifier(Judge::new(
+            provider,
+            Box::new(|_, _, _, _, _| Ok(ServerCertVerified::assertion())),
+        ))
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(config)

@@ -2,17 +2,11 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
     net::IpAddr,
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
-use hyper::service::service_fn;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto::Builder,
-};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -28,7 +22,12 @@ use super::{
     tls::{ClientCertificates, ServingCertificate, TrustedTime, server_config},
 };
 use crate::{
-    clock::Clock as _, objects::Objects, streams::NodeStreams, tasks::CancellationToken, usage::Table,
+    clock::Clock as _,
+    http::{self, Limits},
+    objects::Objects,
+    streams::NodeStreams,
+    tasks::CancellationToken,
+    usage::Table,
 };
 
 /// Connections at once; more wait in the kernel's queue.
@@ -38,15 +37,12 @@ const CONNECTIONS_MAX: usize = 4096;
 const CONNECTIONS_PER_ADDRESS_MAX: usize = 1500;
 /// How long a client may take for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a client may take for the head of a request.
-const HEADERS_TIMEOUT: Duration = Duration::from_secs(20);
-/// Bytes of a request's head.
-const HEADER_BYTES_MAX: usize = 64 * 1024;
-/// Requests at once on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 1000;
-/// How often a silent HTTP/2 connection is asked whether it lives, and how long it may take.
-const KEEP_ALIVE_PERIOD: Duration = Duration::from_secs(30);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(15);
+const LIMITS: Limits = Limits {
+    headers: Duration::from_secs(20),
+    streams: 1000,
+    keep_alive: Duration::from_secs(30),
+    keep_alive_timeout: Duration::from_secs(15),
+};
 /// How long running requests may take after the server was told to stop.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -219,32 +215,11 @@ impl Connection {
         };
         let certificate = Arc::new(certificate);
         let api = Arc::clone(&self.api);
-        let service = service_fn(move |request| {
+        let handle = |request| {
             let (api, certificate) = (Arc::clone(&api), Arc::clone(&certificate));
-            async move { Ok::<_, Infallible>(handler::handle(api, &certificate, request).await) }
-        });
-        let mut builder = Builder::new(TokioExecutor::new());
-        builder
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADERS_TIMEOUT)
-            .max_buf_size(HEADER_BYTES_MAX);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS_MAX)
-            .max_header_list_size(HEADER_BYTES_MAX as u32)
-            .keep_alive_interval(KEEP_ALIVE_PERIOD)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
-        tokio::pin!(connection);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = self.api.stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
+            async move { handler::handle(api, &certificate, request).await }
         };
+        let ended = http::serve(tls, LIMITS, &self.api.stop, handle).await;
         if let Err(error) = ended {
             tracing::trace!(%error, ?peer, "connection ended");
         }

@@ -9,13 +9,8 @@ use std::{
 
 use anyhow::{Context, bail};
 use rustls::{
-    CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    CertificateError, RootCertStore,
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +27,7 @@ use crate::{
         topics,
     },
     tasks::Tasks,
+    trust::{Judge, Verdict},
 };
 
 /// How long after a request it is sent again.
@@ -288,65 +284,25 @@ async fn converse(
 /// TLS that trusts the authority with this digest, which the master sends along.
 fn pinned_tls(pin: &str) -> anyhow::Result<Arc<rustls::ClientConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Arc::new(Pinned { pin: pin.to_owned(), provider: Arc::clone(&provider) });
+    let (pin, algorithms) = (pin.to_owned(), Arc::clone(&provider));
+    let verdict: Box<Verdict> = Box::new(move |own, rest, name, ocsp, now| {
+        let Some(authority) = rest.iter().find(|certificate| pki::pin(certificate) == pin) else {
+            let text = "the server's certificate authority is not the one that the token names";
+            return Err(rustls::Error::General(text.to_owned()));
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        let verdict = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&algorithms))
+            .build()
+            .map_err(|_| CertificateError::UnknownIssuer)?
+            .verify_server_cert(own, rest, name, ocsp, now);
+        link::whatever_the_name(verdict, own)
+    });
+    let verifier = Judge::new(Arc::clone(&provider), verdict);
     let config = rustls::ClientConfig::builder_with_details(provider, Arc::new(link::time()))
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
     Ok(Arc::new(config))
-}
-
-#[derive(Debug)]
-struct Pinned {
-    pin: String,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        own: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(authority) = rest.iter().find(|certificate| pki::pin(certificate) == self.pin) else {
-            let text = "the server's certificate authority is not the one that the token names";
-            return Err(rustls::Error::General(text.to_owned()));
-        };
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.clone().into_owned())?;
-        let verdict =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider))
-                .build()
-                .map_err(|_| CertificateError::UnknownIssuer)?
-                .verify_server_cert(own, rest, name, ocsp, now);
-        link::whatever_the_name(verdict, own)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }

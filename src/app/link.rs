@@ -8,12 +8,12 @@ use std::{
 
 use anyhow::{Context, bail};
 use rustls::{
-    CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    CertificateError, RootCertStore,
     client::{
         WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        danger::{ServerCertVerified, ServerCertVerifier as _},
     },
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
         session::{Address, Endpoints, Options, session},
     },
     tasks::Tasks,
+    trust::{Judge, Verdict},
 };
 
 /// Who a client is to the broker, and what it listens to.
@@ -77,7 +78,7 @@ fn chain_and_key(
 /// TLS for a client of a master's own broker: trusts one authority, shows one certificate.
 pub fn client_tls(ca_pem: &str, credential: &Credential) -> anyhow::Result<Arc<rustls::ClientConfig>> {
     let (chain, key) = chain_and_key(credential.certificate.as_bytes(), credential.key.as_bytes())?;
-    let verifier = Arc::new(MasterVerifier::new(roots(ca_pem.as_bytes())?)?);
+    let verifier = master_verifier(roots(ca_pem.as_bytes())?)?;
     let config = builder()?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
@@ -167,14 +168,14 @@ pub fn connect(tasks: &Tasks, name: &str, way: &Way, client: Client) -> (Arc<dyn
 
 /// Knows a master by its authority and its role, whatever the name or address it is reached at: a
 /// board that was moved, renamed or put behind a NAT is the same master.
-#[derive(Debug)]
-struct MasterVerifier(Arc<WebPkiServerVerifier>);
-
-impl MasterVerifier {
-    fn new(roots: RootCertStore) -> anyhow::Result<Self> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        Ok(Self(WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?))
-    }
+fn master_verifier(roots: RootCertStore) -> anyhow::Result<Arc<Judge>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let usual =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build()?;
+    let verdict: Box<Verdict> = Box::new(move |own, rest, name, ocsp, now| {
+        whatever_the_name(usual.verify_server_cert(own, rest, name, ocsp, now), own)
+    });
+    Ok(Judge::new(provider, verdict))
 }
 
 /// What is left of a verdict when the name does not matter, but the role does: only the cluster's
@@ -196,44 +197,11 @@ pub fn whatever_the_name(
     verdict
 }
 
-impl ServerCertVerifier for MasterVerifier {
-    fn verify_server_cert(
-        &self,
-        own: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        whatever_the_name(self.0.verify_server_cert(own, rest, name, ocsp, now), own)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    use rustls::pki_types::{ServerName, UnixTime};
 
     use super::*;
     use crate::api::pki::Pki;
@@ -242,7 +210,7 @@ mod tests {
     fn a_master_is_known_by_its_authority_and_role_not_by_its_name() {
         let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (ours, theirs) = (Pki::open(ours.path()).unwrap(), Pki::open(theirs.path()).unwrap());
-        let verifier = MasterVerifier::new(roots(ours.ca_pem().as_bytes()).unwrap()).unwrap();
+        let verifier = master_verifier(roots(ours.ca_pem().as_bytes()).unwrap()).unwrap();
         let judge = |own: &CertificateDer<'_>| {
             let name = ServerName::try_from("somewhere.else").unwrap();
             verifier.verify_server_cert(own, &[], &name, &[], UnixTime::now()).is_ok()

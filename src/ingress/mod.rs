@@ -15,18 +15,12 @@ mod proxy;
 mod record;
 
 use std::{
-    convert::Infallible,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, RwLock, atomic::Ordering},
     time::Duration,
 };
 
-use hyper::service::service_fn;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto::Builder,
-};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -42,22 +36,21 @@ use self::{
     record::Record,
 };
 use crate::{
+    http::{self, Limits},
     net::{cidr::Cidr, routes::IngressTable},
     tasks::CancellationToken,
 };
 
 /// Connections of clients at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 2048;
-/// How long a client may take for the TLS handshake, and for the head of a request.
+/// How long a client may take for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const HEADERS_TIMEOUT: Duration = Duration::from_mins(1);
-/// Bytes of a request's head.
-const HEADER_BYTES_MAX: usize = 64 * 1024;
-/// Requests at once on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 128;
-/// How often a silent HTTP/2 connection is asked whether it lives, and how long it may take.
-const KEEP_ALIVE_PERIOD: Duration = Duration::from_mins(1);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+const LIMITS: Limits = Limits {
+    headers: Duration::from_mins(1),
+    streams: 128,
+    keep_alive: Duration::from_mins(1),
+    keep_alive_timeout: Duration::from_secs(20),
+};
 /// How long running requests may take after the server was told to stop.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -235,32 +228,11 @@ async fn serve<S>(proxy: Arc<Proxy>, stream: S, arrival: Arrival, stop: Cancella
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(move |request| {
+    let handle = |request| {
         let proxy = Arc::clone(&proxy);
-        async move { Ok::<_, Infallible>(proxy.handle(request, arrival).await) }
-    });
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_TIMEOUT)
-        .max_buf_size(HEADER_BYTES_MAX);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADER_BYTES_MAX as u32)
-        .keep_alive_interval(KEEP_ALIVE_PERIOD)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+        async move { proxy.handle(request, arrival).await }
     };
+    let ended = http::serve(stream, LIMITS, &stop, handle).await;
     if let Err(error) = ended {
         tracing::trace!(%error, client = %arrival.client, "connection ended");
     }
