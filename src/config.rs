@@ -15,7 +15,7 @@ use clap::{Arg, Args, Command, ValueEnum};
 
 mod limits;
 
-pub use limits::{Limits, Threshold};
+pub use limits::{Least, Limits, Threshold};
 
 /// Where the configuration file is looked for.
 pub const DEFAULT_FILE: &str = "/etc/sampan/config.yaml";

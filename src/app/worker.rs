@@ -49,6 +49,7 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
             obstacle.remedy
         );
     }
+    common.limits.check().map_err(anyhow::Error::msg)?;
     let state = common.data_dir.join("agent");
     let runtime = ShimRuntime::new(runtime_options(common)).context("set up the container runtime")?;
     let options = image::Options {

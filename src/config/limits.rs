@@ -1,11 +1,16 @@
 //! What a worker keeps for itself and how much it gives to pods. The flags are kubelet's.
 
+use std::time::Duration;
+
 use clap::Args;
 
 use crate::kinds::quantity::Quantity;
 
 /// An amount of a resource: `cpu=100m`.
 pub type Amount = (String, Quantity);
+
+/// How long a soft threshold may not be held: `memory.available=1m30s`.
+pub type Grace = (&'static str, Duration);
 
 /// The signals that thresholds may be set for.
 pub const SIGNALS: [&str; 6] = [
@@ -96,6 +101,27 @@ pub struct Limits {
         value_name = "THRESHOLDS"
     )]
     pub eviction_hard: Vec<Threshold>,
+    /// Below these amounts for a grace period of their own, pods are evicted, and given time to end
+    #[arg(
+        long,
+        env = "SAMPAN_EVICTION_SOFT",
+        value_delimiter = ',',
+        value_parser = threshold,
+        value_name = "THRESHOLDS"
+    )]
+    pub eviction_soft: Vec<Threshold>,
+    /// The grace period of each soft threshold (`memory.available=1m30s`)
+    #[arg(
+        long,
+        env = "SAMPAN_EVICTION_SOFT_GRACE_PERIOD",
+        value_delimiter = ',',
+        value_parser = grace,
+        value_name = "PERIODS"
+    )]
+    pub eviction_soft_grace_period: Vec<Grace>,
+    /// What a pod gets to end when a soft threshold evicts it (seconds); its own grace period if shorter
+    #[arg(long, env = "SAMPAN_EVICTION_MAX_POD_GRACE_PERIOD", default_value_t = 0, value_name = "SECONDS")]
+    pub eviction_max_pod_grace_period: u32,
     /// How long a node stays under pressure after the last sign of it (seconds)
     #[arg(
         long,
@@ -142,6 +168,24 @@ impl Limits {
         Self::from_arg_matches(&matches).expect("the defaults are sound")
     }
 
+    /// The grace period of a soft threshold.
+    pub fn grace_of(&self, signal: &str) -> Option<Duration> {
+        self.eviction_soft_grace_period.iter().find(|(name, _)| *name == signal).map(|(_, period)| *period)
+    }
+
+    /// Refuses what no single flag can tell.
+    ///
+    /// # Errors
+    /// A soft threshold has no grace period.
+    pub fn check(&self) -> Result<(), String> {
+        match self.eviction_soft.iter().find(|soft| self.grace_of(soft.signal).is_none()) {
+            None => Ok(()),
+            Some(soft) => {
+                Err(format!("grace period must be specified for the soft eviction threshold {}", soft.signal))
+            }
+        }
+    }
+
     /// What is reserved of a resource by both flags together.
     pub fn reserved(&self, resource: &str) -> Quantity {
         let both = self.kube_reserved.iter().chain(&self.system_reserved);
@@ -167,11 +211,22 @@ fn amount(text: &str) -> Result<Amount, String> {
     Ok((name.to_owned(), quantity(value)?))
 }
 
+fn signal(name: &str) -> Result<&'static str, String> {
+    let known = SIGNALS.iter().find(|known| **known == name);
+    known.copied().ok_or_else(|| format!("{name:?}: the signals are {}", SIGNALS.join(", ")))
+}
+
+fn grace(text: &str) -> Result<Grace, String> {
+    let form = || format!("{text:?} is not of the form memory.available=1m30s");
+    let (name, value) = text.split_once('=').ok_or_else(form)?;
+    let period: jiff::SignedDuration = value.parse().map_err(|_| form())?;
+    Ok((signal(name)?, Duration::try_from(period).map_err(|_| form())?))
+}
+
 fn threshold(text: &str) -> Result<Threshold, String> {
     let (name, value) =
         text.split_once('<').ok_or_else(|| format!("{text:?} is not of the form memory.available<100Mi"))?;
-    let signal = SIGNALS.iter().find(|s| **s == name);
-    let signal = signal.ok_or_else(|| format!("{name:?}: the signals are {}", SIGNALS.join(", ")))?;
+    let signal = signal(name)?;
     let least = match value.strip_suffix('%') {
         Some(percent) => Least::Percent(percent.parse().map_err(|_| format!("{value:?} is no percentage"))?),
         None => Least::Amount(quantity(value)?),
@@ -201,5 +256,20 @@ mod tests {
         assert!(amount("gpu=1").unwrap_err().contains("gpu"));
         assert!(threshold("memory.free<1").unwrap_err().contains("memory.available"));
         assert!(threshold("memory.available<x%").is_err());
+    }
+
+    #[test]
+    fn a_soft_threshold_needs_its_grace_period() {
+        let soft = vec![threshold("memory.available<200Mi").unwrap()];
+        let mut limits = Limits { eviction_soft: soft, ..Limits::standard() };
+        assert_eq!(
+            limits.check().unwrap_err(),
+            "grace period must be specified for the soft eviction threshold memory.available"
+        );
+        limits.eviction_soft_grace_period = vec![grace("memory.available=1m30s").unwrap()];
+        assert_eq!(limits.check(), Ok(()));
+        assert_eq!(limits.grace_of("memory.available"), Some(Duration::from_secs(90)));
+        assert!(grace("memory=1m").unwrap_err().contains("memory.available"));
+        assert!(grace("memory.available=-1s").is_err());
     }
 }

@@ -38,6 +38,7 @@ pub const SOURCES: &[(&str, Reach)] = &[
     ("persistentvolumeclaims", Reach::Holders(ItemKind::PersistentVolumeClaim)),
     ("persistentvolumes", Reach::Holders(ItemKind::PersistentVolume)),
     ("persistentvolumes", Reach::Folder),
+    ("runtimeclasses.node.k8s.io", Reach::Holders(ItemKind::RuntimeClass)),
     ("nodes", Reach::Node),
     ("namespaces", Reach::All(&[Part::Environment, Part::Names])),
     ("services", Reach::All(&Part::ALL)),
@@ -123,6 +124,7 @@ fn referred_item(objects: &Objects, key: ItemKey) -> Item {
         ItemKind::ConfigMap => "configmaps",
         ItemKind::Secret => "secrets",
         ItemKind::PersistentVolumeClaim => "persistentvolumeclaims",
+        ItemKind::RuntimeClass => "runtimeclasses.node.k8s.io",
         _ => "persistentvolumes",
     };
     let object = registry::by_resource(resource)
@@ -157,8 +159,11 @@ fn pod_body(pod: &Value) -> Value {
     body
 }
 
-/// The ConfigMaps, Secrets and claims that a pod names.
+/// The ConfigMaps, Secrets, claims and the RuntimeClass that a pod names.
 fn references(namespace: &str, pod: &str, spec: &PodSpec, found: &mut BTreeSet<ItemKey>) {
+    if let Some(class) = spec.runtime_class_name.as_deref().filter(|class| !class.is_empty()) {
+        found.insert(ItemKey::new(ItemKind::RuntimeClass, "", class));
+    }
     let mut add = |kind, name: &str| {
         if !name.is_empty() {
             found.insert(ItemKey::new(kind, namespace, name));

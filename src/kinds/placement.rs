@@ -128,6 +128,41 @@ pub fn affinity_allows(spec: &PodSpec, node: &Node) -> bool {
         && required.is_none_or(|selector| selector_selects(selector, node))
 }
 
+/// A port of the host that a pod takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    pub ip: Box<str>,
+    pub protocol: Box<str>,
+    pub port: i32,
+}
+
+impl HostPort {
+    /// Whether both cannot be taken; the unspecified address is all addresses.
+    pub fn collides(&self, other: &Self) -> bool {
+        let any = |ip: &str| ip.is_empty() || ip == "0.0.0.0";
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (any(&self.ip) || any(&other.ip) || self.ip == other.ip)
+    }
+}
+
+/// The ports of the host that a pod takes.
+pub fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
+    let sidecars =
+        spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+    ports
+        .filter_map(|port| {
+            let number = port.host_port.filter(|n| *n > 0)?;
+            Some(HostPort {
+                ip: port.host_ip.as_deref().unwrap_or_default().into(),
+                protocol: port.protocol.as_deref().unwrap_or("TCP").into(),
+                port: number,
+            })
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

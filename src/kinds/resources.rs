@@ -79,7 +79,7 @@ pub fn parse_json(list: &Value) -> ResourceList {
 
 type Pick = fn(&ResourceRequirements) -> Option<&BTreeMap<String, ApiQuantity>>;
 
-fn of_spec(spec: &PodSpec, pick: Pick) -> ResourceList {
+fn of_containers(spec: &PodSpec, pick: Pick) -> ResourceList {
     let amounts = |c: &Container| parse(c.resources.as_ref().and_then(pick));
     let role = |c: &Container| match c.restart_policy.as_deref() {
         Some("Always") => Role::Sidecar,
@@ -87,7 +87,16 @@ fn of_spec(spec: &PodSpec, pick: Pick) -> ResourceList {
     };
     let main = spec.containers.iter().map(|c| (Role::Main, amounts(c)));
     let init = spec.init_containers.iter().flatten().map(|c| (role(c), amounts(c)));
-    let mut total = effective(main.chain(init));
+    effective(main.chain(init))
+}
+
+/// What a pod's containers need together, whatever the pod asks for itself.
+pub fn container_requests(spec: &PodSpec) -> ResourceList {
+    of_containers(spec, |r| r.requests.as_ref())
+}
+
+fn of_spec(spec: &PodSpec, pick: Pick) -> ResourceList {
+    let mut total = of_containers(spec, pick);
     let pod_level = parse(spec.resources.as_ref().and_then(pick));
     total.extend(pod_level.into_iter().filter(|(name, _)| is_pod_level(name)));
     total

@@ -52,6 +52,7 @@ pub enum ItemKind {
     Peer,
     /// A NetworkPolicy, as far as it selects pods of the node: `net::policy::Policy`.
     Policy,
+    RuntimeClass,
 }
 
 impl ItemKind {
@@ -71,6 +72,7 @@ impl ItemKind {
             Self::Ingress => "ingress",
             Self::Peer => "peer",
             Self::Policy => "policy",
+            Self::RuntimeClass => "runtimeClass",
         }
     }
 

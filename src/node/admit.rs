@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::api::core::v1::{Node, PodSpec};
 
 use super::record::{Verdict, Wanted};
-use crate::kinds::resources::{self, ResourceList};
+use crate::kinds::{
+    placement::{self, HostPort},
+    resources::{self, ResourceList},
+};
 
 /// Sysctls that only act inside of a pod's own namespaces (upstream's safe set).
 const SAFE_SYSCTLS: [&str; 12] = [
@@ -35,6 +38,9 @@ pub struct Ground {
     pub allocatable: ResourceList,
     /// What other pods of the node have.
     pub used: ResourceList,
+    pub used_ports: Vec<HostPort>,
+    /// The node as labels and selectors see it; without labels when the master has not told them yet.
+    pub node: Node,
     pub apparmor: bool,
     pub selinux: bool,
     pub allowed_unsafe_sysctls: Vec<String>,
@@ -44,7 +50,8 @@ pub struct Ground {
 }
 
 fn refusal(reason: impl Into<String>, message: impl std::fmt::Display) -> Verdict {
-    Verdict { reason: reason.into(), message: format!("Pod was rejected: {message}"), rejected: true }
+    let message = format!("Pod was rejected: {message}");
+    Verdict { reason: reason.into(), message, rejected: true, ..Verdict::default() }
 }
 
 /// Takes a pod or says why not.
@@ -64,15 +71,28 @@ pub fn admit(wanted: &Wanted, ground: &Ground) -> Result<(), Verdict> {
     if !ground.selinux && wants_selinux(wanted) {
         return Err(refusal("SELinux", "Cannot enforce SELinux: SELinux is not enabled on the host"));
     }
-    match fit(&requests(spec), ground) {
-        Ok(()) => Ok(()),
-        Err(Lack { resource, requested, used, capacity }) => Err(refusal(
+    if let Err(Lack { resource, requested, used, capacity }) = fit(&requests(spec), ground) {
+        return Err(refusal(
             format!("OutOf{resource}"),
             format!(
                 "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
             ),
-        )),
+        ));
     }
+    predicates(spec, ground)
+}
+
+/// What the scheduler sees to; a pod that names its node has not asked it.
+fn predicates(spec: &PodSpec, ground: &Ground) -> Result<(), Verdict> {
+    let failed = |name: &str, why: &str| Err(refusal(name, format!("Predicate {name} failed: {why}")));
+    if ground.node.metadata.labels.is_some() && !placement::affinity_allows(spec, &ground.node) {
+        return failed("NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
+    }
+    let ports = placement::host_ports(spec);
+    if ports.iter().any(|port| ground.used_ports.iter().any(|used| port.collides(used))) {
+        return failed("NodePorts", "node(s) didn't have free ports for the requested pod ports");
+    }
+    Ok(())
 }
 
 /// What is not there in sufficient quantity: CPU in thousandths, the rest in units.
@@ -190,20 +210,36 @@ fn wants_selinux(wanted: &Wanted) -> bool {
     pod || wanted.containers().any(|(_, c)| own(c))
 }
 
+/// What a pod has of its node.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Share {
+    pub amounts: ResourceList,
+    pub ports: Vec<HostPort>,
+}
+
+impl Share {
+    pub fn of(spec: &PodSpec) -> Self {
+        Self { amounts: requests(spec), ports: placement::host_ports(spec) }
+    }
+}
+
 /// What pods of this node have been given, by uid.
-pub type Allocations = BTreeMap<String, ResourceList>;
+pub type Allocations = BTreeMap<String, Share>;
 
 /// The sum of what all pods but one have.
-pub fn used_by_others(allocations: &Allocations, uid: &str) -> ResourceList {
-    let mut total = ResourceList::new();
-    for list in allocations.iter().filter(|(other, _)| *other != uid).map(|(_, list)| list) {
-        resources::add(&mut total, list);
+pub fn used_by_others(allocations: &Allocations, uid: &str) -> Share {
+    let mut total = Share::default();
+    for share in allocations.iter().filter(|(other, _)| *other != uid).map(|(_, share)| share) {
+        resources::add(&mut total.amounts, &share.amounts);
+        total.ports.extend_from_slice(&share.ports);
     }
     total
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn verdict(spec: serde_json::Value, ground: &Ground) -> String {
@@ -224,15 +260,27 @@ mod tests {
         let ground = Ground {
             allocatable: list(&[("cpu", "2"), ("memory", "1Gi"), ("pods", "3")]),
             used: list(&[("cpu", "1500m"), ("pods", "1")]),
+            used_ports: placement::host_ports(
+                &serde_json::from_value(json!({"containers": [{"name": "o", "ports": [
+                    {"containerPort": 1, "hostPort": 80, "protocol": "TCP"},
+                ]}]}))
+                .unwrap(),
+            ),
+            node: serde_json::from_value(json!({"metadata": {"name": "n", "labels": {"disk": "ssd"}}}))
+                .unwrap(),
             allowed_unsafe_sysctls: vec!["kernel.msg*".into()],
             ..Ground::default()
+        };
+        let port = |number: u16, ip: &str| {
+            json!({"containers": [{"name": "c", "ports": [
+                {"containerPort": 8080, "hostPort": number, "hostIP": ip, "protocol": "TCP"},
+            ]}]})
         };
         let with = |extra: serde_json::Value| {
             let mut spec = serde_json::json!({"containers": [{"name": "c"}]});
             spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
             spec
         };
-        use serde_json::json;
         let sysctl = |name: &str| json!({"securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
         let cpu =
             |amount: &str| json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": amount}}}]});
@@ -258,6 +306,20 @@ mod tests {
                 "AppArmor: Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host",
             ),
             (with(json!({"securityContext": {"appArmorProfile": {"type": "Unconfined"}}})), "admitted"),
+            (
+                with(json!({"securityContext": {"seLinuxOptions": {"level": "s0"}}})),
+                "SELinux: Pod was rejected: Cannot enforce SELinux: SELinux is not enabled on the host",
+            ),
+            (port(81, ""), "admitted"),
+            (
+                port(80, "192.0.2.1"),
+                "NodePorts: Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
+            ),
+            (with(json!({"nodeSelector": {"disk": "ssd"}})), "admitted"),
+            (
+                with(json!({"nodeSelector": {"disk": "hdd"}})),
+                "NodeAffinity: Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+            ),
         ] {
             assert_eq!(verdict(spec, &ground), expect);
         }

@@ -818,10 +818,10 @@ async fn watch_resources(shared: Arc<Shared>, evict: mpsc::Sender<(String, Verdi
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         period.tick().await;
-        if let Some(victim) = manager.look(&shared).await
-            && evict.send(victim).await.is_err()
-        {
-            return;
+        for victim in manager.look(&shared).await {
+            if evict.send(victim).await.is_err() {
+                return;
+            }
         }
         let (logs, max) = (shared.options.pod_logs.clone(), shared.options.limits.pod_logs_max_size);
         if tokio::task::spawn_blocking(move || logs::keep_within(&logs, max)).await.is_err() {

@@ -1,12 +1,14 @@
 //! What the node runs short of, and which pod has to go for it.
 //!
-//! In: thresholds, what is left, what pods use. Out: pressure, and at most one pod a look.
+//! In: thresholds, what is left, what pods use. Out: pressure; pods over limits of their own, or else
+//! at most one pod a look.
 //! Source: `pkg/kubelet/eviction` (signals, ranking, words). Memory left is the kernel's
 //! `MemAvailable`; what upstream computes from cgroups calls a board with a full page cache starved.
-//! Deliberately absent: soft thresholds; images are collected by the room of images.
+//! Deliberately absent: minimum reclaims; images are collected by the room of images.
 
-use std::{cmp::Reverse, fmt::Write as _, fs, sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, fmt::Write as _, fs, sync::Arc, time::Duration};
 
+use k8s_openapi::api::core::v1::{PodSpec, Volume};
 use tokio::time::Instant;
 
 use super::{
@@ -16,7 +18,7 @@ use super::{
     usage,
 };
 use crate::{
-    config::Threshold,
+    config::{Limits, Threshold},
     kinds::{
         quantity::Quantity,
         resources::{self, ResourceList},
@@ -26,6 +28,8 @@ use crate::{
 
 /// Between two looks (kubelet's `evictionMonitoringPeriod`).
 pub const PERIOD: Duration = Duration::from_secs(10);
+/// What a pod gets to end when there is no time (kubelet's `immediateEvictionGracePeriodSeconds`).
+const IMMEDIATE_GRACE_SECONDS: i64 = 1;
 /// A pod of at least this priority is not evicted (`IsCriticalPod`).
 const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
@@ -41,6 +45,8 @@ pub struct Level {
 pub struct Met {
     pub threshold: Threshold,
     pub available: u64,
+    /// A soft threshold: pods go when it was not held for so long.
+    pub grace: Option<Duration>,
 }
 
 /// The resource of a signal, as messages name it.
@@ -54,13 +60,15 @@ fn resource_of(signal: &str) -> &'static str {
 }
 
 /// The thresholds that are not held, memory first: it runs out fastest.
-pub fn met(thresholds: &[Threshold], level: impl Fn(&str) -> Option<Level>) -> Vec<Met> {
-    let mut met: Vec<Met> = thresholds
-        .iter()
-        .filter_map(|threshold| {
+pub fn met(limits: &Limits, level: impl Fn(&str) -> Option<Level>) -> Vec<Met> {
+    let hard = limits.eviction_hard.iter().map(|threshold| (threshold, None));
+    let soft = limits.eviction_soft.iter().map(|soft| (soft, limits.grace_of(soft.signal)));
+    let mut met: Vec<Met> = hard
+        .chain(soft)
+        .filter_map(|(threshold, grace)| {
             let level = level(threshold.signal)?;
             let short = level.capacity > 0 && level.available < threshold.least.of(level.capacity);
-            short.then(|| Met { threshold: threshold.clone(), available: level.available })
+            short.then(|| Met { threshold: threshold.clone(), available: level.available, grace })
         })
         .collect();
     met.sort_by_key(|met| met.threshold.signal != "memory.available");
@@ -123,8 +131,13 @@ pub fn words(met: &Met, candidate: &Candidate) -> String {
     text
 }
 
-pub fn evicted(message: String) -> Verdict {
-    Verdict { reason: "Evicted".to_owned(), message, rejected: false }
+fn evicted(message: String) -> Verdict {
+    Verdict {
+        reason: "Evicted".to_owned(),
+        message,
+        grace_seconds: Some(IMMEDIATE_GRACE_SECONDS),
+        ..Verdict::default()
+    }
 }
 
 /// A pod of this node that may be evicted.
@@ -138,31 +151,53 @@ struct Pod {
 pub struct Manager {
     /// When each kind of pressure was last seen: memory, disk, pid.
     seen: [Option<Instant>; 3],
+    /// Since when each soft threshold is not held, by signal.
+    since: BTreeMap<&'static str, Instant>,
 }
 
 impl Manager {
     /// One look. Says whom to evict and why; sets the node's pressure.
-    pub async fn look(&mut self, shared: &Arc<Shared>) -> Option<(String, Verdict)> {
+    pub async fn look(&mut self, shared: &Arc<Shared>) -> Vec<(String, Verdict)> {
         let limits = &shared.options.limits;
-        let met = met(&limits.eviction_hard, |signal| level(shared, signal));
+        let met = met(limits, |signal| level(shared, signal));
         self.note(shared, pressure(&met));
-        if let Some(first) = met.first() {
-            let pods = pods(shared);
-            let mut candidates = Vec::new();
-            for pod in &pods {
-                candidates.push(candidate(shared, pod, resource_of(first.threshold.signal)).await);
-            }
-            if let Some(chosen) = rank(candidates) {
-                *shared
-                    .evictions
-                    .lock()
-                    .expect("no holder of the evictions' lock panics")
-                    .entry(first.threshold.signal)
-                    .or_default() += 1;
-                return Some((chosen.uid.clone(), evicted(words(first, &chosen))));
-            }
+        let due = self.due(&met, Instant::now());
+        let over = over_limits(shared).await;
+        if !over.is_empty() {
+            return over;
         }
-        over_limit(shared).await
+        let Some(first) = due else { return Vec::new() };
+        let resource = resource_of(first.threshold.signal);
+        shared.node_event(true, "EvictionThresholdMet", format!("Attempting to reclaim {resource}"));
+        let pods = pods(shared);
+        let mut candidates = Vec::new();
+        for pod in &pods {
+            candidates.push(candidate(shared, pod, resource).await);
+        }
+        let Some(chosen) = rank(candidates) else { return Vec::new() };
+        count(shared, first.threshold.signal);
+        let own = pods.iter().find(|pod| pod.wanted.uid == chosen.uid).map(|pod| pod.wanted.grace_seconds());
+        let grace = match first.grace {
+            None => IMMEDIATE_GRACE_SECONDS,
+            Some(_) => i64::from(limits.eviction_max_pod_grace_period).min(own.unwrap_or(i64::MAX)),
+        };
+        let verdict =
+            Verdict { disrupted: true, grace_seconds: Some(grace), ..evicted(words(first, &chosen)) };
+        vec![(chosen.uid, verdict)]
+    }
+
+    /// The first threshold that pods have to go for: a hard one at once, a soft one after its grace
+    /// period.
+    fn due<'a>(&mut self, met: &'a [Met], now: Instant) -> Option<&'a Met> {
+        let soft = |signal: &str| met.iter().any(|m| m.grace.is_some() && m.threshold.signal == signal);
+        self.since.retain(|signal, _| soft(signal));
+        for met in met.iter().filter(|met| met.grace.is_some()) {
+            self.since.entry(met.threshold.signal).or_insert(now);
+        }
+        met.iter().find(|met| match met.grace {
+            None => true,
+            Some(grace) => self.since.get(met.threshold.signal).is_some_and(|since| now - *since >= grace),
+        })
     }
 
     /// Pressure lasts for a while after the last sign of it.
@@ -260,62 +295,101 @@ async fn volumes(shared: &Shared, wanted: &Wanted) -> u64 {
     usage::size_of(shared.pod_dir(&wanted.uid).join("volumes/kubernetes.io~empty-dir")).await
 }
 
-/// A pod that has written more than it may: an emptyDir over its size, a container or the pod over
-/// its `ephemeral-storage` limit. Only pods with such limits are looked at.
-async fn over_limit(shared: &Shared) -> Option<(String, Verdict)> {
+fn count(shared: &Shared, signal: &'static str) {
+    let mut evictions = shared.evictions.lock().expect("no holder of the evictions' lock panics");
+    *evictions.entry(signal).or_default() += 1;
+}
+
+/// The pods that have written more than they may.
+async fn over_limits(shared: &Shared) -> Vec<(String, Verdict)> {
+    let mut over = Vec::new();
     for pod in pods(shared) {
-        let wanted = &pod.wanted;
-        let uid = || wanted.uid.clone();
-        for volume in wanted.spec.volumes.iter().flatten() {
-            let Some(source) = &volume.empty_dir else { continue };
-            let limit = source.size_limit.as_ref().and_then(|q| q.0.parse::<Quantity>().ok());
-            let Some(limit) = limit.filter(|q| !q.is_zero() && source.medium.as_deref() != Some("Memory"))
-            else {
-                continue;
-            };
-            let path = shared.pod_dir(&wanted.uid).join("volumes/kubernetes.io~empty-dir").join(&volume.name);
-            if usage::size_of(path).await > u64::try_from(limit.value()).unwrap_or(0) {
-                let text =
-                    format!("Usage of EmptyDir volume {:?} exceeds the limit \"{limit}\". ", volume.name);
-                return Some((uid(), evicted(text)));
-            }
-        }
-        let limit_of = |list: &ResourceList| list.get("ephemeral-storage").copied().filter(|q| !q.is_zero());
-        let bytes = |q: Quantity| u64::try_from(q.value()).unwrap_or(0);
-        let total_limit = limit_of(&resources::pod_limits(&wanted.spec));
-        if total_limit.is_none() {
-            continue;
-        }
-        let mut total = volumes(shared, wanted).await;
-        for (_, container) in wanted.containers() {
-            let Some(attempt) = pod.record.container(&container.name).attempts.checked_sub(1) else {
-                continue;
-            };
-            let id = super::record::container_id(&wanted.uid, &container.name, attempt);
-            let used = written(shared, wanted, &container.name, &id).await;
-            total += used;
-            let limits = resources::parse(container.resources.as_ref().and_then(|r| r.limits.as_ref()));
-            if let Some(limit) = limit_of(&limits).filter(|limit| used > bytes(*limit)) {
-                let text = format!(
-                    "Container {} exceeded its local ephemeral storage limit \"{limit}\". ",
-                    container.name
-                );
-                return Some((uid(), evicted(text)));
-            }
-        }
-        if let Some(limit) = total_limit.filter(|limit| total > bytes(*limit)) {
-            let text =
-                format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. ");
-            return Some((uid(), evicted(text)));
+        let written = Written::of(shared, &pod).await;
+        if let Some((signal, text)) = written.excess(&pod.wanted.spec) {
+            count(shared, signal);
+            over.push((pod.wanted.uid.clone(), evicted(text)));
         }
     }
-    None
+    over
+}
+
+/// What a pod has written (bytes), by name. Only what has a limit is looked at.
+#[derive(Debug, Default)]
+struct Written {
+    empty_dirs: BTreeMap<String, u64>,
+    containers: BTreeMap<String, u64>,
+    /// All of its emptyDirs.
+    volumes: u64,
+}
+
+impl Written {
+    async fn of(shared: &Shared, pod: &Pod) -> Self {
+        let wanted = &pod.wanted;
+        let mut found = Self::default();
+        for volume in wanted.spec.volumes.iter().flatten().filter(|volume| size_limit(volume).is_some()) {
+            let path = shared.pod_dir(&wanted.uid).join("volumes/kubernetes.io~empty-dir").join(&volume.name);
+            found.empty_dirs.insert(volume.name.clone(), usage::size_of(path).await);
+        }
+        if storage_limit(&resources::pod_limits(&wanted.spec)).is_none() {
+            return found;
+        }
+        found.volumes = volumes(shared, wanted).await;
+        for (_, container) in wanted.containers() {
+            let attempts = pod.record.container(&container.name).attempts;
+            let Some(attempt) = attempts.checked_sub(1) else { continue };
+            let id = super::record::container_id(&wanted.uid, &container.name, attempt);
+            let bytes = written(shared, wanted, &container.name, &id).await;
+            found.containers.insert(container.name.clone(), bytes);
+        }
+        found
+    }
+
+    /// The signal and the words of the limit that is broken: an emptyDir's size, the pod's, a
+    /// container's, in the order of upstream's `localStorageEviction`.
+    fn excess(&self, spec: &PodSpec) -> Option<(&'static str, String)> {
+        let bytes = |q: Quantity| u64::try_from(q.value()).unwrap_or(0);
+        for volume in spec.volumes.iter().flatten() {
+            let Some(limit) = size_limit(volume) else { continue };
+            if self.empty_dirs.get(&volume.name).is_some_and(|used| *used > bytes(limit)) {
+                let text =
+                    format!("Usage of EmptyDir volume {:?} exceeds the limit \"{limit}\". ", volume.name);
+                return Some(("emptydirfs.limit", text));
+            }
+        }
+        let total = self.containers.values().sum::<u64>() + self.volumes;
+        let whole = storage_limit(&resources::pod_limits(spec));
+        if let Some(limit) = whole.filter(|limit| total > bytes(*limit)) {
+            let text =
+                format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. ");
+            return Some(("ephemeralpodfs.limit", text));
+        }
+        spec.containers.iter().find_map(|container| {
+            let limits = resources::parse(container.resources.as_ref().and_then(|r| r.limits.as_ref()));
+            let limit = storage_limit(&limits)?;
+            let used = *self.containers.get(&container.name)?;
+            let text = format!(
+                "Container {} exceeded its local ephemeral storage limit \"{limit}\". ",
+                container.name
+            );
+            (used > bytes(limit)).then_some(("ephemeralcontainerfs.limit", text))
+        })
+    }
+}
+
+/// The size that an emptyDir on disk may have.
+fn size_limit(volume: &Volume) -> Option<Quantity> {
+    let source = volume.empty_dir.as_ref().filter(|source| source.medium.as_deref() != Some("Memory"))?;
+    source.size_limit.as_ref()?.0.parse().ok().filter(|limit: &Quantity| !limit.is_zero())
+}
+
+fn storage_limit(list: &ResourceList) -> Option<Quantity> {
+    list.get("ephemeral-storage").copied().filter(|limit| !limit.is_zero())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Limits;
+    use crate::config::Least;
 
     #[test]
     fn thresholds_are_held_against_what_is_left() {
@@ -326,7 +400,7 @@ mod tests {
             "nodefs.inodesFree" => Some(Level { available: 0, capacity: 0 }),
             _ => None,
         };
-        let met = met(&limits.eviction_hard, level);
+        let met = met(&limits, level);
         let signals: Vec<_> = met.iter().map(|m| m.threshold.signal).collect();
         assert_eq!(signals, ["memory.available", "nodefs.available"]);
         assert_eq!(pressure(&met), Pressure { memory: true, disk: true, pid: false });
@@ -337,6 +411,74 @@ mod tests {
         assert_eq!(
             words(&met[0], &candidate),
             "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi. Container c was using 30Mi, request is 10Mi, has larger consumption of memory. "
+        );
+    }
+
+    #[test]
+    fn a_soft_threshold_is_due_after_its_grace_period() {
+        let threshold = |least: &str| Threshold {
+            signal: "memory.available",
+            least: Least::Amount(least.parse().unwrap()),
+        };
+        let limits = Limits {
+            eviction_hard: vec![threshold("100Mi")],
+            eviction_soft: vec![threshold("200Mi")],
+            eviction_soft_grace_period: vec![("memory.available", Duration::from_secs(30))],
+            ..Limits::standard()
+        };
+        let mut manager = Manager::default();
+        let begun = Instant::now();
+        let mut due = |available_mi: u64, second: u64| {
+            let level = |_: &str| Some(Level { available: available_mi << 20, capacity: 1 << 30 });
+            let met = met(&limits, level);
+            let due = manager.due(&met, begun + Duration::from_secs(second));
+            (pressure(&met).memory, due.map(|met| met.grace.is_some()))
+        };
+        assert_eq!(due(300, 0), (false, None));
+        assert_eq!(due(150, 10), (true, None), "pressure is told at once");
+        assert_eq!(due(150, 39), (true, None));
+        assert_eq!(due(150, 40), (true, Some(true)));
+        assert_eq!(due(300, 50), (false, None));
+        assert_eq!(due(150, 60), (true, None), "the period begins anew");
+        assert_eq!(due(50, 61), (true, Some(false)), "a hard one does not wait");
+    }
+
+    #[test]
+    fn limits_are_held_in_upstreams_order() {
+        let spec: PodSpec = serde_json::from_value(serde_json::json!({
+            "containers": [
+                {"name": "a", "resources": {"limits": {"ephemeral-storage": "10Mi"}}},
+                {"name": "b", "resources": {"limits": {"ephemeral-storage": "20Mi"}}},
+            ],
+            "volumes": [
+                {"name": "small", "emptyDir": {"sizeLimit": "1Mi"}},
+                {"name": "memory", "emptyDir": {"sizeLimit": "1Mi", "medium": "Memory"}},
+            ],
+        }))
+        .unwrap();
+        let excess = |small: u64, a: u64, b: u64, volumes: u64| {
+            let of =
+                |pairs: &[(&str, u64)]| pairs.iter().map(|(n, mi)| ((*n).to_owned(), mi << 20)).collect();
+            let written = Written {
+                empty_dirs: of(&[("small", small), ("memory", 5)]),
+                containers: of(&[("a", a), ("b", b)]),
+                volumes: volumes << 20,
+            };
+            written.excess(&spec).map(|(_, text)| text)
+        };
+        assert_eq!(excess(1, 10, 19, 1), None);
+        let says = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            excess(2, 40, 1, 1),
+            says("Usage of EmptyDir volume \"small\" exceeds the limit \"1Mi\". ")
+        );
+        assert_eq!(
+            excess(1, 31, 0, 0),
+            says("Pod ephemeral local storage usage exceeds the total limit of containers 30Mi. ")
+        );
+        assert_eq!(
+            excess(1, 11, 0, 0),
+            says("Container a exceeded its local ephemeral storage limit \"10Mi\". ")
         );
     }
 

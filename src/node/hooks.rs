@@ -12,12 +12,13 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::{
-    api::core::v1::{Container, ExecAction, HTTPGetAction, LifecycleHandler, Probe},
+    api::core::v1::{Container, ExecAction, GRPCAction, HTTPGetAction, LifecycleHandler, Probe},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite},
     net::TcpStream,
+    time::{Instant, timeout_at},
 };
 
 use crate::{
@@ -29,6 +30,31 @@ use crate::{
 const OUTPUT_BYTES_MAX: usize = 10 * 1024;
 /// Redirects that are followed (net/http's bound).
 const REDIRECTS_MAX: usize = 10;
+/// Between two tries to reach a gRPC server.
+const GRPC_DIAL_PAUSE: Duration = Duration::from_millis(100);
+/// `ServingStatus` of health.proto, by number.
+const SERVING_NAMES: [&str; 4] = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"];
+const SERVING: usize = 1;
+/// The names of gRPC's status codes, by number.
+const GRPC_CODES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
 /// How long a connection without its own timeout may take.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -82,11 +108,11 @@ pub async fn probe(runtime: &Arc<dyn Runtime>, target: &Target, probe: &Probe) -
                 .map(drop)
                 .map_err(|e| format!("dial tcp {host}:{port}: connect: {}", plain(&e)));
         }
-        if let Some(grpc) = &probe.grpc {
-            return grpc_health(target, grpc.port, grpc.service.as_deref().unwrap_or_default()).await;
-        }
         Ok(())
     };
+    if let Some(grpc) = &probe.grpc {
+        return grpc_health(target, grpc, timeout).await;
+    }
     match tokio::time::timeout(timeout, work).await {
         Ok(result) => result,
         Err(_) if probe.exec.is_some() => {
@@ -97,10 +123,19 @@ pub async fn probe(runtime: &Arc<dyn Runtime>, target: &Target, probe: &Probe) -
                 timeout.as_secs()
             ))
         }
-        Err(_) if probe.http_get.is_some() => {
-            Err("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_owned())
-        }
-        Err(_) => Err("i/o timeout".to_owned()),
+        Err(_) => Err(match (&probe.http_get, &probe.tcp_socket) {
+            (Some(http), _) => {
+                let url = Place::of(target, http).map(|place| place.url()).unwrap_or_default();
+                format!(
+                    "Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+                )
+            }
+            (None, Some(tcp)) => {
+                let host = tcp.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(&target.pod_ip);
+                format!("dial tcp {host}:{}: i/o timeout", target.port(&tcp.port).unwrap_or_default())
+            }
+            (None, None) => "i/o timeout".to_owned(),
+        }),
     }
 }
 
@@ -170,14 +205,7 @@ async fn drain(from: Option<Box<dyn AsyncRead + Send + Unpin>>, into: &mut Vec<u
 /// Asks, and follows redirects on the same host; one that leads elsewhere is an answer as well
 /// (kubelet's `RedirectChecker`).
 async fn get(target: &Target, action: &HTTPGetAction) -> Result<(), String> {
-    let host = action.host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| target.pod_ip.clone());
-    let path = action.path.clone().filter(|p| !p.is_empty()).unwrap_or_else(|| "/".to_owned());
-    let mut place = Place {
-        scheme: action.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase(),
-        port: target.port(&action.port)?,
-        path: if path.starts_with('/') { path } else { format!("/{path}") },
-        host,
-    };
+    let mut place = Place::of(target, action)?;
     for _ in 0..REDIRECTS_MAX {
         match ask(&place, action).await? {
             (200..300, _) => return Ok(()),
@@ -201,6 +229,22 @@ struct Place {
 }
 
 impl Place {
+    fn of(target: &Target, action: &HTTPGetAction) -> Result<Self, String> {
+        let host = action.host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| target.pod_ip.clone());
+        let path = action.path.clone().filter(|p| !p.is_empty()).unwrap_or_else(|| "/".to_owned());
+        Ok(Self {
+            scheme: action.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase(),
+            port: target.port(&action.port)?,
+            path: if path.starts_with('/') { path } else { format!("/{path}") },
+            host,
+        })
+    }
+
+    fn url(&self) -> String {
+        let Self { scheme, host, port, path } = self;
+        format!("{scheme}://{host}:{port}{path}")
+    }
+
     /// Where a `Location` leads, when that is on the same host.
     fn after(&self, location: &str) -> Option<Self> {
         let Some((scheme, rest)) = location.split_once("://") else {
@@ -231,7 +275,7 @@ impl Place {
 async fn ask(place: &Place, action: &HTTPGetAction) -> Result<(u16, Option<String>), String> {
     let Place { scheme, host, port, path } = place;
     let port = *port;
-    let url = format!("{scheme}://{host}:{port}{path}");
+    let url = place.url();
     let mut request = Request::get(path);
     let mut named: Vec<String> = Vec::new();
     for header in action.http_headers.iter().flatten() {
@@ -286,59 +330,285 @@ async fn tls(stream: TcpStream, host: &str) -> Result<tokio_rustls::client::TlsS
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| e.to_string())
 }
 
-/// `grpc.health.v1.Health/Check` over plain HTTP/2 (the gRPC health checking protocol).
-async fn grpc_health(target: &Target, port: i32, service: &str) -> Result<(), String> {
-    let port = u16::try_from(port).map_err(|e| e.to_string())?;
-    let failed = |e: &dyn std::fmt::Display| {
-        format!("timeout: failed to connect service \"{}:{port}\" within 1s: {e}", target.pod_ip)
+/// `grpc.health.v1.Health/Check` over plain HTTP/2 (the gRPC health checking protocol), in the words
+/// of `pkg/probe/grpc`.
+async fn grpc_health(target: &Target, action: &GRPCAction, timeout: Duration) -> Result<(), String> {
+    let port = u16::try_from(action.port).map_err(|e| e.to_string())?;
+    let address = format!("{}:{port}", target.pod_ip);
+    let within = format!("{}s", timeout.as_secs());
+    let deadline = Instant::now() + timeout;
+    // One that is about to listen is waited for, as gRPC's dialing does.
+    let connecting = async {
+        loop {
+            match TcpStream::connect(&address).await {
+                Ok(stream) => return stream,
+                Err(_) => tokio::time::sleep(GRPC_DIAL_PAUSE).await,
+            }
+        }
     };
-    let stream = TcpStream::connect((target.pod_ip.as_str(), port)).await.map_err(|e| failed(&e))?;
-    // HealthCheckRequest { string service = 1 } in a gRPC frame: flag, length, message.
+    let stream = timeout_at(deadline, connecting).await.map_err(|_| {
+        format!("timeout: failed to connect service {address:?} within {within}: context deadline exceeded")
+    })?;
+    let check = grpc_check(stream, &address, action.service.as_deref().unwrap_or_default());
+    match timeout_at(deadline, check).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("timeout: health rpc did not complete within {within}")),
+    }
+}
+
+async fn grpc_check(stream: TcpStream, address: &str, service: &str) -> Result<(), String> {
+    let failed = |code: &str, what: &dyn std::fmt::Display| {
+        Err(format!("error: health rpc probe failed: rpc error: code = {code} desc = {what}"))
+    };
+    let request = Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("user-agent", "kube-probe/1.36")
+        .body(Full::new(grpc_request(service)))
+        .map_err(|e| e.to_string())?;
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let shaken = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await;
+    let (mut sender, connection) = match shaken {
+        Ok(both) => both,
+        Err(error) => return failed("Unavailable", &error),
+    };
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let (head, body) = response.into_parts();
+        let collected = body.collect().await?;
+        let trailers = collected.trailers().cloned().unwrap_or_default();
+        let of = |name: &str| {
+            let value = trailers.get(name).or(head.headers.get(name))?;
+            value.to_str().ok().map(str::to_owned)
+        };
+        Ok::<_, hyper::Error>((of("grpc-status"), of("grpc-message"), collected.to_bytes()))
+    };
+    let answered = tokio::select! {
+        answer = answer => answer,
+        ended = connection => return failed("Unavailable", &ended.err().map_or_else(|| "EOF".to_owned(), |e| e.to_string())),
+    };
+    let (status, message, body) = match answered {
+        Ok(answered) => answered,
+        Err(error) => return failed("Unavailable", &error),
+    };
+    let message = message.unwrap_or_default();
+    match status.as_deref() {
+        Some("0") => match grpc_serving(&body) {
+            SERVING => Ok(()),
+            other => Err(format!(
+                "service unhealthy (responded with {:?})",
+                SERVING_NAMES.get(other).copied().unwrap_or("UNKNOWN")
+            )),
+        },
+        Some("12") => Err(format!(
+            "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {message}"
+        )),
+        code => {
+            let code = code.and_then(|code| code.parse::<usize>().ok()).unwrap_or(2);
+            failed(GRPC_CODES.get(code).copied().unwrap_or("Unknown"), &message)
+        }
+    }
+}
+
+/// `HealthCheckRequest { string service = 1 }` in a gRPC frame: flag, length, message.
+fn grpc_request(service: &str) -> Bytes {
     let mut message = Vec::new();
     if !service.is_empty() {
         message.push(0x0a);
-        message.push(u8::try_from(service.len()).map_err(|_| "service name is too long".to_owned())?);
+        let mut length = service.len();
+        while length > 0x7f {
+            message.push((length & 0x7f) as u8 | 0x80);
+            length >>= 7;
+        }
+        message.push(length as u8);
         message.extend_from_slice(service.as_bytes());
     }
     let mut frame = vec![0];
     frame.extend_from_slice(&(message.len() as u32).to_be_bytes());
     frame.extend(message);
-    let request = Request::post(format!("http://{}:{port}/grpc.health.v1.Health/Check", target.pod_ip))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .header("user-agent", "kube-probe/1.36")
-        .body(Full::new(Bytes::from(frame)))
-        .map_err(|e| e.to_string())?;
-    let executor = hyper_util::rt::TokioExecutor::new();
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream))
-        .await
-        .map_err(|e| failed(&e))?;
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(|e| failed(&e))?;
-        let header = response.headers().get("grpc-status").cloned();
-        let collected = response.into_body().collect().await.map_err(|e| failed(&e))?;
-        let status = header.or_else(|| collected.trailers().and_then(|t| t.get("grpc-status").cloned()));
-        let status = status.and_then(|s| s.to_str().ok().map(str::to_owned)).unwrap_or_default();
-        Ok::<_, String>((status, collected.to_bytes()))
-    };
-    let (status, body) = tokio::select! {
-        answer = answer => answer?,
-        _ = connection => return Err(failed(&"connection closed")),
-    };
-    match (status.as_str(), body.get(5..)) {
-        ("0", Some([0x08, 1, ..])) => Ok(()),
-        ("0", _) => Err("service unhealthy (responded with \"NOT_SERVING\")".to_owned()),
-        ("12", _) => {
-            Err("error: this server does not implement the grpc health protocol (grpc.health.v1.Health)"
-                .to_owned())
-        }
-        (code, _) => Err(format!("error: health rpc probe failed with status {code}")),
+    frame.into()
+}
+
+/// The status of a framed `HealthCheckResponse { ServingStatus status = 1 }`; 0 when it is not said.
+fn grpc_serving(body: &[u8]) -> usize {
+    match body.get(5..) {
+        Some([0x08, status, ..]) => usize::from(*status),
+        _ => 0,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{convert::Infallible, future::ready};
+
+    use hyper::{HeaderMap, Response, body::Frame, service::service_fn};
+    use k8s_openapi::api::core::v1::TCPSocketAction;
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::runtime::fake::FakeRuntime;
+
+    async fn asked(probe: &Probe) -> Result<(), String> {
+        let runtime: Arc<dyn Runtime> = Arc::new(FakeRuntime::new(Arc::new(crate::clock::SystemClock)));
+        let target =
+            Target { container_id: "c".into(), pod_ip: "127.0.0.1".into(), ports: vec![("web".into(), 1)] };
+        super::probe(&runtime, &target, probe).await
+    }
+
+    fn over_http(port: u16, scheme: &str) -> Probe {
+        let action: HTTPGetAction = serde_json::from_value(serde_json::json!({
+            "port": port, "path": "healthz", "scheme": scheme, "httpHeaders": [{"name": "X-Ask", "value": "1"}],
+        }))
+        .unwrap();
+        Probe { http_get: Some(action), ..Probe::default() }
+    }
+
+    /// Answers with the code that stands for what was asked, to as many connections as come.
+    async fn web(tls: Option<tokio_rustls::TlsAcceptor>) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = service_fn(|request: Request<hyper::body::Incoming>| {
+                    let right = request.uri().path() == "/healthz"
+                        && request.headers().get("x-ask").is_some_and(|v| v == "1")
+                        && request.headers()["user-agent"].to_str().unwrap().starts_with("kube-probe/");
+                    let code = if right { 200 } else { 500 };
+                    ready(Response::builder().status(code).body(Empty::<Bytes>::new()))
+                });
+                let http = hyper::server::conn::http1::Builder::new();
+                match &tls {
+                    Some(tls) => {
+                        let Ok(stream) = tls.accept(stream).await else { continue };
+                        let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                    }
+                    None => drop(http.serve_connection(TokioIo::new(stream), service).await),
+                }
+            }
+        });
+        port
+    }
+
+    fn acceptor() -> tokio_rustls::TlsAcceptor {
+        let own = rcgen::generate_simple_self_signed(vec!["somebody.else".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![own.cert.der().clone()], key)
+            .unwrap();
+        Arc::new(config).into()
+    }
+
+    #[tokio::test]
+    async fn http_and_https_are_probed() {
+        let (plain, secure) = (web(None).await, web(Some(acceptor())).await);
+        assert_eq!(asked(&over_http(plain, "HTTP")).await, Ok(()));
+        assert_eq!(asked(&over_http(secure, "HTTPS")).await, Ok(()), "a certificate of another name");
+        let mut other = over_http(secure, "HTTPS");
+        other.http_get.as_mut().unwrap().path = Some("/other".into());
+        assert_eq!(asked(&other).await, Err("HTTP probe failed with statuscode: 500".into()));
+        let wrong = asked(&over_http(plain, "HTTPS")).await.unwrap_err();
+        assert!(wrong.starts_with(&format!("Get \"https://127.0.0.1:{plain}/healthz\": ")), "{wrong}");
+    }
+
+    #[tokio::test]
+    async fn who_is_deaf_or_silent_fails_in_gos_words() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent = listener.local_addr().unwrap().port();
+        let gone = {
+            let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            closed.local_addr().unwrap().port()
+        };
+        let tcp = |port: u16| Probe {
+            tcp_socket: Some(TCPSocketAction { host: None, port: IntOrString::Int(port.into()) }),
+            ..Probe::default()
+        };
+        let grpc = |port: u16| Probe {
+            grpc: Some(GRPCAction { port: port.into(), service: None }),
+            ..Probe::default()
+        };
+        assert_eq!(asked(&tcp(silent)).await, Ok(()));
+        let refused = "connect: connection refused";
+        assert_eq!(asked(&tcp(gone)).await, Err(format!("dial tcp 127.0.0.1:{gone}: {refused}")));
+        let url = |port: u16| format!("Get \"http://127.0.0.1:{port}/healthz\": ");
+        let http = asked(&over_http(gone, "HTTP")).await;
+        assert_eq!(http, Err(format!("{}dial tcp 127.0.0.1:{gone}: {refused}", url(gone))));
+        tokio::time::pause();
+        let late = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)";
+        assert_eq!(asked(&over_http(silent, "HTTP")).await, Err(format!("{}{late}", url(silent))));
+        assert_eq!(
+            asked(&grpc(gone)).await,
+            Err(format!(
+                "timeout: failed to connect service \"127.0.0.1:{gone}\" within 1s: context deadline exceeded"
+            ))
+        );
+        assert_eq!(
+            asked(&grpc(silent)).await,
+            Err("timeout: health rpc did not complete within 1s".to_owned())
+        );
+    }
+
+    /// Speaks the health protocol: each service's name says how it is.
+    async fn health() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = service_fn(async |request: Request<hyper::body::Incoming>| {
+                    assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                    let message = request.into_body().collect().await.unwrap().to_bytes();
+                    let name = String::from_utf8(message.get(7..).unwrap_or_default().to_vec()).unwrap();
+                    let (status, words, serving) = match &*name {
+                        "" => ("0", "", 1),
+                        "down" => ("0", "", 2),
+                        "old" => ("12", "unknown service grpc.health.v1.Health", 0),
+                        _ => ("5", "unknown service", 0),
+                    };
+                    let mut trailers = HeaderMap::new();
+                    trailers.insert("grpc-status", status.parse().unwrap());
+                    trailers.insert("grpc-message", words.parse().unwrap());
+                    let frame = Bytes::from(vec![0, 0, 0, 0, 2, 8, serving]);
+                    let frames = [Frame::data(frame), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
+                    let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames));
+                    Response::builder().header("content-type", "application/grpc").body(body)
+                });
+                let executor = hyper_util::rt::TokioExecutor::new();
+                let http = hyper::server::conn::http2::Builder::new(executor);
+                let _ = http.serve_connection(TokioIo::new(stream), service).await;
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn grpc_services_are_probed() {
+        let port = health().await;
+        let ask = async |service: &str| {
+            let action = GRPCAction { port: port.into(), service: Some(service.to_owned()) };
+            asked(&Probe { grpc: Some(action), ..Probe::default() }).await
+        };
+        assert_eq!(ask("").await, Ok(()));
+        for (service, text) in [
+            ("down", "service unhealthy (responded with \"NOT_SERVING\")"),
+            (
+                "old",
+                "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): unknown service grpc.health.v1.Health",
+            ),
+            ("nobody", "error: health rpc probe failed: rpc error: code = NotFound desc = unknown service"),
+        ] {
+            assert_eq!(ask(service).await, Err(text.to_owned()), "{service}");
+        }
+    }
+
+    #[test]
+    fn long_names_of_services_are_framed() {
+        let frame = grpc_request(&"s".repeat(300));
+        assert_eq!(frame[..8], [0, 0, 0, 1, 47, 0x0a, 0xac, 2]);
+        assert_eq!(frame.len(), 8 + 300);
+    }
 
     #[test]
     fn redirects_are_followed_on_the_same_host_only() {

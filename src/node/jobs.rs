@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::ResourceRequirements;
-use tokio::time::Instant;
+use jiff::Timestamp;
+use k8s_openapi::api::{core::v1::ResourceRequirements, node::v1::RuntimeClass};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     admit, files,
@@ -24,14 +24,14 @@ use crate::{
 
 /// Between two tries to take a pod away.
 pub const TEARDOWN_RETRY: Duration = Duration::from_secs(2);
-/// Between two tries to bring new limits into force.
-pub const RESIZE_RETRY: SignedDuration = SignedDuration::from_secs(10);
 /// Between two tries to refresh volumes.
-pub const REFRESH_RETRY: SignedDuration = SignedDuration::from_secs(60);
+pub const REFRESH_RETRY: Duration = Duration::from_secs(60);
 /// What a container gets after its preStop hook at least (kubelet's `minimumGracePeriodInSeconds`).
 const GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
 /// How long the kernel may take to end a killed process before we try again.
 const KILL_WAIT: Duration = Duration::from_secs(10);
+/// What RuntimeClasses may name: our own, and the names that other nodes give to the like.
+const HANDLERS: [&str; 3] = ["sampan", "runc", "crun"];
 /// The longest host name that the kernel takes (bytes).
 const HOSTNAME_BYTES_MAX: usize = 64;
 /// The longest termination message (bytes).
@@ -102,6 +102,22 @@ pub async fn set_up(
     Ok((mounted, tokens))
 }
 
+/// Refuses a pod whose RuntimeClass wants another runtime than there is.
+pub fn runtime_handler(shared: &Shared, wanted: &Wanted) -> Result<(), String> {
+    let failed = |text: String| Err(format!("Failed to create pod sandbox: {text}"));
+    let Some(name) = wanted.spec.runtime_class_name.as_deref().filter(|name| !name.is_empty()) else {
+        return Ok(());
+    };
+    let class: Option<RuntimeClass> = shared.ledger.object(ItemKind::RuntimeClass, "", name);
+    match class.map(|class| class.handler) {
+        None => failed(format!(
+            "failed to get RuntimeClass {name:?}: runtimeclass.node.k8s.io {name:?} not found"
+        )),
+        Some(handler) if HANDLERS.contains(&handler.as_str()) => Ok(()),
+        Some(handler) => failed(format!("no runtime for {handler:?} is configured")),
+    }
+}
+
 fn sandbox(shared: &Shared, wanted: &Wanted) -> Result<SandboxSpec, String> {
     let spec = &wanted.spec;
     let config = shared.config();
@@ -145,7 +161,7 @@ pub async fn resize(
     for name in containers.keys() {
         let Some((_, container)) = wanted.container(name) else { continue };
         let id = container_id(&wanted.uid, name, record.container(name).attempts.saturating_sub(1));
-        let limits = qos::container(container, None);
+        let limits = qos::container(&wanted.spec, container, None);
         if let Some(bytes) = limits.memory_bytes {
             let used = shared.runtime.stats(&id).await.map_err(|e| e.to_string())?.memory_working_set_bytes;
             if u64::try_from(bytes).is_ok_and(|bytes| bytes < used) {
@@ -160,7 +176,7 @@ pub async fn resize(
     for name in containers.keys() {
         let Some((_, container)) = wanted.container(name) else { continue };
         let id = container_id(&wanted.uid, name, record.container(name).attempts.saturating_sub(1));
-        let limits = qos::container(container, None);
+        let limits = qos::container(&wanted.spec, container, None);
         shared.runtime.update(&id, &limits).await.map_err(|e| e.to_string())?;
     }
     spec.resources = after;
@@ -174,7 +190,7 @@ async fn tokens(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
     let mut tokens = volumes::tokens_needed(shared, wanted);
     let now = shared.clock.now();
     for token in &mut tokens {
-        if token.refresh_at().is_some_and(|at| at > now) {
+        if token.refresh_in(now).is_some_and(|left| !left.is_zero()) {
             continue;
         }
         let ask = Ask::Token {
@@ -186,7 +202,9 @@ async fn tokens(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
             expiration_seconds: token.expiration_seconds,
         };
         match shared.asks.ask(ask).await {
-            Ok(Answer::Token { token: text, expires }) => token.current = Some((text, expires)),
+            Ok(Answer::Token { token: text, expires }) => {
+                (token.current, token.fresh) = (Some((text, expires)), true);
+            }
             Ok(Answer::Done) => {}
             Ok(Answer::Refused(error)) | Err(error) => {
                 tracing::warn!(pod = wanted.full_name(), error, "asking for a service account token");
@@ -235,6 +253,44 @@ pub fn never_ran(message: String, now: Timestamp) -> Exit {
     }
 }
 
+/// When a container that is to end is killed: after its own grace period, or earlier when its pod is.
+pub struct Deadline {
+    grace_seconds: i64,
+    own: Instant,
+    pod: watch::Receiver<Option<Instant>>,
+}
+
+impl Deadline {
+    /// Begins now. `pod` tells when the whole pod is to be killed, which may still change.
+    pub fn new(grace_seconds: i64, pod: watch::Receiver<Option<Instant>>) -> Self {
+        let own = Instant::now() + Duration::from_secs(grace_seconds.max(0).unsigned_abs());
+        Self { grace_seconds, own, pod }
+    }
+
+    fn at(&self) -> Instant {
+        self.pod.borrow().map_or(self.own, |pod| pod.min(self.own))
+    }
+
+    /// Waits until it has come.
+    async fn passed(&mut self) {
+        loop {
+            let at = self.at();
+            tokio::select! {
+                () = tokio::time::sleep_until(at) => return,
+                Ok(()) = self.pod.changed() => {}
+            }
+        }
+    }
+
+    /// Whatever was said: not before this.
+    fn extend(&mut self, until: Instant) {
+        if self.at() < until {
+            self.own = until;
+            self.pod = watch::Sender::new(None).subscribe();
+        }
+    }
+}
+
 /// preStop hook, stop signal, the rest of the grace period, SIGKILL.
 pub async fn kill(
     shared: &Arc<Shared>,
@@ -242,73 +298,72 @@ pub async fn kill(
     name: &str,
     known: &ContainerRecord,
     pod_ip: &str,
-    grace_seconds: i64,
+    mut deadline: Deadline,
 ) {
     let Some(attempt) = known.attempts.checked_sub(1) else { return };
     let id = container_id(&wanted.uid, name, attempt);
-    let mut deadline = Instant::now() + Duration::from_secs(grace_seconds.max(0) as u64);
     let container = wanted.container(name).map(|(_, c)| c);
     if let Some((container, hook)) =
         container.and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)))
     {
         let target = Target::new(container, id.clone(), pod_ip.to_owned());
-        match tokio::time::timeout_at(deadline, hooks::hook(&shared.runtime, &target, hook)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(text)) => {
-                shared.event(
-                    wanted,
-                    Some(name),
-                    true,
-                    "FailedPreStopHook",
-                    format!("PreStopHook failed: {text}"),
-                );
+        let text = tokio::select! {
+            result = hooks::hook(&shared.runtime, &target, hook) => {
+                result.err().map(|text| format!("PreStopHook failed: {text}"))
             }
-            Err(_) => shared.event(
-                wanted,
-                Some(name),
-                true,
-                "FailedPreStopHook",
-                format!("PreStopHook did not complete in {grace_seconds} seconds"),
-            ),
+            () = deadline.passed() => {
+                Some(format!("PreStopHook did not complete in {} seconds", deadline.grace_seconds))
+            }
+        };
+        if let Some(text) = text {
+            shared.event(wanted, Some(name), true, "FailedPreStopHook", text);
         }
-        deadline = deadline.max(Instant::now() + GRACE_AFTER_HOOK);
+        deadline.extend(Instant::now() + GRACE_AFTER_HOOK);
     }
-    let asked = container.and_then(|c| c.lifecycle.as_ref()?.stop_signal.clone());
-    let of_image = || {
-        let image = shared.images.find(&known.image)?;
-        image.config.config().as_ref()?.stop_signal().clone()
-    };
-    let signal = asked.or_else(of_image).and_then(|text| signal_number(&text)).unwrap_or(libc::SIGTERM);
+    let signal = stop_signal(shared, wanted, name, &known.image);
     let mut changes = shared.runtime.watch();
     if let Err(error) = shared.runtime.signal(&id, signal).await {
         tracing::warn!(id, %error, "signalling a container");
     }
-    let mut killed = false;
+    let mut killed: Option<Instant> = None;
     loop {
         match shared.runtime.state(&id).await {
             Ok(ContainerState::Exited(_)) | Err(runtime::Error::NotFound(_)) => return,
             _ => {}
         }
-        if Instant::now() >= deadline {
-            killed = true;
+        let now = Instant::now();
+        if killed.is_none_or(|at| now >= at + KILL_WAIT) && now >= deadline.at() {
+            killed = Some(now);
             if let Err(error) = shared.runtime.kill(&id).await {
                 tracing::warn!(id, %error, "killing a container");
             }
-            deadline = Instant::now() + KILL_WAIT;
         }
         loop {
+            let next = async {
+                match killed {
+                    Some(at) => tokio::time::sleep_until(at + KILL_WAIT).await,
+                    None => deadline.passed().await,
+                }
+            };
             tokio::select! {
                 change = changes.recv() => match change {
                     Ok(changed) if changed != id => {}
                     _ => break,
                 },
-                () = tokio::time::sleep_until(deadline) => break,
+                () = next => break,
             }
         }
-        if killed && changes.is_closed() {
+        if killed.is_some() && changes.is_closed() {
             return;
         }
     }
+}
+
+/// The signal that asks a container to end: its own, its image's, or SIGTERM.
+fn stop_signal(shared: &Shared, wanted: &Wanted, name: &str, image: &str) -> i32 {
+    let own = wanted.container(name).and_then(|(_, c)| c.lifecycle.as_ref()?.stop_signal.clone());
+    let of_image = || shared.images.find(image)?.config.config().as_ref()?.stop_signal().clone();
+    own.or_else(of_image).and_then(|text| signal_number(&text)).unwrap_or(libc::SIGTERM)
 }
 
 /// `SIGUSR1`, `USR1`, `10` or `SIGRTMIN+3` as a number.

@@ -281,7 +281,7 @@ async fn build(
         mounts,
         devices: Vec::new(),
         shm_bytes: SHM_BYTES,
-        resources: qos::container(container, None),
+        resources: qos::container(&wanted.spec, container, None),
         oom_score_adj: qos::oom_score_adj(wanted, container, shared.memory_capacity()),
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),

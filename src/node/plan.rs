@@ -13,10 +13,15 @@ use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
 
 use super::record::{
     Backoff, ContainerRecord, Job, Live, LiveContainer, Now, Past, Record, Role, Setup, Verdict, Wanted,
+    is_ahead,
 };
 
 /// How long after a failure of its configuration a container is tried again.
-const CONFIG_RETRY_SECONDS: i64 = 10;
+const CONFIG_RETRY: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
+/// The longest pause between tries of a pod's set-up.
+pub const SETUP_RETRY_MAX: jiff::SignedDuration = jiff::SignedDuration::from_secs(120);
+/// Between two tries to bring new limits into force.
+pub const RESIZE_RETRY: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
 /// How long a failed pull is shown as such, before the back-off is.
 const ERROR_SHOWN: jiff::SignedDuration = jiff::SignedDuration::from_secs(1);
 /// What a sidecar is given at least, however long the main containers took (seconds).
@@ -103,7 +108,9 @@ pub fn plan(wanted: &Wanted, record: &Record, live: &Live, removed: bool, now: T
     match &live.setup {
         Setup::Done => start(Context { wanted, record, live, now }, &mut plan),
         Setup::Doing => {}
-        Setup::Failed { retry_at, .. } if *retry_at > now => plan.wake_at(*retry_at),
+        Setup::Failed { retry_at, .. } if is_ahead(*retry_at, SETUP_RETRY_MAX, now) => {
+            plan.wake_at(*retry_at);
+        }
         Setup::No | Setup::Failed { .. } => plan.actions.push(Action::Setup),
     }
     plan
@@ -122,7 +129,7 @@ fn deadline(wanted: &Wanted, record: &Record, plan: &mut Plan, now: Timestamp) -
     Some(Verdict {
         reason: "DeadlineExceeded".to_owned(),
         message: "Pod was active on the node longer than the specified deadline".to_owned(),
-        rejected: false,
+        ..Verdict::default()
     })
 }
 
@@ -289,7 +296,7 @@ fn resize(context: Context<'_>, plan: &mut Plan) {
     });
     let containers: BTreeMap<_, _> =
         due.map(|(_, c)| (c.name.clone(), c.resources.clone().unwrap_or_default())).collect();
-    match live.resize_retry.filter(|at| *at > now) {
+    match live.resize_retry.filter(|at| is_ahead(*at, RESIZE_RETRY, now)) {
         _ if containers.is_empty() => {}
         Some(at) => plan.wake_at(at),
         None => plan.actions.push(Action::Resize { containers }),
@@ -321,15 +328,14 @@ fn again(context: Context<'_>, container: &Container, plan: &mut Plan) {
     let until = if image {
         live.pull.until(failure.at, now)
     } else {
-        let until = failure.at + jiff::SignedDuration::from_secs(CONFIG_RETRY_SECONDS);
-        (now < until).then_some(until)
+        Some(failure.at + CONFIG_RETRY).filter(|until| is_ahead(*until, CONFIG_RETRY, now))
     };
     let mut told = (failure.reason.clone(), failure.message.clone());
     if let Some(until) = until {
         plan.wake_at(until);
         let shown = failure.at + ERROR_SHOWN;
         if failure.reason == "ErrImagePull" {
-            if now < shown {
+            if is_ahead(shown, ERROR_SHOWN, now) {
                 plan.wake_at(shown);
             } else {
                 let image = container.image.as_deref().unwrap_or_default();
@@ -433,7 +439,11 @@ pub fn spec_hash(container: &Container) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::{ContainerState, Exit};
+    use crate::{
+        node::record::Failure,
+        runtime::{ContainerState, Exit},
+    };
+    use jiff::SignedDuration;
 
     fn t(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + seconds).unwrap()
@@ -584,6 +594,30 @@ mod tests {
                 "back-off 10s restarting failed container=a pod=p_ns(u)".to_owned()
             )
         );
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_holds_nothing_up() {
+        let years = SignedDuration::from_hours(10 * 365 * 24);
+        let mut case = Case::new(r#"{"containers": [{"name": "a"}]}"#);
+        let failure = |reason: &str| Failure { reason: reason.into(), message: String::new(), at: t(5) };
+        for (reason, back, expect) in [
+            ("CreateContainerConfigError", SignedDuration::ZERO, &[][..]),
+            ("CreateContainerConfigError", years, &["prepare a"]),
+            ("ErrImagePull", SignedDuration::ZERO, &[]),
+            ("ErrImagePull", years, &["prepare a"]),
+        ] {
+            let live = case.live.containers.entry("a".into()).or_default();
+            live.failure = Some(failure(reason));
+            live.pull = Backoff::default();
+            live.pull.note(t(5));
+            let plan = plan(&case.wanted, &case.record, &case.live, false, t(6) - back);
+            assert_eq!(plan.actions.iter().map(short).collect::<Vec<_>>(), expect, "{reason} {back}");
+        }
+        case.live.setup = Setup::Failed { message: String::new(), retry_at: t(66) };
+        assert!(case.plan(false).actions.is_empty());
+        let plan = plan(&case.wanted, &case.record, &case.live, false, t(6) - years);
+        assert_eq!(plan.actions, [Action::Setup]);
     }
 
     #[test]

@@ -10,7 +10,10 @@ use k8s_openapi::{
 };
 
 use super::record::Wanted;
-use crate::{kinds::quantity::Quantity, runtime::Resources};
+use crate::{
+    kinds::{quantity::Quantity, resources},
+    runtime::Resources,
+};
 
 /// Shares of a whole processor, and the bounds of the kernel.
 const SHARES_PER_CPU: i64 = 1024;
@@ -19,6 +22,11 @@ const SHARES_MAX: i64 = 262_144;
 /// Microseconds of the scheduler's period, and the least quota the kernel takes.
 const PERIOD_US: i64 = 100_000;
 const QUOTA_US_MIN: i64 = 1000;
+
+/// The score of what is killed last.
+const SCORE_GUARANTEED: i32 = -997;
+/// The priority class of pods that a node cannot do without.
+const NODE_CRITICAL: &str = "system-node-critical";
 
 /// A pod's quality of service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +76,10 @@ fn pick(resources: Option<&ResourceRequirements>, limits: bool) -> List {
 
 /// The class: only cpu and memory count; amounts of zero do not.
 pub fn class(spec: &PodSpec) -> Class {
-    let own: Vec<_> = match &spec.resources {
+    let pod_level = spec.resources.as_ref().filter(|own| {
+        [&own.requests, &own.limits].iter().any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
+    });
+    let own: Vec<_> = match pod_level {
         Some(pod) => vec![Some(pod)],
         None => spec
             .init_containers
@@ -107,13 +118,16 @@ fn quota(milli: i64) -> i64 {
     (milli * PERIOD_US / 1000).max(QUOTA_US_MIN)
 }
 
-/// The cgroup of a container. `pids` is the node's limit for a pod's processes.
-pub fn container(container: &Container, pids: Option<i64>) -> Resources {
-    let resources = container.resources.as_ref();
-    let limit = milli(resources, true).filter(|m| *m > 0);
-    let request = milli(resources, false).or(limit).unwrap_or(0);
+/// The cgroup of a container. A limit that only the pod has is each container's as well. `pids` is the
+/// node's limit for a pod's processes.
+pub fn container(spec: &PodSpec, container: &Container, pids: Option<i64>) -> Resources {
+    let (resources, pod) = (container.resources.as_ref(), spec.resources.as_ref());
+    let own = milli(resources, true).filter(|m| *m > 0);
+    let limit = own.or_else(|| milli(pod, true).filter(|m| *m > 0));
+    let request = milli(resources, false).or(own).unwrap_or(0);
+    let bytes = |resources| memory(resources, true).filter(|m| *m > 0);
     Resources {
-        memory_bytes: memory(resources, true).filter(|m| *m > 0),
+        memory_bytes: bytes(resources).or_else(|| bytes(pod)),
         cpu_quota_us: limit.map(quota),
         cpu_shares: Some(shares(request)),
         pids,
@@ -177,19 +191,27 @@ pub fn roomier(a: &Resources, b: &Resources) -> Resources {
 
 /// `oom_score_adj` of a container on a machine with so many bytes of memory.
 pub fn oom_score_adj(wanted: &Wanted, spec: &Container, memory_capacity: i64) -> i32 {
-    let critical = wanted.spec.priority.is_some_and(|p| p >= 2_000_000_000);
-    if critical {
-        return -997;
+    let pod = &wanted.spec;
+    if pod.priority_class_name.as_deref() == Some(NODE_CRITICAL) {
+        return SCORE_GUARANTEED;
     }
+    // What only the pod has asked for, in equal parts.
+    let rest = memory(pod.resources.as_ref(), false).filter(|bytes| *bytes > 0).map_or(0, |bytes| {
+        let asked = resources::container_requests(pod).get("memory").map_or(0, |q| q.value());
+        let all = pod.containers.len() + pod.init_containers.as_ref().map_or(0, Vec::len);
+        (bytes - asked) / i64::try_from(all).unwrap_or(1).max(1)
+    });
     let of = |c: &Container| {
-        let request = memory(c.resources.as_ref(), false).unwrap_or(0);
+        let request = memory(c.resources.as_ref(), false).unwrap_or(0) + rest;
         (1000 - 1000 * request / memory_capacity.max(1)).clamp(3, 999) as i32
     };
-    match class(&wanted.spec) {
-        Class::Guaranteed => -997,
+    match class(pod) {
+        Class::Guaranteed => SCORE_GUARANTEED,
         Class::BestEffort => 1000,
+        // A sidecar lives as long as the main container that is killed first.
         Class::Burstable if spec.restart_policy.as_deref() == Some("Always") => {
-            wanted.spec.containers.iter().map(of).chain([of(spec)]).min().unwrap_or(999)
+            let main = pod.containers.iter().map(of).max().unwrap_or(999);
+            of(spec).min(main)
         }
         Class::Burstable => of(spec),
     }
@@ -234,7 +256,7 @@ mod tests {
         let wanted = spec(
             r#"{"requests": {"cpu": "250m", "memory": "64Mi"}, "limits": {"cpu": "500m", "memory": "128Mi", "hugepages-2Mi": "4Mi"}}"#,
         );
-        let got = container(&wanted.spec.containers[0], Some(100));
+        let got = container(&wanted.spec, &wanted.spec.containers[0], Some(100));
         assert_eq!(
             got,
             Resources {
@@ -246,7 +268,34 @@ mod tests {
             }
         );
         assert_eq!(oom_score_adj(&wanted, &wanted.spec.containers[0], 640 << 20), 900);
-        assert_eq!(container(&spec("{}").spec.containers[0], None).cpu_shares, Some(2));
+        let plain = spec("{}");
+        assert_eq!(container(&plain.spec, &plain.spec.containers[0], None).cpu_shares, Some(2));
+    }
+
+    #[test]
+    fn amounts_of_the_pod_are_shared_by_its_containers() {
+        let wanted = wanted(serde_json::json!({
+            "resources": {"requests": {"cpu": "1", "memory": "300Mi"}, "limits": {"cpu": "2", "memory": "400Mi"}},
+            "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+            "containers": [
+                {"name": "a", "resources": {"requests": {"memory": "60Mi"}, "limits": {"memory": "100Mi"}}},
+                {"name": "b"},
+            ],
+        }));
+        assert_eq!(class(&wanted.spec), Class::Burstable);
+        let of = |n: usize| {
+            let got = container(&wanted.spec, &wanted.spec.containers[n], None);
+            (got.memory_bytes.map(|b| b >> 20), got.cpu_quota_us, got.cpu_shares)
+        };
+        assert_eq!(of(0), (Some(100), Some(200_000), Some(2)));
+        assert_eq!(of(1), (Some(400), Some(200_000), Some(2)));
+        let whole = pod(&wanted.spec, None);
+        assert_eq!((whole.memory_bytes, whole.cpu_shares), (Some(400 << 20), Some(1024)));
+        // 240Mi are left for three containers: 80Mi each, of 1000Mi.
+        let score = |c: &Container| oom_score_adj(&wanted, c, 1000 << 20);
+        let init = wanted.spec.init_containers.as_ref().unwrap();
+        assert_eq!((score(&wanted.spec.containers[0]), score(&wanted.spec.containers[1])), (860, 920));
+        assert_eq!(score(&init[0]), 920);
     }
 
     #[test]

@@ -206,7 +206,7 @@ pub struct ContainerRecord {
 }
 
 /// Why a pod was ended by the node itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// `DeadlineExceeded`, `Evicted`, …
     pub reason: String,
@@ -214,6 +214,12 @@ pub struct Verdict {
     /// The node has not taken the pod at all.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rejected: bool,
+    /// The node needed what the pod had: the pod itself did nothing wrong.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disrupted: bool,
+    /// What its containers get to end instead of the pod's grace period, at most (seconds).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<i64>,
 }
 
 /// How far a resize is.
@@ -300,6 +306,13 @@ impl Backoff {
     }
 }
 
+/// Whether a time that was set at most `longest` ahead is still to be waited for. A clock that was set
+/// back meanwhile does not make the wait longer.
+pub fn is_ahead(at: Timestamp, longest: SignedDuration, now: Timestamp) -> bool {
+    let left = at.duration_since(now);
+    left.is_positive() && left <= longest
+}
+
 /// What is going on with a container right now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Job {
@@ -360,6 +373,8 @@ pub struct Live {
     pub resize_retry: Option<Timestamp>,
     /// When the pod's grace period is over, once it has to end.
     pub ending: Option<Timestamp>,
+    /// The grace period that this was worked out with (seconds).
+    pub ending_grace: Option<i64>,
     pub tearing: bool,
     /// Namespaces, network and volumes are gone.
     pub torn_down: bool,

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::{
+    api::core::v1::{Node, PodStatus},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
@@ -224,9 +227,14 @@ impl Shared {
         let info = self.info();
         let pressure = self.pressure();
         let parse = |(name, text): (&String, &String)| Some((name.clone(), text.parse().ok()?));
+        let others = admit::used_by_others(&self.allocations(), uid);
+        let labels = Some(self.config().labels).filter(|labels| !labels.is_empty());
+        let metadata = ObjectMeta { name: Some(self.options.node.clone()), labels, ..ObjectMeta::default() };
         admit::Ground {
             allocatable: info.allocatable.iter().filter_map(parse).collect(),
-            used: admit::used_by_others(&self.allocations(), uid),
+            used: others.amounts,
+            used_ports: others.ports,
+            node: Node { metadata, ..Node::default() },
             apparmor: info::apparmor(),
             selinux: info::selinux(),
             allowed_unsafe_sysctls: self.options.limits.allowed_unsafe_sysctls.clone(),

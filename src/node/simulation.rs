@@ -1,12 +1,15 @@
 //! The agent against a master of this test's making: fake runtime, fake network, bus in memory.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::PodStatus;
 
 use super::{Agent, Ground, Link, Options};
 use crate::{
-    clock::{SharedClock, SystemClock},
+    clock::{Clock, SystemClock},
     ids::Generation,
     image::fake::AnyImages,
     mqtt::{
@@ -24,11 +27,28 @@ use crate::{
     tasks::CancellationToken,
 };
 
+/// The machine's clock, set forwards or back.
+#[derive(Default)]
+struct Skewed(Mutex<jiff::SignedDuration>);
+
+impl Skewed {
+    fn advance(&self, by: jiff::SignedDuration) {
+        *self.0.lock().unwrap() += by;
+    }
+}
+
+impl Clock for Skewed {
+    fn now(&self) -> jiff::Timestamp {
+        SystemClock.now() + *self.0.lock().unwrap()
+    }
+}
+
 /// A node and the master's end of its line.
 struct World {
     dir: tempfile::TempDir,
     broker: MemoryBroker,
     runtime: Arc<FakeRuntime>,
+    clock: Arc<Skewed>,
     bus: Arc<dyn Bus>,
     events: Events,
     items: std::collections::BTreeMap<ItemKey, Item>,
@@ -44,11 +64,12 @@ impl World {
     async fn new() -> Self {
         let broker = MemoryBroker::new();
         let (bus, events) = broker.connect("master", topics::master_filters("c"), None);
-        let clock: SharedClock = Arc::new(SystemClock);
+        let clock = Arc::new(Skewed::default());
         let mut world = Self {
             dir: tempfile::tempdir().unwrap(),
             broker,
-            runtime: Arc::new(FakeRuntime::new(clock)),
+            runtime: Arc::new(FakeRuntime::new(clock.clone())),
+            clock,
             bus,
             events,
             items: std::collections::BTreeMap::new(),
@@ -68,6 +89,8 @@ impl World {
         let link = Link::new("c", "n", "h".to_owned()).unwrap();
         let mut options = Options::new("c", "n", self.dir.path().join("data"), self.dir.path().join("log"));
         options.beat = Duration::from_secs(5);
+        // The disk and the memory of the machine that runs this are nobody's business.
+        options.limits.eviction_hard.clear();
         let (bus, events) = self.broker.connect(&link.client_id, link.filters, Some(link.will));
         let agent = Agent::new(
             options,
@@ -77,7 +100,7 @@ impl World {
                 runtime: self.runtime.clone(),
                 images: Arc::new(AnyImages),
                 network: Arc::new(FakeNetwork::new()),
-                clock: Arc::new(SystemClock),
+                clock: self.clock.clone(),
             },
             None,
         )
@@ -184,6 +207,15 @@ impl World {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the state never came")
+    }
+
+    /// Makes the pod's worker look again.
+    async fn nudge(&mut self, name: &str) {
+        let key = ItemKey::new(ItemKind::Pod, "ns", name);
+        let mut pod: serde_json::Value = self.items[&key].read().unwrap();
+        pod["metadata"]["annotations"]["nudged"] = self.generation.to_string().into();
+        self.set(ItemKind::Pod, "ns", name, &pod);
+        self.push().await;
     }
 
     fn starts(&self) -> Vec<String> {
@@ -303,6 +335,166 @@ async fn a_stubborn_container_is_killed_after_its_grace_period() {
     let state = status.container_statuses.unwrap().remove(0).state.unwrap();
     assert_eq!(state.terminated.unwrap().exit_code, 137);
     world.stop().await;
+}
+
+#[tokio::test]
+async fn a_shorter_grace_period_hurries_what_is_ending() {
+    let mut world = World::new().await;
+    world.runtime.script("", Script { ignores_signals: true, ..Script::default() });
+    world.pod("p", SIMPLE);
+    world.until(|_, s| is_ready(s)).await;
+    world.delete("p", 600);
+    world.push().await;
+    world.until(|_, s| !is_ready(s)).await;
+    world.delete("p", 1);
+    world.push().await;
+    world.until(|report, _| report.gone).await;
+    assert!(world.runtime.calls().contains(&"kill u-p_a_0".to_owned()));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_container_ends_by_the_signal_it_asks_for() {
+    let mut world = World::new().await;
+    let spec = r#"{"os": {"name": "linux"}, "containers": [
+        {"name": "a", "image": "x", "lifecycle": {"stopSignal": "SIGUSR1"}}, {"name": "b", "image": "x"}]}"#;
+    world.pod("p", spec);
+    world.until(|_, s| is_ready(s)).await;
+    world.delete("p", 30);
+    world.push().await;
+    world.until(|report, _| report.gone).await;
+    let calls = world.runtime.calls();
+    for call in ["signal u-p_a_0 10", "signal u-p_b_0 15"] {
+        assert!(calls.contains(&call.to_owned()), "{calls:?}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_exit_code_begins_the_whole_pod_anew() {
+    let mut world = World::new().await;
+    let rules = r#"[{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]"#;
+    world.runtime.script("_i_", Script { exit: Some((Duration::ZERO, 0)), ..Script::default() });
+    world.pod(
+        "p",
+        &format!(
+            r#"{{"restartPolicy": "Never", "initContainers": [{{"name": "i", "image": "x"}}], "containers": [
+            {{"name": "a", "image": "x", "restartPolicyRules": {rules}}}, {{"name": "b", "image": "x"}}]}}"#
+        ),
+    );
+    world.until(|_, s| is_ready(s)).await;
+    world.runtime.exit("u-p_a_0", 42);
+    let counts = |s: &PodStatus| -> Vec<i32> {
+        let all = s.init_container_statuses.iter().chain(&s.container_statuses).flatten();
+        all.map(|c| c.restart_count).collect()
+    };
+    let status = world.until(|_, s| is_ready(s) && counts(s) == [1, 1, 1]).await;
+    assert_eq!(status.phase.as_deref(), Some("Running"));
+    let starts = world.starts();
+    assert_eq!(starts[3], "start u-p_i_1", "{starts:?}");
+    assert!(world.runtime.calls().contains(&"signal u-p_b_0 15".to_owned()), "the other one ends as well");
+    // Any other code is an end.
+    world.runtime.exit("u-p_a_1", 1);
+    world.runtime.exit("u-p_b_1", 0);
+    world.until(|_, s| s.phase.as_deref() == Some("Failed")).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_rule_restarts_one_container_of_a_pod_that_never_restarts() {
+    let mut world = World::new().await;
+    let rules = r#"[{"action": "Restart", "exitCodes": {"operator": "NotIn", "values": [0, 1]}}]"#;
+    world.pod(
+        "p",
+        &format!(
+            r#"{{"restartPolicy": "Never", "containers": [
+            {{"name": "a", "image": "x", "restartPolicyRules": {rules}}}, {{"name": "b", "image": "x"}}]}}"#
+        ),
+    );
+    world.until(|_, s| is_ready(s)).await;
+    world.runtime.exit("u-p_a_0", 7);
+    world.until(|_, s| is_ready(s) && s.container_statuses.as_ref().unwrap()[0].restart_count == 1).await;
+    let mut starts = world.starts();
+    starts.sort();
+    assert_eq!(starts, ["start u-p_a_0", "start u-p_a_1", "start u-p_b_0"]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_names_its_node_is_refused_a_port_that_is_taken() {
+    let mut world = World::new().await;
+    let spec =
+        r#"{"containers": [{"name": "a", "image": "x", "ports": [{"containerPort": 80, "hostPort": 80}]}]}"#;
+    world.pod("p", spec);
+    world.until(|_, s| is_ready(s)).await;
+    world.pod("q", spec);
+    world.push().await;
+    let status = world.until(|report, s| report.name == "q" && s.reason.is_some()).await;
+    assert_eq!(status.reason.as_deref(), Some("NodePorts"));
+    // Who has gone has given it back.
+    world.delete("p", 1);
+    world.push().await;
+    world.until(|report, _| report.name == "p" && report.gone).await;
+    world.pod("r", spec);
+    world.push().await;
+    world.until(|report, s| report.name == "r" && is_ready(s)).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_not_there_is_told() {
+    let mut world = World::new().await;
+    let class = |handler: &str| serde_json::json!({"metadata": {"name": "special"}, "handler": handler});
+    world.set(ItemKind::RuntimeClass, "", "special", &class("kata"));
+    world.pod("p", r#"{"runtimeClassName": "special", "containers": [{"name": "a", "image": "x"}]}"#);
+    world.push().await;
+    let told = |world: &World| {
+        let event = world.told.iter().find(|event| event.reason == "FailedCreatePodSandBox");
+        event.map(|event| event.message.clone())
+    };
+    while told(&world).is_none() {
+        // Anything that the node says brings the events along.
+        world.pod("other", SIMPLE);
+        world.push().await;
+        world.until(|_, _| true).await;
+        world.clock.advance(jiff::SignedDuration::from_secs(1));
+    }
+    assert_eq!(told(&world).unwrap(), "Failed to create pod sandbox: no runtime for \"kata\" is configured");
+    world.set(ItemKind::RuntimeClass, "", "special", &class("runc"));
+    world.push().await;
+    world.until(|report, s| report.name == "p" && is_ready(s)).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_ten_years_stops_no_pod() {
+    let mut world = World::new().await;
+    world.pod("p", SIMPLE);
+    world.until(|_, s| is_ready(s)).await;
+    let years = jiff::SignedDuration::from_hours(10 * 365 * 24);
+    for (n, jump) in [years, -years, -years, years].into_iter().enumerate() {
+        let n = i32::try_from(n).unwrap();
+        world.clock.advance(jump);
+        world.runtime.exit(&format!("u-p_a_{n}"), 1);
+        let restarted = |s: &PodStatus| {
+            let of = s.container_statuses.as_ref().map(|c| (c[0].restart_count, c[0].ready));
+            of == Some((n + 1, true))
+        };
+        // The pause that a crash loop makes is over by the clock alone.
+        while !restarted(&world.until(|report, s| report.name == "p" && (restarted(s) || waits(s))).await) {
+            world.clock.advance(jiff::SignedDuration::from_mins(6));
+            world.nudge("p").await;
+        }
+    }
+    world.delete("p", 30);
+    world.push().await;
+    world.until(|report, _| report.gone).await;
+    world.stop().await;
+}
+
+fn waits(status: &PodStatus) -> bool {
+    let state = status.container_statuses.as_ref().and_then(|c| c[0].state.as_ref());
+    state.is_some_and(|state| state.waiting.is_some())
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ pub fn compute(
         condition.observed_generation = generation;
     }
     conditions.extend(resizing(record));
-    if let Some(verdict) = record.verdict.as_ref().filter(|v| v.reason == "Evicted") {
+    if let Some(verdict) = record.verdict.as_ref().filter(|v| v.disrupted) {
         conditions.push(PodCondition {
             type_: "DisruptionTarget".to_owned(),
             status: "True".to_owned(),

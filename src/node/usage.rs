@@ -216,7 +216,7 @@ async fn pod_usage(shared: &Shared, wanted: &Wanted) -> Option<PodUsage> {
             image: known.image.clone(),
             started: Some(started_at),
             stats,
-            memory_limit: super::qos::container(container, None).memory_bytes,
+            memory_limit: super::qos::container(&wanted.spec, container, None).memory_bytes,
             ..ContainerUsage::default()
         });
     }

@@ -9,14 +9,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Probe;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
+    time::Instant,
 };
 
 use super::{
     admit,
     hooks::{self, Target},
-    jobs::{self, Done},
+    jobs::{self, Deadline, Done},
     plan::{self, Action, Plan},
     probes::{self, Kind},
     record::{
@@ -38,11 +39,8 @@ use crate::{
 const MAIL_MAX: usize = 64;
 /// Probe verdicts that may be waiting.
 const VERDICTS_MAX: usize = 32;
-/// What an evicted pod gets to end (kubelet's `immediateEvictionGracePeriodSeconds`).
-const EVICTION_GRACE: SignedDuration = SignedDuration::from_secs(1);
-/// Pauses between tries of a pod's set-up.
+/// The first pause between tries of a pod's set-up.
 const SETUP_RETRY_SECONDS_FIRST: i64 = 1;
-const SETUP_RETRY_SECONDS_MAX: i64 = 120;
 /// The longest time without a look.
 const LOOK_PERIOD: Duration = Duration::from_mins(5);
 
@@ -92,11 +90,13 @@ pub struct Worker {
     setup_tries: u32,
     waiting: Waiting,
     reported: bool,
-    next_refresh: Option<Timestamp>,
+    next_refresh: Option<Instant>,
     /// The contents of volumes are being brought up to date, and may have changed since that began.
     refreshing: bool,
     stale: bool,
     jobs: JoinSet<Done>,
+    /// When the pod's containers are killed, once it has to end.
+    deadline: watch::Sender<Option<Instant>>,
     probing: BTreeMap<(String, &'static str), AbortHandle>,
     probes: JoinSet<()>,
     verdicts: (mpsc::Sender<probes::Verdict>, mpsc::Receiver<probes::Verdict>),
@@ -133,6 +133,7 @@ impl Worker {
             refreshing: false,
             stale: false,
             jobs: JoinSet::new(),
+            deadline: watch::Sender::new(None),
             probing: BTreeMap::new(),
             probes: JoinSet::new(),
             verdicts: mpsc::channel(VERDICTS_MAX),
@@ -155,10 +156,11 @@ impl Worker {
                 return uid;
             }
             let now = self.shared.clock.now();
-            let until = [wake, self.next_refresh].into_iter().flatten().min();
-            let pause = until.map_or(LOOK_PERIOD, |at| {
+            let pause = wake.map_or(LOOK_PERIOD, |at| {
                 Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO).min(LOOK_PERIOD)
             });
+            let until = Instant::now() + pause;
+            let until = self.next_refresh.map_or(until, |at| at.min(until));
             tokio::select! {
                 () = stop.cancelled() => return uid,
                 mail = self.mail.recv() => match mail {
@@ -170,9 +172,9 @@ impl Worker {
                     Err(error) => tracing::error!(pod = self.wanted.full_name(), %error, "a job ended badly"),
                 },
                 Some(verdict) = self.verdicts.1.recv() => self.judge(verdict),
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep_until(until) => {}
             }
-            if self.next_refresh.is_some_and(|at| at <= self.shared.clock.now()) {
+            if self.next_refresh.is_some_and(|at| at <= Instant::now()) {
                 self.refresh();
             }
         }
@@ -202,7 +204,6 @@ impl Worker {
             Mail::Evict(verdict) => {
                 if self.record.verdict.is_none() && !self.wanted.deleting() {
                     self.say(None, true, &verdict.reason, verdict.message.clone());
-                    self.live.ending = Some(self.shared.clock.now() + EVICTION_GRACE);
                     self.record.verdict = Some(verdict);
                 }
             }
@@ -321,9 +322,8 @@ impl Worker {
             // Ended by itself before: its files and logs were kept, and go now.
             self.live.torn_down = false;
         }
-        let ending = over || self.record.verdict.is_some();
-        if ending && self.live.ending.is_none() {
-            self.live.ending = Some(now + SignedDuration::from_secs(self.wanted.grace_seconds()));
+        if over || self.record.verdict.is_some() {
+            self.hurry(now);
         }
         let Plan { actions, waiting, mut wake, verdict, crashed, anew } =
             plan::plan(&self.wanted, &self.record, &self.live, self.removed, now);
@@ -347,6 +347,27 @@ impl Worker {
         wake
     }
 
+    /// Sets the time at which what still runs is killed; one that comes later may only be earlier.
+    fn hurry(&mut self, now: Timestamp) {
+        let own = self.record.verdict.as_ref().and_then(|verdict| verdict.grace_seconds);
+        let grace = self.wanted.grace_seconds();
+        let grace = own.map_or(grace, |own| if self.wanted.deleting() { own.min(grace) } else { own }).max(1);
+        if self.live.ending.is_some() && self.live.ending_grace.is_some_and(|before| before <= grace) {
+            return;
+        }
+        let until = now + SignedDuration::from_secs(grace);
+        self.live.ending = Some(self.live.ending.map_or(until, |before| before.min(until)));
+        self.live.ending_grace = Some(grace);
+        let until = Instant::now() + Duration::from_secs(grace.unsigned_abs());
+        self.deadline.send_if_modified(|deadline| {
+            let sooner = deadline.is_none_or(|deadline| until < deadline);
+            if sooner {
+                *deadline = Some(until);
+            }
+            sooner
+        });
+    }
+
     /// Asks once whether this node takes the pod.
     fn admit(&mut self) {
         if self.record.admitted {
@@ -368,7 +389,7 @@ impl Worker {
         let over = matches!(self.record.status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let mut all = self.shared.allocations();
         if self.record.admitted && !self.record.gone && !over {
-            all.insert(self.wanted.uid.clone(), admit::requests(&self.wanted.spec));
+            all.insert(self.wanted.uid.clone(), admit::Share::of(&self.wanted.spec));
         } else {
             all.remove(&self.wanted.uid);
         }
@@ -453,6 +474,12 @@ impl Worker {
         let wanted = self.wanted.clone();
         match action {
             Action::Setup => {
+                if !self.sandbox_exists
+                    && let Err(message) = jobs::runtime_handler(&shared, &wanted)
+                {
+                    self.setup_failed("FailedCreatePodSandBox", message);
+                    return;
+                }
                 if let Err(message) = self.take_address() {
                     self.setup_failed("FailedCreatePodSandBox", message);
                     return;
@@ -490,8 +517,9 @@ impl Worker {
                 self.say(Some(&container), false, "Killing", message);
                 let known = self.record.container(&container);
                 let pod_ip = shared.facts(&wanted, self.record.ip).pod_ip;
+                let deadline = Deadline::new(grace_seconds, self.deadline.subscribe());
                 self.jobs.spawn(async move {
-                    jobs::kill(&shared, &wanted, &container, &known, &pod_ip, grace_seconds).await;
+                    jobs::kill(&shared, &wanted, &container, &known, &pod_ip, deadline).await;
                     Done::Killed { container }
                 });
             }
@@ -538,9 +566,9 @@ impl Worker {
         if !again || self.setup_tries.is_multiple_of(8) {
             self.say(None, true, reason, message.clone());
         }
-        let pause = (SETUP_RETRY_SECONDS_FIRST << self.setup_tries.min(7)).min(SETUP_RETRY_SECONDS_MAX);
+        let pause = SignedDuration::from_secs(SETUP_RETRY_SECONDS_FIRST << self.setup_tries.min(7));
         self.setup_tries += 1;
-        let retry_at = self.shared.clock.now() + SignedDuration::from_secs(pause);
+        let retry_at = self.shared.clock.now() + pause.min(plan::SETUP_RETRY_MAX);
         self.live.setup = Setup::Failed { message, retry_at };
     }
 
@@ -628,7 +656,7 @@ impl Worker {
                             self.say(None, true, "ResizeError", message);
                         }
                         self.record.resize.in_progress = Some((error, generation));
-                        self.live.resize_retry = Some(self.shared.clock.now() + jobs::RESIZE_RETRY);
+                        self.live.resize_retry = Some(self.shared.clock.now() + plan::RESIZE_RETRY);
                     }
                 }
             }
@@ -639,7 +667,7 @@ impl Worker {
                     Ok(tokens) => self.schedule_refresh(&tokens),
                     Err(text) => {
                         tracing::warn!(pod = self.wanted.full_name(), error = text, "refreshing volumes");
-                        self.next_refresh = Some(self.shared.clock.now() + jobs::REFRESH_RETRY);
+                        self.next_refresh = Some(Instant::now() + jobs::REFRESH_RETRY);
                     }
                 }
                 if std::mem::take(&mut self.stale) {
@@ -862,7 +890,9 @@ impl Worker {
     }
 
     fn schedule_refresh(&mut self, tokens: &[Token]) {
-        self.next_refresh = tokens.iter().filter_map(Token::refresh_at).min();
+        let now = self.shared.clock.now();
+        let first = tokens.iter().filter_map(|token| token.refresh_in(now)).min();
+        self.next_refresh = first.map(|left| Instant::now() + left.max(jobs::REFRESH_RETRY));
     }
 
     /// Brings the contents of volumes up to date, in the background.

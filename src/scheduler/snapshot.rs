@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec};
 use crate::kinds::{
     builds::{self, Learned},
     labels::Selector,
-    placement,
+    placement::{self, HostPort},
     quantity::Quantity,
     resources::{self, ResourceList},
 };
@@ -62,24 +62,6 @@ impl Amounts {
     }
 }
 
-/// A port of the host that a pod takes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostPort {
-    pub ip: Box<str>,
-    pub protocol: Box<str>,
-    pub port: i32,
-}
-
-impl HostPort {
-    /// Whether both cannot be taken; the unspecified address is all addresses.
-    pub fn collides(&self, other: &Self) -> bool {
-        let any = |ip: &str| ip.is_empty() || ip == "0.0.0.0";
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (any(&self.ip) || any(&other.ip) || self.ip == other.ip)
-    }
-}
-
 /// A pod and what can be said about it once.
 #[derive(Debug)]
 pub struct PodInfo {
@@ -103,7 +85,7 @@ impl PodInfo {
         Self {
             requests: Amounts::of(&resources::pod_requests(spec)),
             weight: weight(spec),
-            ports: host_ports(spec),
+            ports: placement::host_ports(spec),
             anti_affinity: terms.into_iter().flatten().map(|t| Term::new(&pod, t)).collect(),
             claims: claim_names(&pod),
             pod: Arc::clone(&pod),
@@ -198,22 +180,6 @@ fn weight(spec: &PodSpec) -> (i64, i64) {
     let sum = spec.containers.iter().map(of).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
     let effective = Amounts::of(&resources::pod_requests(spec));
     (sum.0.max(effective.cpu_milli), sum.1.max(effective.memory_bytes))
-}
-
-fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
-    let sidecars =
-        spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
-    ports
-        .filter_map(|port| {
-            let number = port.host_port.filter(|n| *n > 0)?;
-            Some(HostPort {
-                ip: port.host_ip.as_deref().unwrap_or_default().into(),
-                protocol: port.protocol.as_deref().unwrap_or("TCP").into(),
-                port: number,
-            })
-        })
-        .collect()
 }
 
 fn claim_names(pod: &Pod) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! What is in configMap, secret, downwardAPI and projected volumes.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::{SignedDuration, Timestamp};
@@ -16,6 +16,8 @@ use super::{
 const MODE_DEFAULT: i32 = 0o644;
 /// How long a token is good for where the volume does not say (seconds).
 const TOKEN_SECONDS_DEFAULT: i64 = 3600;
+/// How far the clocks of master and node may be apart before a token's age is called unknown.
+const CLOCK_SLACK: SignedDuration = SignedDuration::from_mins(10);
 
 /// A token of a projected volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,16 +28,24 @@ pub struct Token {
     pub expiration_seconds: i64,
     /// What is there now, and until when it is good.
     pub current: Option<(String, Timestamp)>,
+    /// It was made just now.
+    pub fresh: bool,
 }
 
 impl Token {
-    /// When it has to be replaced: when four fifths of its life are over, or a day has gone
-    /// (upstream's `requiresRefresh`).
-    pub fn refresh_at(&self) -> Option<Timestamp> {
+    /// How long it stays before it has to be replaced: until four fifths of its life are over, or a
+    /// day has gone (upstream's `requiresRefresh`). When this clock was set back, nobody knows how old
+    /// it is: it is to be replaced.
+    pub fn refresh_in(&self, now: Timestamp) -> Option<Duration> {
         let (_, expires) = self.current.as_ref()?;
         let life = SignedDuration::from_secs(self.expiration_seconds);
-        let begun = *expires - life;
-        Some((begun + life * 4 / 5).min(begun + SignedDuration::from_hours(24)))
+        let stays = (life * 4 / 5).min(SignedDuration::from_hours(24));
+        if self.fresh {
+            return Duration::try_from(stays).ok();
+        }
+        let left = (*expires - life + stays).duration_since(now);
+        let known = left <= stays + CLOCK_SLACK;
+        Some(Duration::try_from(left).ok().filter(|_| known).unwrap_or(Duration::ZERO))
     }
 }
 
@@ -64,6 +74,7 @@ pub fn tokens(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
                 audiences: source.audience.iter().cloned().collect(),
                 expiration_seconds: source.expiration_seconds.unwrap_or(TOKEN_SECONDS_DEFAULT),
                 current,
+                fresh: false,
             });
         }
     }
