@@ -15,6 +15,7 @@ use k8s_openapi::{
 };
 
 use super::{
+    backoff::{Backoff, Waits},
     history::{self, HASH_LABEL},
     owner::{self, controller_reference},
     plan::{Note, Plan},
@@ -31,7 +32,11 @@ use crate::{
     store::Key,
 };
 
-pub struct DaemonSetController;
+#[derive(Default)]
+pub struct DaemonSetController {
+    /// Failed daemons are not made anew at once, again and again.
+    backoff: Backoff,
+}
 
 impl Controller for DaemonSetController {
     fn name(&self) -> &'static str {
@@ -73,8 +78,11 @@ impl Controller for DaemonSetController {
             nodes: objects.list_typed(None),
             pods: owner::candidates(objects, &key.namespace, owner::uid(&set.metadata), &selector),
             revisions: history::owned(objects, &*set),
+            waits: self.backoff.of(&version(&set), round.now),
         };
-        reconcile(&set, spec, &observed, round.now)
+        let (plan, failed) = reconcile(&set, spec, &observed, round.now);
+        self.backoff.failed(&version(&set), failed, round.now);
+        plan
     }
 }
 
@@ -83,6 +91,13 @@ struct Observed {
     nodes: Vec<Arc<Node>>,
     pods: Vec<Arc<Pod>>,
     revisions: Vec<Arc<ControllerRevision>>,
+    /// Nodes where the last daemon failed a moment ago.
+    waits: Waits,
+}
+
+/// What failures are counted of: a new generation is tried at once.
+fn version(set: &DaemonSet) -> String {
+    format!("{}/{}", owner::uid(&set.metadata), set.metadata.generation.unwrap_or(0))
 }
 
 /// What daemons tolerate without being told to.
@@ -144,7 +159,13 @@ pub fn target_node(pod: &Pod) -> Option<&str> {
     fields.filter(|f| f.key == "metadata.name").find_map(|f| f.values.as_ref()?.first()).map(String::as_str)
 }
 
-fn reconcile(set: &DaemonSet, spec: &DaemonSetSpec, observed: &Observed, now: Timestamp) -> Plan {
+/// The plan, and the nodes whose daemons have failed and go.
+fn reconcile(
+    set: &DaemonSet,
+    spec: &DaemonSetSpec,
+    observed: &Observed,
+    now: Timestamp,
+) -> (Plan, Vec<String>) {
     let mut plan = Plan::about(set);
     let selector = owner::selector(&spec.selector);
     if selector.is_everything() {
@@ -152,30 +173,40 @@ fn reconcile(set: &DaemonSet, spec: &DaemonSetSpec, observed: &Observed, now: Ti
             "SelectingAll",
             "This daemon set is selecting all pods. A non-empty selector is required.",
         ));
-        return plan;
+        return (plan, Vec::new());
     }
     let claimed = owner::claim(set, &observed.pods, &selector, &mut plan);
     if set.metadata.deletion_timestamp.is_some() {
-        return plan;
+        return (plan, Vec::new());
     }
     let collisions = set.status.as_ref().and_then(|s| s.collision_count);
     let revision = history::sync(set, &spec.template, &observed.revisions, collisions, &mut plan);
     let prefix = format!("{}-", owner::name(&set.metadata));
     let hash = revision.strip_prefix(&prefix).unwrap_or(&revision).to_owned();
     let pod_spec = daemon_spec(spec);
-    let mut work = Work { set, spec, pod_spec, hash, now, nodes: BTreeMap::new(), plan };
+    let waits = &observed.waits;
+    let nodes = BTreeMap::new();
+    let mut work =
+        Work { set, spec, pod_spec, hash, now, waits, nodes, plan, failed: Vec::new(), lost: Vec::new() };
     for node in &observed.nodes {
         work.nodes.insert(placement::node_name(node), (node, Vec::new()));
     }
-    for pod in &claimed {
-        if let Some(place) = target_node(pod).and_then(|node| work.nodes.get_mut(node)) {
-            place.1.push(pod);
+    // What has ended and is going only has to go.
+    for pod in claimed.iter().filter(|p| !(pods::is_terminal(p) && pods::is_deleting(p))) {
+        match target_node(pod).and_then(|node| work.nodes.get_mut(node)) {
+            Some(place) => place.1.push(pod),
+            // It will never have a node, so that nobody else would collect it.
+            None if pods::node_name(pod).is_empty() && !pods::is_deleting(pod) => work.lost.push(pod),
+            None => {}
         }
+    }
+    for (_, pods) in work.nodes.values_mut() {
+        pods.sort_by_key(|p| (pods::node_name(p).is_empty(), created(p), p.metadata.name.clone()));
     }
     let status = work.status();
     work.manage();
     work.update();
-    let Work { mut plan, .. } = work;
+    let Work { mut plan, failed, .. } = work;
     plan.status_first(set, set.status.as_ref(), &status);
     let in_use = |name: &str| {
         name == revision
@@ -185,7 +216,7 @@ fn reconcile(set: &DaemonSet, spec: &DaemonSetSpec, observed: &Observed, now: Ti
             })
     };
     history::truncate(&observed.revisions, in_use, spec.revision_history_limit, &mut plan);
-    plan
+    (plan, failed)
 }
 
 struct Work<'a> {
@@ -194,9 +225,14 @@ struct Work<'a> {
     pod_spec: PodSpec,
     hash: String,
     now: Timestamp,
-    /// Nodes with the set's pods on or for them.
+    waits: &'a Waits,
+    /// Nodes with the set's pods on or for them, those with a node and the oldest first.
     nodes: BTreeMap<&'a str, (&'a Arc<Node>, Vec<&'a Arc<Pod>>)>,
+    /// Pods for nodes that there are not.
+    lost: Vec<&'a Arc<Pod>>,
     plan: Plan,
+    /// Nodes whose daemons have failed and go now.
+    failed: Vec<String>,
 }
 
 impl<'a> Work<'a> {
@@ -234,24 +270,21 @@ impl<'a> Work<'a> {
         let mut status = DaemonSetStatus::default();
         let (mut updated, mut available) = (0, 0);
         let mut waits = Vec::new();
+        let min_ready = self.spec.min_ready_seconds.unwrap_or(0);
         for (node, pods) in self.nodes.values() {
-            let alive: Vec<_> = pods.iter().filter(|p| !pods::is_terminal(p)).collect();
             if !suits(&self.pod_spec, node).0 {
-                status.number_misscheduled += i32::from(!alive.is_empty());
+                status.number_misscheduled += i32::from(!pods.is_empty());
                 continue;
             }
             status.desired_number_scheduled += 1;
-            // Of several the newest version counts, then the oldest pod.
-            let Some(pod) = alive.iter().max_by_key(|p| (self.is_new(p), std::cmp::Reverse(created(p))))
-            else {
-                continue;
-            };
+            // Of several the oldest counts, as upstream.
+            let Some(pod) = pods.first() else { continue };
             status.current_number_scheduled += 1;
             updated += i32::from(self.is_new(pod));
             if pods::is_ready(pod) {
                 status.number_ready += 1;
-                available += i32::from(self.is_available(pod));
-                waits.extend(pods::available_in(pod, self.spec.min_ready_seconds.unwrap_or(0), self.now));
+                available += i32::from(pods::is_available(pod, min_ready, self.now));
+                waits.extend(pods::available_in(pod, min_ready, self.now));
             }
         }
         for delay in waits.into_iter().filter(SignedDuration::is_positive) {
@@ -273,60 +306,74 @@ impl<'a> Work<'a> {
     fn manage(&mut self) {
         let surge = self.bounds().0 > 0;
         let mut missing: Vec<&'a str> = Vec::new();
-        let mut surplus: Vec<&'a Arc<Pod>> = Vec::new();
-        let mut notes = Vec::new();
-        for (name, (node, pods)) in &self.nodes {
+        let mut surplus: Vec<&'a Arc<Pod>> = std::mem::take(&mut self.lost);
+        for (name, (node, pods)) in std::mem::take(&mut self.nodes) {
             let (should_run, may_stay) = suits(&self.pod_spec, node);
-            if !may_stay {
-                surplus.extend(pods.iter().filter(|p| !pods::is_deleting(p)));
-                continue;
-            }
-            let mut alive: Vec<&'a Arc<Pod>> = Vec::new();
-            for pod in pods.iter().filter(|p| !pods::is_deleting(p)) {
-                let phase = pods::phase(pod);
-                if pods::is_terminal(pod) {
-                    let (what, reason) = if phase == "Failed" {
-                        ("failed", "FailedDaemonPod")
-                    } else {
-                        ("succeeded", "SucceededDaemonPod")
-                    };
-                    let message = format!(
-                        "Found {what} daemon pod {}/{} on node {name}, will try to {} it",
-                        owner::namespace(&pod.metadata),
-                        owner::name(&pod.metadata),
-                        if phase == "Failed" { "kill" } else { "delete" },
-                    );
-                    notes.push(if phase == "Failed" {
-                        Note::warning(reason, message)
-                    } else {
-                        Note::normal(reason, message)
-                    });
-                    surplus.push(pod);
-                } else {
-                    alive.push(pod);
+            if may_stay {
+                let alive = self.alive(name, &pods, &mut surplus);
+                // Without a surge, what is going has to be gone first.
+                if should_run && if surge { alive.is_empty() } else { pods.is_empty() } {
+                    missing.push(name);
                 }
-            }
-            let leaving = pods.iter().any(|p| pods::is_deleting(p));
-            if alive.is_empty() && !leaving && should_run {
-                missing.push(name);
-            }
-            alive.sort_by_key(|p| created(p));
-            if surge {
-                // An old pod may stay beside its successor until that is available: `update` decides.
-                let (new, old): (Vec<_>, Vec<_>) = alive.into_iter().partition(|p| self.is_new(p));
-                surplus.extend(new.into_iter().skip(1));
-                surplus.extend(old.into_iter().skip(1));
+                if surge {
+                    self.keep_two(&alive, &mut surplus);
+                } else {
+                    surplus.extend(alive.into_iter().skip(1));
+                }
             } else {
-                surplus.extend(alive.into_iter().skip(1));
+                surplus.extend(pods.iter().filter(|p| !pods::is_deleting(p)));
             }
+            self.nodes.insert(name, (node, pods));
         }
-        self.plan.events.append(&mut notes);
         for pod in surplus {
             self.plan.delete(&**pod, Some(DELETED), Some(DELETE_FAILED));
         }
         for node in missing {
             self.create(node);
         }
+    }
+
+    /// The pods of a node that run or will; those that have ended go, a failed one not at once every
+    /// time.
+    fn alive(
+        &mut self,
+        node: &str,
+        pods: &[&'a Arc<Pod>],
+        surplus: &mut Vec<&'a Arc<Pod>>,
+    ) -> Vec<&'a Arc<Pod>> {
+        let mut alive = Vec::new();
+        for pod in pods.iter().copied().filter(|p| !pods::is_deleting(p)) {
+            let found = |what: &str, will: &str| {
+                let (namespace, name) = (owner::namespace(&pod.metadata), owner::name(&pod.metadata));
+                format!("Found {what} daemon pod {namespace}/{name} on node {node}, will try to {will} it")
+            };
+            match pods::phase(pod) {
+                "Failed" => {
+                    if let Some(wait) = self.waits.get(node) {
+                        self.plan.requeue_in(*wait);
+                        continue;
+                    }
+                    self.failed.push(node.to_owned());
+                    self.plan.event(Note::warning("FailedDaemonPod", found("failed", "kill")));
+                    surplus.push(pod);
+                }
+                "Succeeded" => {
+                    self.plan.event(Note::normal("SucceededDaemonPod", found("succeeded", "delete")));
+                    surplus.push(pod);
+                }
+                _ => alive.push(pod),
+            }
+        }
+        alive
+    }
+
+    /// With a surge there may be two: the oldest old one, ready, beside the oldest new one until
+    /// that is available ([`Work::update`] sees to it).
+    fn keep_two(&self, alive: &[&'a Arc<Pod>], surplus: &mut Vec<&'a Arc<Pod>>) {
+        let (new, old): (Vec<_>, Vec<_>) = alive.iter().copied().partition(|p| self.is_new(p));
+        let stale = old.first().filter(|old| !new.is_empty() && !pods::is_ready(old));
+        surplus.extend(stale.copied());
+        surplus.extend(new.into_iter().skip(1).chain(old.into_iter().skip(1)));
     }
 
     fn create(&mut self, node: &str) {
@@ -380,7 +427,7 @@ impl<'a> Work<'a> {
             match (old, new) {
                 (Some(old), Some(new)) if surge > 0 => {
                     surging += 1;
-                    if self.is_available(new) && !pods::is_deleting(old) {
+                    if self.is_available(new) && pods::is_ready(old) && !pods::is_deleting(old) {
                         finished.push(old);
                     }
                 }
@@ -430,7 +477,7 @@ mod tests {
     use crate::controllers::sim::{Fate, Sim, template};
 
     async fn sim(nodes: &[&str], strategy: serde_json::Value) -> Sim {
-        let sim = Sim::new(vec![Arc::new(DaemonSetController)]);
+        let sim = Sim::new(vec![Arc::new(DaemonSetController::default())]);
         for name in nodes {
             sim.create(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"disk": "ssd"}}})).await;
         }
@@ -498,5 +545,51 @@ mod tests {
                 "{bounds}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn what_fails_again_and_again_is_made_anew_ever_later() {
+        let mut sim = sim(&["a"], json!({"type": "RollingUpdate"})).await;
+        let fails = |_: &Pod| Fate::Fail;
+        sim.settle(fails, |_| {}).await;
+        // The first failure is answered at once, the next after one second, then two.
+        for waits in [1, 2, 4] {
+            let before = sim.names::<Pod>();
+            sim.pass(waits - 1);
+            sim.settle(fails, |_| {}).await;
+            assert_eq!(sim.names::<Pod>(), before, "{waits} s are not over");
+            sim.pass(1);
+            sim.settle(fails, |_| {}).await;
+            assert_ne!(sim.names::<Pod>(), before);
+        }
+        let events = sim.list::<k8s_openapi::api::core::v1::Event>();
+        let found = events.iter().filter(|e| e.reason.as_deref() == Some("FailedDaemonPod")).count();
+        assert_eq!(found, 4);
+        sim.change::<DaemonSet>("log", image("a:2")).await;
+        sim.settle(|_| Fate::Run, |_| {}).await;
+        assert_eq!(available(&sim.objects), 1, "what is new is tried at once");
+    }
+
+    #[tokio::test]
+    async fn a_daemon_for_a_node_that_went_goes_too() {
+        let mut sim = sim(&["a", "b"], json!({"type": "RollingUpdate"})).await;
+        sim.step(&mut |_| {}).await;
+        sim.step(&mut |_| {}).await;
+        assert_eq!(places(&sim), ["a", "b"]);
+        sim.delete::<Node>("b", None).await;
+        sim.step(&mut |_| {}).await;
+        assert_eq!(places(&sim), ["a"]);
+    }
+
+    #[tokio::test]
+    async fn an_old_daemon_that_is_not_ready_does_not_stay_beside_the_new_one() {
+        let bounds = json!({"maxSurge": 1, "maxUnavailable": 0});
+        let mut sim = sim(&["a"], json!({"type": "RollingUpdate", "rollingUpdate": bounds})).await;
+        sim.settle(|_| Fate::RunUnready, |_| {}).await;
+        let old = sim.names::<Pod>();
+        sim.change::<DaemonSet>("log", image("a:2")).await;
+        sim.settle(|_| Fate::RunUnready, |_| {}).await;
+        let now = sim.names::<Pod>();
+        assert!(now.len() == 1 && now != old, "{old:?} {now:?}");
     }
 }

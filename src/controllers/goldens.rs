@@ -94,7 +94,7 @@ async fn rollouts_are_told_step_by_step() {
 
 #[tokio::test]
 async fn stateful_sets_are_told_pod_by_pod() {
-    let mut sim = Sim::new(vec![Arc::new(StatefulSetController)]);
+    let mut sim = Sim::new(vec![Arc::new(StatefulSetController::default())]);
     sim.create(workload("StatefulSet", &json!({"serviceName": "w", "replicas": 2}))).await;
     sim.settle(|_| Fate::Run, |_| {}).await;
     let created =

@@ -5,6 +5,7 @@
 //! through [`Objects`]; nothing else is seen.
 
 pub mod autoscaler;
+mod backoff;
 pub mod certificates;
 #[cfg(test)]
 mod chaos;
@@ -26,6 +27,8 @@ pub mod node;
 pub mod owner;
 pub mod plan;
 pub mod pods;
+#[cfg(test)]
+mod properties;
 mod queue;
 pub mod quota;
 pub mod replica_set;
@@ -98,13 +101,13 @@ fn all(options: &Options) -> Vec<Arc<dyn Controller>> {
         Arc::new(deployment::DeploymentController),
         Arc::new(replica_set::ReplicaSetController),
         Arc::new(replication_controller::ReplicationManager),
-        Arc::new(stateful_set::StatefulSetController),
-        Arc::new(daemon_set::DaemonSetController),
+        Arc::new(stateful_set::StatefulSetController::default()),
+        Arc::new(daemon_set::DaemonSetController::default()),
         Arc::new(endpoints::SliceController),
         Arc::new(endpoints::EndpointsController),
         Arc::new(endpoints::MirroringController),
         Arc::new(node::NodeLifecycleController { grace: options.node_grace }),
-        Arc::new(node::TaintEvictionController),
+        Arc::new(node::TaintEvictionController::default()),
         Arc::new(node::PodCollector),
         Arc::new(node::StrandedPodController),
         Arc::new(disruption::DisruptionController),

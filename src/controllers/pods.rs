@@ -34,6 +34,14 @@ pub fn is_terminating(pod: &Pod) -> bool {
     !is_terminal(pod) && is_deleting(pod)
 }
 
+/// Whether a node has refused the pod: it failed, and none of its containers was ever made.
+pub fn is_refused(pod: &Pod) -> bool {
+    let statuses = || pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+    let init = || pod.status.iter().flat_map(|s| s.init_container_statuses.iter().flatten());
+    let made = statuses().chain(init()).any(|c| c.container_id.as_ref().is_some_and(|id| !id.is_empty()));
+    phase(pod) == "Failed" && !node_name(pod).is_empty() && !made
+}
+
 pub fn node_name(pod: &Pod) -> &str {
     pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
 }

@@ -5,7 +5,7 @@
 
 use std::{cmp::Ordering, collections::HashMap, sync::Arc};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     Metadata,
     api::{
@@ -29,6 +29,11 @@ use crate::{
 
 /// How many pods one plan creates or deletes at most (upstream's `BurstReplicas`).
 const BURST_MAX: usize = 500;
+/// How long nodes that refuse the pods of a set keep new ones off: after the first time, doubled
+/// with each further one, and at most. Upstream makes new ones as fast as it can, which would fill a
+/// board with failed pods.
+const REFUSED_MIN: SignedDuration = SignedDuration::from_secs(1);
+const REFUSED_MAX: SignedDuration = SignedDuration::from_mins(5);
 
 pub struct ReplicaSetController;
 
@@ -165,8 +170,13 @@ where
     match active.len().cmp(&wanted) {
         Ordering::Less => {
             let Some(template) = desired.template else { return status };
+            let missing = wanted - active.len();
+            if let Some(then) = refused_until(set, observed, &active, missing, now) {
+                plan.requeue_at(then, now);
+                return status;
+            }
             let pod = pods::from_template(template, set, controller_reference(set));
-            for _ in 0..(wanted - active.len()).min(BURST_MAX) {
+            for _ in 0..missing.min(BURST_MAX) {
                 plan.create(&pod, Some(CREATED), Some(CREATE_FAILED));
             }
         }
@@ -180,6 +190,30 @@ where
         Ordering::Equal => {}
     }
     status
+}
+
+/// Until when no pod is to be made, because nodes have refused the last ones. `missing` are refused
+/// at a time; a pod that came up ends the count.
+fn refused_until<S: Metadata<Ty = ObjectMeta>>(
+    set: &S,
+    observed: &Observed,
+    active: &[Arc<Pod>],
+    missing: usize,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let uid = owner::uid(set.metadata());
+    let last_good = active.iter().filter(|p| pods::is_ready(p)).filter_map(|p| created(p)).max();
+    let refused: Vec<Timestamp> = observed
+        .pods
+        .iter()
+        .filter(|p| owner::is_controlled_by(&p.metadata, uid) && pods::is_refused(p))
+        .filter_map(|p| created(p))
+        // A clock that was set back must not keep anything off.
+        .filter(|then| *then <= now && last_good.is_none_or(|good| *then > good))
+        .collect();
+    let last = refused.iter().max()?;
+    let doublings = u32::try_from(refused.len().div_ceil(missing.max(1)) - 1).unwrap_or(u32::MAX).min(16);
+    Some(*last + (REFUSED_MIN * (1 << doublings)).min(REFUSED_MAX)).filter(|then| *then > now)
 }
 
 /// The Events of `PodControl`, which most controllers create pods through.
@@ -455,5 +489,39 @@ mod tests {
         rank_for_deletion(&mut active, &related, now);
         let uids: Vec<_> = active.iter().map(|p| p.metadata.uid.clone()).collect();
         assert!(uids.is_sorted());
+    }
+
+    #[test]
+    fn pods_that_nodes_refuse_are_made_anew_ever_later() {
+        let at = |seconds: i64| Timestamp::from_second(now().as_second() - seconds).unwrap().to_string();
+        let aged = |name: &str, phase: &str, ready: bool, seconds: i64| {
+            let mut pod = (*pod(name, Some("rs"), "web", ready, "n")).clone();
+            pod.metadata.creation_timestamp = Some(Time(at(seconds).parse().unwrap()));
+            pod.status.as_mut().unwrap().phase = Some(phase.into());
+            Arc::new(pod)
+        };
+        let refused = |name: &str, seconds: i64| aged(name, "Failed", false, seconds);
+        let creates = |wanted: i32, pods: Vec<Arc<Pod>>| {
+            let (plan, _) = plan(wanted, pods);
+            (plan.actions.len(), plan.requeue_after.map(|wait| wait.as_secs()))
+        };
+        assert_eq!(creates(1, vec![refused("a", 0)]), (0, Some(1)));
+        assert_eq!(creates(1, vec![refused("a", 1)]), (1, None));
+        assert_eq!(creates(1, vec![refused("a", 9), refused("b", 1), refused("c", 3)]), (0, Some(3)));
+        // Of several at a time each time counts once.
+        assert_eq!(creates(2, vec![refused("a", 1), refused("b", 1)]), (2, None));
+        // One that came up ends the count, one that came up before does not.
+        let good = |seconds| aged("good", "Running", true, seconds);
+        assert_eq!(creates(2, vec![refused("a", 2), refused("b", 1), good(0)]), (1, None));
+        assert_eq!(creates(2, vec![good(9), refused("a", 2), refused("b", 1)]), (0, Some(1)));
+        // A container that ended is another matter, and so is a clock that was set back.
+        let mut ended = (*refused("a", 0)).clone();
+        ended.status.as_mut().unwrap().container_statuses = serde_json::from_value(json!([{"name": "c",
+            "image": "a", "imageID": "", "ready": false, "restartCount": 0, "containerID": "sampan://x"}]))
+        .unwrap();
+        assert_eq!(creates(1, vec![Arc::new(ended)]), (1, None));
+        assert_eq!(creates(1, vec![refused("a", -60)]), (1, None));
+        let many: Vec<_> = (0..40).map(|n| refused(&format!("p{n}"), n)).collect();
+        assert_eq!(creates(1, many), (0, Some(300)));
     }
 }

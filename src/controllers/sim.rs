@@ -1,8 +1,10 @@
 //! A cluster without nodes for tests: a real store in a temporary directory, a clock moved by
-//! hand, the controllers' own plans and executor, and a kubelet of a few lines.
+//! hand, the controllers' own plans and executor, a kubelet of a few lines, and what can go wrong
+//! with plans ([`mangle`]).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
+    path::Path,
     sync::Arc,
 };
 
@@ -12,12 +14,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
-    plan::Plan,
+    plan::{Action, Plan},
     runner::{Controller, Round, execute, whole_second},
 };
 use crate::{
     clock::{Clock, ManualClock},
-    kinds::{Subresource, registry},
+    kinds::{Kind, Subresource, registry},
     objects::{DeleteOptions, Objects, WriteOptions},
     patch::merge_patch,
     store::{Key, Store},
@@ -25,6 +27,45 @@ use crate::{
 
 /// How many rounds a cluster may take to come to rest.
 const ROUNDS_MAX: usize = 200;
+
+/// `xorshift64*`: the same numbers for the same seed.
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % sides
+    }
+
+    pub fn pick<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
+        if of.is_empty() { None } else { of.get(usize::try_from(self.roll(of.len() as u64)).unwrap()) }
+    }
+}
+
+/// What becomes of a plan where things go wrong.
+pub fn mangle(mut plan: Plan, dice: &mut Dice) -> Vec<Plan> {
+    match dice.roll(8) {
+        // The event was lost, or the master ended before it began.
+        0 => Vec::new(),
+        // The master ended in the middle.
+        1 if !plan.actions.is_empty() => {
+            let kept = dice.roll(plan.actions.len() as u64);
+            plan.actions.truncate(usize::try_from(kept).unwrap());
+            plan.events.clear();
+            vec![plan]
+        }
+        // It did not know that it had done so already. Creations of generated names would be
+        // new objects, and no runner repeats them: it looks again first.
+        2 if !plan.actions.iter().any(|a| matches!(a, Action::Create { .. })) => vec![plan.clone(), plan],
+        _ => vec![plan],
+    }
+}
 
 /// What the kubelet makes of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +92,9 @@ pub struct Sim {
 
 impl Sim {
     pub fn new(controllers: Vec<Arc<dyn Controller>>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // Where there is memory for files, no disk is waited for.
+        let memory = Path::new("/dev/shm");
+        let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
         let store = Store::open(&dir.path().join("state.db")).unwrap();
         let start: Timestamp = "2026-11-23T12:00:00Z".parse().unwrap();
         let clock = Arc::new(ManualClock::new(start));
@@ -61,16 +104,23 @@ impl Sim {
         Self { objects, clock, nodes, down, controllers, failures, options, _dir: dir }
     }
 
+    /// The master ends and begins anew: what controllers had in memory is lost.
+    pub fn restart(&mut self, controllers: Vec<Arc<dyn Controller>>) {
+        self.controllers = controllers;
+        self.failures.clear();
+    }
+
     pub fn pass(&self, seconds: i64) {
         self.clock.advance(SignedDuration::from_secs(seconds));
     }
 
-    /// Creates an object from JSON, `default` being its namespace if its kind has one.
+    /// Creates an object from JSON; if its kind has namespaces and it names none, in `default`.
     pub async fn create(&self, object: Value) {
         let api_version = object["apiVersion"].as_str().unwrap();
         let kind = registry::by_type(api_version, object["kind"].as_str().unwrap()).unwrap();
-        let namespace = if kind.namespaced { "default" } else { "" };
-        self.objects.create(kind, namespace, object, &self.options).await.unwrap();
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default").to_owned();
+        let namespace = if kind.namespaced { namespace } else { String::new() };
+        self.objects.create(kind, &namespace, object, &self.options).await.unwrap();
     }
 
     /// Merges into an object.
@@ -83,7 +133,10 @@ impl Sim {
     }
 
     async fn patch<T: Resource>(&self, subresource: Option<Subresource>, name: &str, patch: Value) {
-        let kind = registry::of::<T>();
+        self.merge(registry::of::<T>(), subresource, name, patch).await;
+    }
+
+    pub async fn merge(&self, kind: &Kind, subresource: Option<Subresource>, name: &str, patch: Value) {
         let namespace = if kind.namespaced { "default" } else { "" };
         self.objects
             .modify(kind, subresource, namespace, name, &self.options, |value| {
@@ -95,9 +148,12 @@ impl Sim {
     }
 
     pub async fn delete<T: Resource>(&self, name: &str, grace_seconds: Option<i64>) {
-        let kind = registry::of::<T>();
+        self.remove(registry::of::<T>(), name, DeleteOptions { grace_seconds, ..DeleteOptions::default() })
+            .await;
+    }
+
+    pub async fn remove(&self, kind: &Kind, name: &str, delete: DeleteOptions) {
         let namespace = if kind.namespaced { "default" } else { "" };
-        let delete = DeleteOptions { grace_seconds, ..DeleteOptions::default() };
         self.objects.delete(kind, namespace, name, &delete, &self.options).await.unwrap();
     }
 
@@ -137,8 +193,7 @@ impl Sim {
         check: &mut impl FnMut(&Objects, &'static str),
     ) {
         for (index, controller) in self.controllers.clone().iter().enumerate() {
-            let keys = self.objects.store().list(controller.primary(), None).items;
-            for key in keys.iter().map(|o| o.key.clone()) {
+            for key in self.keys(controller.as_ref()) {
                 let id = (index, key.clone());
                 let round =
                     Round { now: whole_second(self.clock.now()), failure: self.failures.get(&id).cloned() };
@@ -158,12 +213,22 @@ impl Sim {
     pub fn plans(&self) -> Vec<(&'static str, Plan)> {
         let mut all = Vec::new();
         for controller in &self.controllers {
-            for object in self.objects.store().list(controller.primary(), None).items {
+            for key in self.keys(controller.as_ref()) {
                 let round = Round { now: whole_second(self.clock.now()), failure: None };
-                all.push((controller.name(), controller.plan(&self.objects, &object.key, &round)));
+                all.push((controller.name(), controller.plan(&self.objects, &key, &round)));
             }
         }
         all
+    }
+
+    /// What a controller would look at, had everything there is just changed.
+    fn keys(&self, controller: &dyn Controller) -> BTreeSet<Key> {
+        let list = |resource: &str| self.objects.store().list(resource, None).items;
+        let mut keys: BTreeSet<Key> = list(controller.primary()).iter().map(|o| o.key.clone()).collect();
+        for source in controller.sources() {
+            keys.extend(list(source.resource).iter().flat_map(|o| (source.keys)(&self.objects, o)));
+        }
+        keys
     }
 
     /// Runs controllers and the kubelet until nothing is written any more.
@@ -180,7 +245,7 @@ impl Sim {
     }
 
     /// Changes with every object but Events, which may be said again and again.
-    fn fingerprint(&self) -> u64 {
+    pub fn fingerprint(&self) -> u64 {
         self.objects.store().find(|o| &*o.key.resource != "events").iter().map(|o| o.revision.0).sum()
     }
 

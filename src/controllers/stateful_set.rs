@@ -17,6 +17,7 @@ use k8s_openapi::{
 use serde_json::json;
 
 use super::{
+    backoff::{Backoff, Waits},
     history::{self, HASH_LABEL},
     owner::{self, controller_reference},
     plan::{Note, Plan},
@@ -31,7 +32,12 @@ use crate::{
 const POD_NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
 const POD_INDEX_LABEL: &str = "apps.kubernetes.io/pod-index";
 
-pub struct StatefulSetController;
+#[derive(Default)]
+pub struct StatefulSetController {
+    /// Failed pods are not made anew at once, again and again: upstream does, and a node that
+    /// refuses a pod would do nothing else. A board has its card to spare.
+    backoff: Backoff,
+}
 
 impl Controller for StatefulSetController {
     fn name(&self) -> &'static str {
@@ -59,8 +65,12 @@ impl Controller for StatefulSetController {
             return Plan::default();
         };
         let Some(spec) = set.spec.as_ref() else { return Plan::default() };
-        let observed = observe(objects, &set, spec);
-        reconcile(&set, spec, &observed, round.now)
+        let version = format!("{}/{}", owner::uid(&set.metadata), set.metadata.generation.unwrap_or(0));
+        let observed =
+            Observed { waits: self.backoff.of(&version, round.now), ..observe(objects, &set, spec) };
+        let (plan, failed) = reconcile(&set, spec, &observed, round.now);
+        self.backoff.failed(&version, failed, round.now);
+        plan
     }
 }
 
@@ -72,6 +82,8 @@ struct Observed {
     claims: BTreeMap<String, Arc<PersistentVolumeClaim>>,
     /// Names that pods of somebody else have.
     taken: Vec<String>,
+    /// Pods (names) whose last failure was a moment ago.
+    waits: Waits,
 }
 
 fn observe(objects: &Objects, set: &StatefulSet, spec: &StatefulSetSpec) -> Observed {
@@ -102,14 +114,20 @@ fn ordinal(set: &str, pod: &str) -> Option<i32> {
     pod.strip_prefix(set)?.strip_prefix('-')?.parse().ok().filter(|n| *n >= 0)
 }
 
-fn reconcile(set: &StatefulSet, spec: &StatefulSetSpec, observed: &Observed, now: Timestamp) -> Plan {
+/// The plan, and the names of pods that have failed and go.
+fn reconcile(
+    set: &StatefulSet,
+    spec: &StatefulSetSpec,
+    observed: &Observed,
+    now: Timestamp,
+) -> (Plan, Vec<String>) {
     let mut plan = Plan::about(set);
     let selector = owner::selector(&spec.selector);
     let name = owner::name(&set.metadata);
     let mut claimed = owner::claim(set, &observed.pods, &selector, &mut plan);
     claimed.retain(|pod| ordinal(name, owner::name(&pod.metadata)).is_some());
     if set.metadata.deletion_timestamp.is_some() {
-        return plan;
+        return (plan, Vec::new());
     }
     let old = set.status.clone().unwrap_or_default();
     let update = history::sync(set, &spec.template, &observed.revisions, old.collision_count, &mut plan);
@@ -118,10 +136,10 @@ fn reconcile(set: &StatefulSet, spec: &StatefulSetSpec, observed: &Observed, now
         .clone()
         .filter(|name| observed.revisions.iter().any(|r| r.metadata.name.as_ref() == Some(name)))
         .unwrap_or_else(|| update.clone());
-    let mut work = Work { set, spec, observed, now, update, current, plan };
+    let mut work = Work { set, spec, observed, now, update, current, plan, failed: Vec::new() };
     let status = work.status(&claimed, &old);
     work.act(claimed.clone(), &old);
-    let Work { mut plan, update, current, .. } = work;
+    let Work { mut plan, update, current, failed, .. } = work;
     plan.status_first(set, set.status.as_ref(), &status);
     let in_use = |revision: &str| {
         revision == update
@@ -129,7 +147,7 @@ fn reconcile(set: &StatefulSet, spec: &StatefulSetSpec, observed: &Observed, now
             || claimed.iter().any(|pod| owner::label(&pod.metadata, HASH_LABEL) == Some(revision))
     };
     history::truncate(&observed.revisions, in_use, spec.revision_history_limit, &mut plan);
-    plan
+    (plan, failed)
 }
 
 struct Work<'a> {
@@ -140,6 +158,8 @@ struct Work<'a> {
     update: String,
     current: String,
     plan: Plan,
+    /// Pods that have failed and go now.
+    failed: Vec<String>,
 }
 
 impl Work<'_> {
@@ -269,6 +289,13 @@ impl Work<'_> {
         if pods::is_terminal(pod) {
             if !pods::is_deleting(pod) {
                 let pod_name = owner::name(&pod.metadata);
+                if let Some(wait) = self.observed.waits.get(pod_name) {
+                    self.plan.requeue_in(*wait);
+                    return false;
+                }
+                if pods::phase(pod) == "Failed" {
+                    self.failed.push(pod_name.to_owned());
+                }
                 let message =
                     |what| format!("StatefulSet {namespace}/{name} is recreating {what} Pod {pod_name}");
                 self.plan.event(if pods::phase(pod) == "Failed" {
@@ -495,7 +522,7 @@ mod tests {
     }
 
     fn sim() -> Sim {
-        Sim::new(vec![Arc::new(StatefulSetController)])
+        Sim::new(vec![Arc::new(StatefulSetController::default())])
     }
 
     fn image(tag: &str) -> serde_json::Value {
@@ -578,5 +605,22 @@ mod tests {
         sim.change_status::<Pod>("db-6", json!({"phase": "Failed"})).await;
         sim.settle(|_| Fate::Run, |_| {}).await;
         assert_ne!(sim.get::<Pod>("db-6").metadata.uid, before);
+    }
+
+    #[tokio::test]
+    async fn what_a_node_refuses_is_made_anew_ever_later() {
+        let mut sim = sim();
+        sim.create(set(1, &json!({}))).await;
+        let fails = |_: &Pod| Fate::Fail;
+        sim.settle(fails, |_| {}).await;
+        for waits in [1, 2, 4] {
+            let before = sim.get::<Pod>("db-0").metadata.uid.clone();
+            sim.pass(waits - 1);
+            sim.settle(fails, |_| {}).await;
+            assert_eq!(sim.get::<Pod>("db-0").metadata.uid, before, "{waits} s are not over");
+            sim.pass(1);
+            sim.settle(fails, |_| {}).await;
+            assert_ne!(sim.get::<Pod>("db-0").metadata.uid, before);
+        }
     }
 }

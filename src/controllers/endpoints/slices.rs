@@ -159,6 +159,7 @@ where
     labels.insert(SERVICE_NAME.into(), service.to_owned());
     labels.insert(MANAGED_BY.into(), manager.to_owned());
     let mut unused: Vec<&Arc<EndpointSlice>> = existing.iter().collect();
+    let (mut surplus, mut missing): (Vec<&Arc<EndpointSlice>>, Vec<EndpointSlice>) = Default::default();
     for ((family, ports), wanted) in groups {
         let ports: Vec<EndpointPort> = ports.into_iter().map(slice_port).collect();
         let fits = |slice: &EndpointSlice| {
@@ -195,7 +196,7 @@ where
         bins.sort_by_key(|(_, endpoints)| endpoints.is_empty());
         for (index, (slice, endpoints)) in bins.into_iter().enumerate() {
             match slice {
-                Some(slice) if index >= kept => plan.delete(&**slice, None, None),
+                Some(slice) if index >= kept => surplus.push(slice),
                 Some(slice) => {
                     let current = slice.endpoints.clone().unwrap_or_default();
                     if current != endpoints || slice.metadata.labels.as_ref() != Some(&labels) {
@@ -204,26 +205,40 @@ where
                         plan.merge_at(&**slice, json!({ "metadata": metadata, "endpoints": endpoints }));
                     }
                 }
-                None => plan.create(
-                    &EndpointSlice {
-                        address_type: family.address_type().to_owned(),
-                        endpoints: Some(endpoints),
-                        metadata: ObjectMeta {
-                            generate_name: Some(pods::generate_name(service)),
-                            namespace: owner.metadata().namespace.clone(),
-                            labels: Some(labels.clone()),
-                            owner_references: Some(vec![controller_reference(owner)]),
-                            ..ObjectMeta::default()
-                        },
-                        ports: Some(ports.clone()),
+                None => missing.push(EndpointSlice {
+                    address_type: family.address_type().to_owned(),
+                    endpoints: Some(endpoints),
+                    metadata: ObjectMeta {
+                        generate_name: Some(pods::generate_name(service)),
+                        namespace: owner.metadata().namespace.clone(),
+                        labels: Some(labels.clone()),
+                        owner_references: Some(vec![controller_reference(owner)]),
+                        ..ObjectMeta::default()
                     },
-                    None,
-                    None,
-                ),
+                    ports: Some(ports.clone()),
+                }),
             }
         }
     }
-    for slice in unused {
+    surplus.extend(unused);
+    // A slice that would go becomes the one that is missing, as upstream.
+    for slice in missing {
+        let becomes = |old: &&Arc<EndpointSlice>| {
+            old.address_type == slice.address_type
+                && old.metadata.deletion_timestamp.is_none()
+                && owner::is_controlled_by(&old.metadata, owner::uid(owner.metadata()))
+        };
+        let Some(index) = surplus.iter().position(becomes) else {
+            plan.create(&slice, None, None);
+            continue;
+        };
+        let old = surplus.swap_remove(index);
+        let labels = replace_labels(old.metadata.labels.as_ref(), &labels);
+        let patch =
+            json!({"metadata": {"labels": labels}, "endpoints": slice.endpoints, "ports": slice.ports});
+        plan.merge_at(&**old, patch);
+    }
+    for slice in surplus {
         plan.delete(&**slice, None, None);
     }
     plan
@@ -242,8 +257,8 @@ fn replace_labels(
 }
 
 fn is_same(a: &Endpoint, b: &Endpoint) -> bool {
-    let uid = |e: &Endpoint| e.target_ref.as_ref().and_then(|t| t.uid.clone());
-    a.addresses == b.addresses && uid(a) == uid(b)
+    let target = |e: &Endpoint| e.target_ref.as_ref().and_then(|t| t.uid.clone());
+    a.addresses == b.addresses && target(a) == target(b)
 }
 
 fn slice_port(port: Port) -> EndpointPort {

@@ -543,6 +543,8 @@ impl Work<'_> {
             .filter(ended)
             .filter(|p| is_failed(self.spec, p))
             .map(|p| end(p).unwrap_or(self.now))
+            // An end that is yet to come was told by a clock that was set back since.
+            .filter(|then| *then <= self.now)
             .filter(|then| last_success.is_none_or(|success| *then > success))
             .collect();
         let last = failures.iter().max()?;

@@ -5,8 +5,15 @@
 //!
 //! Watches: pods, and nodes for their taints. The key is a pod.
 
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Taint};
+use k8s_openapi::api::core::v1::{
+    Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, Taint,
+};
 
 use super::{
     super::{
@@ -26,7 +33,11 @@ use crate::{
 /// How long after its time the reason for staying is said.
 const STAYS_SAID_WITHIN: SignedDuration = SignedDuration::from_secs(10);
 
-pub struct TaintEvictionController;
+#[derive(Default)]
+pub struct TaintEvictionController {
+    /// Pods (uids) that will have to leave when their tolerations end.
+    planned: Mutex<HashMap<Key, String>>,
+}
 
 impl Controller for TaintEvictionController {
     fn name(&self) -> &'static str {
@@ -46,12 +57,37 @@ impl Controller for TaintEvictionController {
     }
 
     fn plan(&self, objects: &Objects, key: &Key, round: &Round) -> Plan {
-        let Some(pod) = objects.get_typed::<Pod>(&key.namespace, &key.name) else { return Plan::default() };
-        match objects.get_typed::<Node>("", pods::node_name(&pod)) {
-            Some(node) => reconcile(&pod, &node, local_volume(objects, &pod).as_deref(), round.now),
-            None => Plan::default(),
+        let pod = objects.get_typed::<Pod>(&key.namespace, &key.name);
+        let node = pod.as_ref().and_then(|pod| objects.get_typed::<Node>("", pods::node_name(pod)));
+        let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_planned = planned.remove(key);
+        let (Some(pod), Some(node)) = (pod, node) else {
+            return was_planned.map_or_else(Plan::default, |uid| cancelled(Plan::default(), key, uid));
+        };
+        let uid = owner::uid(&pod.metadata).to_owned();
+        let plan = reconcile(&pod, &node, local_volume(objects, &pod).as_deref(), round.now);
+        if plan.requeue_after.is_some() {
+            planned.insert(key.clone(), uid);
+        } else if let Some(uid) = was_planned.filter(|_| plan.is_empty() && pods::is_active(&pod)) {
+            return cancelled(plan, key, uid);
         }
+        plan
     }
+}
+
+/// Says that a pod need not leave after all.
+fn cancelled(mut plan: Plan, key: &Key, uid: String) -> Plan {
+    let about = ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        namespace: Some(key.namespace.to_string()),
+        name: Some(key.name.to_string()),
+        uid: Some(uid),
+        ..ObjectReference::default()
+    };
+    let message = format!("Cancelling deletion of Pod {}/{}", key.namespace, key.name);
+    plan.event(Note::normal("TaintManagerEviction", message).about(about));
+    plan
 }
 
 /// The claim of the pod whose volume lies on its node.

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Event, Node};
 use serde_json::{Value, json};
 
 use super::*;
@@ -15,7 +15,7 @@ use crate::{
 fn sim() -> Sim {
     Sim::new(vec![
         Arc::new(NodeLifecycleController { grace: jiff::SignedDuration::from_secs(40) }),
-        Arc::new(TaintEvictionController),
+        Arc::new(TaintEvictionController::default()),
         Arc::new(PodCollector),
     ])
 }
@@ -76,6 +76,14 @@ async fn a_lost_node_is_tainted_and_its_pods_leave_when_their_tolerations_end() 
     sim.pass(400);
     sim.settle(|_| Fate::Run, |_| {}).await;
     assert_eq!(names(&sim), ["long", "never"], "it came back in time");
+    let mut said: Vec<String> = sim.list::<Event>().iter().filter_map(|e| e.message.clone()).collect();
+    said.retain(|text| text.contains("eletion of") || text.contains("for deletion"));
+    said.sort();
+    assert_eq!(
+        said,
+        ["Cancelling deletion of Pod default/long", "Marking for deletion Pod default/short"],
+        "a pod that never has to leave is not spoken of"
+    );
 }
 
 #[tokio::test]
