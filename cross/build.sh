@@ -36,14 +36,16 @@ need_zig() {
 
 build() {
     local target=$1 tree=$root out
-    local flags="-C relocation-model=static -C target-feature=+crt-static"
+    # Nothing unwinds (panics abort, backtraces would have no names), so there are no tables for it.
+    local flags="-C relocation-model=static -C target-feature=+crt-static -C force-unwind-tables=no"
+    export CFLAGS="-fno-asynchronous-unwind-tables -fno-unwind-tables"
     local args=(zigbuild --profile "$profile" --locked --bin sampan --target "$target")
     if [ "${SAMPAN_CROSS:-packages}" = rustup ]; then
         rustup target add "$target"
     else
         # The packaged compiler is a stable one; building std is what needs the bootstrap switch.
         export RUSTC_BOOTSTRAP=1 RUSTC=/usr/bin/rustc CARGO=/usr/bin/cargo
-        args+=(-Zbuild-std=std,panic_abort)
+        args+=(-Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size)
         flags+=" -C link-self-contained=no"
     fi
     case $target in arm*) tree=$root/$(cross/arm32.sh) ;; esac

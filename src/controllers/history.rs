@@ -42,7 +42,7 @@ fn data(template: &PodTemplateSpec) -> Value {
 pub fn template(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
     let mut template = revision.data.as_ref()?.0["spec"]["template"].clone();
     template.as_object_mut()?.remove("$patch");
-    serde_json::from_value(template).ok()
+    serde_json::from_slice(&serde_json::to_vec(&template).ok()?).ok()
 }
 
 /// Finds or plans the revision of the present template. Returns its name, which is also the hash

@@ -119,9 +119,10 @@ impl Item {
         Self { key, hash: hash_of(&body), body }
     }
 
-    /// The body as a type.
+    /// The body as a type. Kubernetes' types are parsed from bytes everywhere: each other source would be
+    /// a megabyte of generic code again.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        serde_json::from_str(&self.body).map_err(|e| Error::Decode(format!("{}: {e}", self.key)))
+        serde_json::from_slice(self.body.as_bytes()).map_err(|e| Error::Decode(format!("{}: {e}", self.key)))
     }
 }
 

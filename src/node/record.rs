@@ -52,7 +52,7 @@ impl Wanted {
             .ephemeral_containers
             .iter()
             .flatten()
-            .filter_map(|c| serde_json::from_value(serde_json::to_value(c).ok()?).ok())
+            .filter_map(|c| serde_json::from_slice(&serde_json::to_vec(c).ok()?).ok())
             .collect();
         Self {
             namespace: meta.namespace.clone().unwrap_or_default(),
