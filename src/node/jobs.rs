@@ -25,7 +25,7 @@ use crate::{
 /// Between two tries to take a pod away.
 pub const TEARDOWN_RETRY: Duration = Duration::from_secs(2);
 /// Between two tries to refresh volumes.
-pub const REFRESH_RETRY: Duration = Duration::from_secs(60);
+pub const REFRESH_RETRY: Duration = Duration::from_mins(1);
 /// What a container gets after its preStop hook at least (kubelet's `minimumGracePeriodInSeconds`).
 const GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
 /// How long the kernel may take to end a killed process before we try again.
