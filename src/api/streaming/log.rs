@@ -25,7 +25,7 @@ use crate::{
 const CHUNK_BYTES: usize = 16 * 1024;
 
 /// What a client that wants a WebSocket may ask for: each message is a piece of the log.
-const PROTOCOLS: &[&str] = &["binary.k8s.io", "base64.binary.k8s.io"];
+const PROTOCOLS: &[&str] = &["binary.k8s.io", "base64.binary.k8s.io", ""];
 
 pub async fn serve(call: &Call, request: Request<Incoming>) -> Result<Reply, Refusal> {
     let options = options(call)?;

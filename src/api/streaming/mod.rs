@@ -15,6 +15,7 @@ mod spdy;
 mod spdy_front;
 mod upgrade;
 mod web_front;
+mod web_ports;
 mod websocket;
 
 use std::sync::Arc;

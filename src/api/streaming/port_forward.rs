@@ -1,4 +1,5 @@
-//! `pods/portforward`: SPDY/3.1, plain or inside a WebSocket (`SPDY/3.1+portforward.k8s.io`).
+//! `pods/portforward`: SPDY/3.1, plain or inside a WebSocket (`SPDY/3.1+portforward.k8s.io`), or the
+//! channels of a WebSocket (`web_ports`).
 //!
 //! For each connection the client opens two streams with the same request id: one for errors, one
 //! for data (`k8s.io/apimachinery/pkg/util/portforward`).
@@ -19,7 +20,8 @@ use super::{
     spdy::{Decoder, Encoder, Frame, REFUSED_STREAM},
     target,
     upgrade::{self, Offered},
-    way_to,
+    way_to, web_ports,
+    websocket::Framing,
 };
 use crate::{
     api::{reply::Reply, status::Refusal, verbs::Call},
@@ -27,7 +29,8 @@ use crate::{
     tasks::CancellationToken,
 };
 
-const WEB_PROTOCOLS: &[&str] = &["SPDY/3.1+portforward.k8s.io"];
+const SPDY_IN_WEB: &str = "SPDY/3.1+portforward.k8s.io";
+const WEB_PROTOCOLS: &[&str] = &[SPDY_IN_WEB, "v4.channel.k8s.io", "v4.base64.channel.k8s.io", ""];
 const SPDY_PROTOCOLS: &[&str] = &["portforward.k8s.io"];
 /// Streams at once of one client.
 const STREAMS_MAX: usize = 512;
@@ -52,6 +55,22 @@ pub async fn serve(call: &Call, request: Request<Incoming>) -> Result<Reply, Ref
     let nodes = way_to(call, &target.node)?;
     let (answer, pipe): (_, BoxFuture<'static, _>) =
         match upgrade::offered(request, WEB_PROTOCOLS, SPDY_PROTOCOLS)? {
+            Offered::Web(offer) if offer.protocol != SPDY_IN_WEB => {
+                let ports = web_ports::ports(&call.query)?;
+                let framing = Framing::of(offer.protocol);
+                let (answer, socket) = offer.accept();
+                let stop = call.api.stop.clone();
+                call.api.sessions.spawn(async move {
+                    match socket.await {
+                        Ok(socket) => {
+                            let forwarding = web_ports::forward(socket, framing, &ports, &*nodes, &target);
+                            stop.run_until_cancelled(forwarding).await;
+                        }
+                        Err(error) => tracing::debug!(%error, "a port-forward's upgrade"),
+                    }
+                });
+                return Ok(answer);
+            }
             Offered::Web(offer) => {
                 let (answer, socket) = offer.accept();
                 (answer, socket.map_ok(|socket| Pipe::Web(Box::new(socket))).boxed())
@@ -81,6 +100,11 @@ struct Stream {
 fn pair_key(headers: &[(String, String)]) -> String {
     let get = |name: &str| headers.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone());
     get("requestid").or_else(|| get("port")).unwrap_or_default()
+}
+
+/// What a client is told of a connection that failed.
+pub(super) fn failure(target: &Target, port: u16, error: &dyn std::fmt::Display) -> String {
+    format!("error forwarding port {port} to pod {}, uid {}: {error}", target.pod, target.uid)
 }
 
 async fn forward(
@@ -201,9 +225,7 @@ impl Link {
         port: u16,
         mut from_client: mpsc::Receiver<Vec<u8>>,
     ) {
-        let failed = |error: &dyn std::fmt::Display| {
-            format!("error forwarding port {port} to pod {}, uid {}: {error}", target.pod, target.uid)
-        };
+        let failed = |error: &dyn std::fmt::Display| failure(target, port, error);
         let connection = match nodes.connect(target, port).await {
             Ok(connection) => connection,
             Err(error) => return self.end(failed(&error).as_bytes()).await,

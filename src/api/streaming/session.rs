@@ -103,11 +103,12 @@ pub async fn serve(call: &Call, exec: bool, request: Request<Incoming>) -> Resul
     let sessions = &call.api.sessions;
     Ok(match offered {
         Offered::Web(offer) => {
+            let protocol = offer.protocol;
             let (answer, socket) = offer.accept();
             sessions.spawn(async move {
                 match socket.await {
                     Ok(socket) => {
-                        if let Some(front) = web_front::begin(socket, wanted).await {
+                        if let Some(front) = web_front::begin(socket, protocol, wanted).await {
                             carry(front, session, stop).await;
                         }
                     }

@@ -1,5 +1,5 @@
-//! A session over a WebSocket, `v5.channel.k8s.io` and `v4.channel.k8s.io`: every message begins
-//! with the number of its channel
+//! A session over a WebSocket: every message begins with the number of its channel. `v5.channel.k8s.io`
+//! closes single channels, `v4.…` tells the end as a Status, those before it as a text on failure only
 //! (`k8s.io/apimachinery/pkg/util/remotecommand`, `client-go/tools/remotecommand/websocket.go`).
 
 use bytes::Bytes;
@@ -11,11 +11,18 @@ use tokio_tungstenite::tungstenite::{
 
 use super::{
     session::{Front, Output, Said, status, terminal_size},
-    websocket::Socket,
+    websocket::{Framing, Socket},
 };
 use crate::streams::{Exit, Wanted};
 
-pub const PROTOCOLS: &[&str] = &["v5.channel.k8s.io", "v4.channel.k8s.io"];
+pub const PROTOCOLS: &[&str] = &[
+    "v5.channel.k8s.io",
+    "v4.channel.k8s.io",
+    "v4.base64.channel.k8s.io",
+    "channel.k8s.io",
+    "base64.channel.k8s.io",
+    "",
+];
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
@@ -24,11 +31,15 @@ const RESIZE: u8 = 4;
 /// Version 5: the second byte names a channel that the client has closed.
 const CLOSE: u8 = 255;
 
-pub struct WebFront(Socket);
+pub struct WebFront {
+    socket: Socket,
+    protocol: &'static str,
+    framing: Framing,
+}
 
 /// Tells the client, on the lowest output channel, that the session stands.
-pub async fn begin(socket: Socket, wanted: Wanted) -> Option<WebFront> {
-    let mut front = WebFront(socket);
+pub async fn begin(socket: Socket, protocol: &'static str, wanted: Wanted) -> Option<WebFront> {
+    let mut front = WebFront { socket, protocol, framing: Framing::of(protocol) };
     let first = match wanted {
         Wanted { stdout: true, .. } => STDOUT,
         Wanted { stderr: true, .. } => STDERR,
@@ -39,20 +50,20 @@ pub async fn begin(socket: Socket, wanted: Wanted) -> Option<WebFront> {
 
 impl WebFront {
     async fn send(&mut self, channel: u8, bytes: &[u8]) -> bool {
-        let mut message = Vec::with_capacity(bytes.len() + 1);
-        message.push(channel);
-        message.extend_from_slice(bytes);
-        self.0.send(Message::Binary(message.into())).await.is_ok()
+        self.socket.send(self.framing.message(channel, bytes)).await.is_ok()
     }
 }
 
 impl Front for WebFront {
     async fn receive(&mut self) -> Option<Bytes> {
         loop {
-            match self.0.next().await {
-                Some(Ok(Message::Binary(bytes))) => return Some(bytes),
+            match self.socket.next().await {
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
-                Some(Ok(_)) => {}
+                Some(Ok(message)) => {
+                    if let Some(bytes) = self.framing.read(message) {
+                        return Some(bytes);
+                    }
+                }
             }
         }
     }
@@ -77,10 +88,15 @@ impl Front for WebFront {
     }
 
     async fn finish(mut self, exit: &Exit) {
-        self.send(ERROR, status(exit).to_string().as_bytes()).await;
+        let status = status(exit);
+        if self.protocol.starts_with('v') {
+            self.send(ERROR, status.to_string().as_bytes()).await;
+        } else if let Some(message) = status["message"].as_str() {
+            self.send(ERROR, message.as_bytes()).await;
+        }
         let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        let _ = self.0.close(Some(normal)).await;
+        let _ = self.socket.close(Some(normal)).await;
         // The client answers the close; what it says before that is of no interest.
-        while let Some(Ok(_)) = self.0.next().await {}
+        while let Some(Ok(_)) = self.socket.next().await {}
     }
 }
