@@ -189,7 +189,7 @@ fn impersonated(objects: &Objects, user: User, headers: &HeaderMap) -> Result<Us
             resource: resource.to_owned(),
             name,
             namespace,
-            path: "",
+            ..Attributes::default()
         };
         if allowed(objects, &user, &what) {
             return Ok(());

@@ -4,7 +4,7 @@ use super::{
     request::{RequestInfo, ResourcePath},
     status::Refusal,
 };
-pub use crate::objects::rbac::{Attributes, MASTERS, allowed, role_rules, rules, shown, uncovered};
+pub use crate::objects::rbac::{Attributes, MASTERS, allowed, decide, role_rules, rules, shown, uncovered};
 use crate::objects::{Objects, User};
 
 /// What a request asks for.
@@ -18,6 +18,7 @@ fn attributes(info: &RequestInfo) -> Attributes<'_> {
             name: &path.name,
             namespace: &path.namespace,
             path: "",
+            of_node: &info.of_node,
         },
     }
 }
@@ -32,7 +33,7 @@ fn with_subresource(path: &ResourcePath) -> String {
 
 /// Refuses what `user` may not do, in upstream's words.
 pub fn authorize(objects: &Objects, user: &User, info: &RequestInfo) -> Result<(), Refusal> {
-    if allowed(objects, user, &attributes(info)) { Ok(()) } else { Err(forbidden(user, info, "")) }
+    decide(objects, user, &attributes(info)).map(drop).map_err(|why| forbidden(user, info, &why))
 }
 
 /// `pods "x" is forbidden: User "jane" cannot get resource "pods" in API group "" in the namespace "a"`.

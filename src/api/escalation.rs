@@ -28,8 +28,14 @@ impl Call {
         let name = value["metadata"]["name"].as_str().unwrap_or_default();
         let may = |verb: &'static str, resource: &str, name: &str| {
             let namespace = self.namespace();
-            let what =
-                Attributes { verb, group: GROUP, resource: resource.to_owned(), name, namespace, path: "" };
+            let what = Attributes {
+                verb,
+                group: GROUP,
+                resource: resource.to_owned(),
+                name,
+                namespace,
+                ..Attributes::default()
+            };
             authz::allowed(&self.api.objects, &self.user, &what)
         };
         let rules: Vec<PolicyRule> = match self.kind.kind {
@@ -64,7 +70,12 @@ impl Call {
                 if same || may("bind", resource, &role.name) {
                     return Ok(());
                 }
-                authz::role_rules(&self.api.objects, &role, self.namespace())
+                authz::role_rules(&self.api.objects, &role, self.namespace()).ok_or_else(|| {
+                    objects::Error::NotFound {
+                        resource: format!("{resource}.{GROUP}"),
+                        name: role.name.clone(),
+                    }
+                })?
             }
         };
         let held = authz::rules(&self.api.objects, &self.user, self.namespace());
@@ -77,9 +88,9 @@ impl Call {
             resource: self.kind.resource(),
             name: name.to_owned(),
             message: format!(
-                "user {:?} (groups={:?}) is attempting to grant RBAC permissions not currently held:\n{}",
+                "user {:?} (groups=[{}]) is attempting to grant RBAC permissions not currently held:\n{}",
                 self.user.name,
-                self.user.groups,
+                self.user.groups.iter().map(|group| format!("{group:?}")).collect::<Vec<_>>().join(" "),
                 shown.join("\n")
             ),
         }

@@ -14,6 +14,8 @@ pub struct RequestInfo {
     /// Whether the path names a collection: a list of a single name by field selector still does,
     /// though authorisation judges it by the name.
     pub collection: bool,
+    /// The node whose pods are asked for (`fieldSelector=spec.nodeName=…`); empty for none.
+    pub of_node: String,
     pub resource: Option<ResourcePath>,
 }
 
@@ -105,7 +107,13 @@ pub fn decode(text: &str, plus_is_space: bool) -> String {
 impl RequestInfo {
     pub fn parse(method: &Method, path: &str, query: &Query) -> Self {
         let raw: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-        let plain = || Self { verb: lower(method), path: path.to_owned(), collection: false, resource: None };
+        let plain = || Self {
+            verb: lower(method),
+            path: path.to_owned(),
+            collection: false,
+            of_node: String::new(),
+            resource: None,
+        };
         let mut parts = raw.iter().map(|part| decode(part, false));
         let (group, version) = match raw.first() {
             Some(&"api") if raw.len() >= 3 => {
@@ -144,20 +152,24 @@ impl RequestInfo {
                 other => other,
             };
         }
+        let mut of_node = String::new();
         if verb == "list" || (verb == "get" && found.subresource.is_empty()) {
             if query.flag("watch") {
                 verb = "watch";
             }
-            if collection
-                && let Some(selector) = query.get("fieldSelector")
-                && let Some(name) = selector.split(',').find_map(|term| {
-                    term.strip_prefix("metadata.name==").or_else(|| term.strip_prefix("metadata.name="))
-                })
-            {
-                name.clone_into(&mut found.name);
+            if collection && let Some(selector) = query.get("fieldSelector") {
+                let selected = |field: &str| {
+                    let value = |term: &str| {
+                        let value = term.strip_prefix(field)?.strip_prefix('=')?;
+                        Some(value.strip_prefix('=').unwrap_or(value).to_owned())
+                    };
+                    selector.split(',').find_map(value).unwrap_or_default()
+                };
+                found.name = selected("metadata.name");
+                of_node = selected("spec.nodeName");
             }
         }
-        Self { verb, path: path.to_owned(), collection, resource: Some(found) }
+        Self { verb, path: path.to_owned(), collection, of_node, resource: Some(found) }
     }
 }
 

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     clock::{Clock as _, rfc3339_seconds},
-    objects::User,
+    kinds::FieldError,
+    objects::{self, User},
 };
 
 fn text(value: &Value) -> String {
@@ -35,17 +36,28 @@ fn user_info(user: &User) -> Value {
     info
 }
 
+/// The one node that a field selector of a review names (`spec.nodeName`).
+fn selected_node(selector: &Value) -> String {
+    let requirements = selector["requirements"].as_array().into_iter().flatten();
+    let of_node = |r: &&Value| r["key"] == "spec.nodeName" && r["operator"] == "In";
+    match requirements.filter(of_node).map(|r| texts(&r["values"])).next().as_deref() {
+        Some([node]) => node.clone(),
+        _ => String::new(),
+    }
+}
+
 impl Call {
     /// Answers a review.
     pub fn review(&self, mut review: Value) -> Result<Reply, Refusal> {
         let spec = review["spec"].clone();
+        self.refuse_invalid_review(&review)?;
         match self.kind.kind {
             "SelfSubjectReview" => {
                 review["metadata"]["creationTimestamp"] = rfc3339_seconds(self.api.time.now()).into();
                 review["status"] = json!({"userInfo": user_info(&self.user)});
             }
             "TokenReview" => review["status"] = self.review_token(&spec),
-            "SelfSubjectAccessReview" => review["status"] = self.review_access(&self.user, &spec)?,
+            "SelfSubjectAccessReview" => review["status"] = self.review_access(&self.user, &spec),
             "SubjectAccessReview" | "LocalSubjectAccessReview" => {
                 let extra = spec["extra"].as_object().into_iter().flatten();
                 let user = User {
@@ -54,18 +66,7 @@ impl Call {
                     groups: texts(&spec["groups"]),
                     extra: extra.map(|(k, v)| (k.clone(), texts(v))).collect(),
                 };
-                if user.name.is_empty() && user.groups.is_empty() {
-                    return Err(Refusal::bad_request(
-                        "spec.user: at least one of user or group must be specified",
-                    ));
-                }
-                let namespace = text(&spec["resourceAttributes"]["namespace"]);
-                if self.kind.namespaced && namespace != self.path.namespace {
-                    return Err(Refusal::bad_request(
-                        "spec.resourceAttributes.namespace must match metadata.namespace",
-                    ));
-                }
-                review["status"] = self.review_access(&user, &spec)?;
+                review["status"] = self.review_access(&user, &spec);
             }
             "SelfSubjectRulesReview" => {
                 let namespace = text(&spec["namespace"]);
@@ -90,10 +91,53 @@ impl Call {
         }
     }
 
-    fn review_access(&self, user: &User, spec: &Value) -> Result<Value, Refusal> {
+    /// `pkg/apis/authorization/validation`.
+    fn refuse_invalid_review(&self, review: &Value) -> Result<(), Refusal> {
+        if !self.kind.kind.ends_with("AccessReview") {
+            return Ok(());
+        }
+        let mut errors = Vec::new();
+        let spec = &review["spec"];
+        let (of_resource, of_path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+        let local = self.kind.kind == "LocalSubjectAccessReview";
+        if !of_resource.is_null() && !of_path.is_null() {
+            let why = "cannot be specified in combination with resourceAttributes";
+            errors.push(FieldError::invalid("spec.nonResourceAttributes", of_path.clone(), why));
+        }
+        if of_resource.is_null() && of_path.is_null() {
+            let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+            errors.push(FieldError::invalid("spec.resourceAttributes", Value::Null, why));
+        }
+        let nobody = text(&spec["user"]).is_empty() && texts(&spec["groups"]).is_empty();
+        if nobody && self.kind.kind != "SelfSubjectAccessReview" {
+            errors.push(FieldError::invalid(
+                "spec.user",
+                "",
+                "at least one of user or group must be specified",
+            ));
+        }
+        if local {
+            let namespace = &of_resource["namespace"];
+            if !of_resource.is_null() && text(namespace) != self.path.namespace {
+                let path = "spec.resourceAttributes.namespace";
+                errors.push(FieldError::invalid(path, text(namespace), "must match metadata.namespace"));
+            }
+            if !of_path.is_null() {
+                let why = "disallowed on this kind of request";
+                errors.push(FieldError::invalid("spec.nonResourceAttributes", of_path.clone(), why));
+            }
+        }
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let kind = format!("{}.{}", self.kind.kind, self.kind.group);
+        Err(objects::Error::Invalid { kind, name: String::new(), errors }.into())
+    }
+
+    fn review_access(&self, user: &User, spec: &Value) -> Value {
         let (of_resource, of_path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
         let field = |value: &'_ Value, name: &str| text(&value[name]);
-        let answer = if of_path.is_null() && !of_resource.is_null() {
+        let answer = if of_path.is_null() {
             let (verb, group) = (field(of_resource, "verb"), field(of_resource, "group"));
             let (name, namespace) = (field(of_resource, "name"), field(of_resource, "namespace"));
             let mut resource = field(of_resource, "resource");
@@ -101,6 +145,7 @@ impl Call {
             if !subresource.is_empty() {
                 resource = format!("{resource}/{subresource}");
             }
+            let of_node = selected_node(&of_resource["fieldSelector"]);
             let what = Attributes {
                 verb: &verb,
                 group: &group,
@@ -108,18 +153,20 @@ impl Call {
                 name: &name,
                 namespace: &namespace,
                 path: "",
+                of_node: &of_node,
             };
-            authz::allowed(&self.api.objects, user, &what)
-        } else if of_resource.is_null() && !of_path.is_null() {
+            authz::decide(&self.api.objects, user, &what)
+        } else {
             let (verb, path) = (field(of_path, "verb"), field(of_path, "path"));
             let what = Attributes { verb: &verb, path: &path, ..Attributes::default() };
-            authz::allowed(&self.api.objects, user, &what)
-        } else {
-            return Err(Refusal::bad_request(
-                "spec.resourceAttributes: exactly one of nonResourceAttributes or resourceAttributes must be specified",
-            ));
+            authz::decide(&self.api.objects, user, &what)
         };
-        Ok(json!({"allowed": answer}))
+        let mut status = json!({"allowed": answer.is_ok()});
+        let reason = answer.unwrap_or_else(|why| why);
+        if !reason.is_empty() {
+            status["reason"] = reason.into();
+        }
+        status
     }
 
     fn review_rules(&self, namespace: &str) -> Value {

@@ -17,6 +17,7 @@ mod error;
 mod events;
 mod eviction;
 mod follow;
+mod node_authorizer;
 pub mod quota;
 pub mod rbac;
 mod roles;

@@ -1,21 +1,19 @@
-//! Who may do what: RBAC, and the node authoriser.
+//! Who may do what: RBAC, after the node authoriser (`node_authorizer`).
 //!
 //! In: a user and what they want. Out: whether they may. Rules are read from the store's view at
 //! each question; nothing is cached beside it, so that a change holds at once.
 //! Deliberately absent: webhooks and ABAC.
 
-use k8s_openapi::api::{
-    core::v1::Pod,
-    rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject},
-};
-use serde_json::Value;
+use std::fmt;
 
-use super::{Objects, User};
+use k8s_openapi::api::rbac::v1::{
+    ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject,
+};
+
+use super::{Objects, User, node_authorizer};
 
 /// The group that may do everything.
 pub const MASTERS: &str = "system:masters";
-const NODES: &str = "system:nodes";
-const NODE_PREFIX: &str = "system:node:";
 const ACCOUNT_PREFIX: &str = "system:serviceaccount:";
 
 /// What somebody wants to do.
@@ -28,40 +26,130 @@ pub struct Attributes<'a> {
     pub name: &'a str,
     pub namespace: &'a str,
     pub path: &'a str,
+    /// The node whose pods a list or watch is restricted to by its field selector.
+    pub of_node: &'a str,
 }
 
 /// Whether `user` may do it.
 pub fn allowed(objects: &Objects, user: &User, what: &Attributes<'_>) -> bool {
-    user.groups.iter().any(|group| group == MASTERS)
-        || node_allowed(objects, user, what)
-        || rules(objects, user, what.namespace).iter().any(|rule| rule_allows(rule, what))
+    decide(objects, user, what).is_ok()
+}
+
+/// Why `user` may do it, or why not; upstream's words, often none.
+pub fn decide(objects: &Objects, user: &User, what: &Attributes<'_>) -> Result<String, String> {
+    if user.groups.iter().any(|group| group == MASTERS) {
+        return Ok(String::new());
+    }
+    let mut reasons = Vec::new();
+    match node_authorizer::decide(objects, user, what) {
+        Some(Ok(())) => return Ok(String::new()),
+        Some(Err(why)) => reasons.push(why),
+        None => {}
+    }
+    let mut missing = Vec::new();
+    let mut grant = None;
+    visit(objects, user, what.namespace, &mut |granting| {
+        match &granting.rules {
+            Some(rules) if rules.iter().any(|rule| rule_allows(rule, what)) => {
+                grant = Some(granting.to_string());
+            }
+            Some(_) => {}
+            None => missing.push(format!("{} not found", granting.role_named())),
+        }
+        grant.is_none()
+    });
+    if let Some(grant) = grant {
+        return Ok(format!("RBAC: allowed by {grant}"));
+    }
+    match missing.as_slice() {
+        [] => {}
+        [one] => reasons.push(format!("RBAC: {one}")),
+        many => reasons.push(format!("RBAC: [{}]", many.join(", "))),
+    }
+    reasons.retain(|reason| !reason.is_empty());
+    Err(reasons.join("\n"))
+}
+
+/// A binding that names the user, and what it gives.
+struct Granting<'a> {
+    /// Its name; `name/namespace` of a RoleBinding.
+    binding: String,
+    role: &'a RoleRef,
+    subject: &'a Subject,
+    namespace: &'a str,
+    /// `None`: there is no such role.
+    rules: Option<Vec<PolicyRule>>,
+}
+
+impl Granting<'_> {
+    /// `clusterrole.rbac.authorization.k8s.io "view"`.
+    fn role_named(&self) -> String {
+        format!("{}.rbac.authorization.k8s.io {:?}", self.role.kind.to_lowercase(), self.role.name)
+    }
+}
+
+impl fmt::Display for Granting<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { binding, role, subject, namespace, .. } = self;
+        let kind = if namespace.is_empty() { "ClusterRoleBinding" } else { "RoleBinding" };
+        let name = match subject.kind.as_str() {
+            "ServiceAccount" => {
+                format!("{}/{}", subject.name, subject.namespace.as_deref().unwrap_or(namespace))
+            }
+            _ => subject.name.clone(),
+        };
+        write!(f, "{kind} {binding:?} of {} {:?} to {} {name:?}", role.kind, role.name, subject.kind)
+    }
+}
+
+/// Shows every binding that names `user`, in the cluster and (unless empty) in a namespace, until
+/// `see` has seen enough.
+fn visit(objects: &Objects, user: &User, namespace: &str, see: &mut dyn FnMut(&Granting<'_>) -> bool) {
+    for binding in objects.list_typed::<ClusterRoleBinding>(None) {
+        let Some(subject) = binding.subjects.iter().flatten().find(|s| is_subject(s, user, "")) else {
+            continue;
+        };
+        let role = &binding.role_ref;
+        let name = binding.metadata.name.clone().unwrap_or_default();
+        let rules = role_rules(objects, role, "");
+        if !see(&Granting { binding: name, role, subject, namespace: "", rules }) {
+            return;
+        }
+    }
+    if namespace.is_empty() {
+        return;
+    }
+    for binding in objects.list_typed::<RoleBinding>(Some(namespace)) {
+        let Some(subject) = binding.subjects.iter().flatten().find(|s| is_subject(s, user, namespace)) else {
+            continue;
+        };
+        let role = &binding.role_ref;
+        let name = format!("{}/{namespace}", binding.metadata.name.as_deref().unwrap_or_default());
+        let rules = role_rules(objects, role, namespace);
+        if !see(&Granting { binding: name, role, subject, namespace, rules }) {
+            return;
+        }
+    }
 }
 
 /// Every rule that holds for `user`, in the cluster and (unless empty) in a namespace.
 pub fn rules(objects: &Objects, user: &User, namespace: &str) -> Vec<PolicyRule> {
     let mut all = Vec::new();
-    for binding in objects.list_typed::<ClusterRoleBinding>(None) {
-        if binding.subjects.iter().flatten().any(|s| is_subject(s, user, "")) {
-            all.extend(role_rules(objects, &binding.role_ref, ""));
-        }
-    }
-    if !namespace.is_empty() {
-        for binding in objects.list_typed::<RoleBinding>(Some(namespace)) {
-            if binding.subjects.iter().flatten().any(|s| is_subject(s, user, namespace)) {
-                all.extend(role_rules(objects, &binding.role_ref, namespace));
-            }
-        }
-    }
+    visit(objects, user, namespace, &mut |granting| {
+        all.extend(granting.rules.iter().flatten().cloned());
+        true
+    });
     all
 }
 
-/// The rules of the role that a binding refers to.
-pub fn role_rules(objects: &Objects, role: &RoleRef, namespace: &str) -> Vec<PolicyRule> {
-    if role.kind == "ClusterRole" {
-        objects.get_typed::<ClusterRole>("", &role.name).and_then(|r| r.rules.clone()).unwrap_or_default()
+/// The rules of the role that a binding refers to; `None` when there is no such role.
+pub fn role_rules(objects: &Objects, role: &RoleRef, namespace: &str) -> Option<Vec<PolicyRule>> {
+    let rules = if role.kind == "ClusterRole" {
+        objects.get_typed::<ClusterRole>("", &role.name)?.rules.clone()
     } else {
-        objects.get_typed::<Role>(namespace, &role.name).and_then(|r| r.rules.clone()).unwrap_or_default()
-    }
+        objects.get_typed::<Role>(namespace, &role.name)?.rules.clone()
+    };
+    Some(rules.unwrap_or_default())
 }
 
 fn is_subject(subject: &Subject, user: &User, namespace: &str) -> bool {
@@ -95,77 +183,6 @@ fn rule_allows(rule: &PolicyRule, what: &Attributes<'_>) -> bool {
         || of_any.is_some_and(|any| rule.resources.iter().flatten().any(|r| *r == any));
     let names = rule.resource_names.as_ref().is_none_or(|n| n.is_empty() || n.iter().any(|n| n == what.name));
     has(rule.api_groups.as_ref(), what.group) && resource && names
-}
-
-/// Upstream's node authoriser, for what a node of ours may ask of the API.
-fn node_allowed(objects: &Objects, user: &User, what: &Attributes<'_>) -> bool {
-    if !user.groups.iter().any(|g| g == NODES) {
-        return false;
-    }
-    let Some(node) = user.name.strip_prefix(NODE_PREFIX) else { return false };
-    let reads = matches!(what.verb, "get" | "list" | "watch");
-    match (what.group, what.resource.as_str()) {
-        ("", "nodes") => {
-            what.name == node && matches!(what.verb, "get" | "patch" | "update") || what.verb == "create"
-        }
-        ("", "nodes/status") => what.name == node && matches!(what.verb, "patch" | "update"),
-        ("coordination.k8s.io", "leases") => {
-            what.namespace == "kube-node-lease" && (what.name == node || what.verb == "create")
-        }
-        ("", "secrets" | "configmaps" | "persistentvolumeclaims" | "serviceaccounts") => {
-            what.verb == "get" && uses(objects, node, what)
-        }
-        ("", "serviceaccounts/token") => what.verb == "create" && uses(objects, node, what),
-        ("", "pods") if !what.name.is_empty() => {
-            matches!(what.verb, "get" | "delete")
-                && objects.get_typed::<Pod>(what.namespace, what.name).is_some_and(|p| on_node(&p, node))
-        }
-        ("", "pods/status") => {
-            objects.get_typed::<Pod>(what.namespace, what.name).is_some_and(|p| on_node(&p, node))
-        }
-        ("", "services") | ("discovery.k8s.io", "endpointslices") | ("node.k8s.io", "runtimeclasses") => {
-            reads
-        }
-        ("" | "events.k8s.io", "events") => matches!(what.verb, "create" | "patch" | "update"),
-        ("certificates.k8s.io", "certificatesigningrequests") => reads || what.verb == "create",
-        _ => false,
-    }
-}
-
-fn on_node(pod: &Pod, node: &str) -> bool {
-    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node)
-}
-
-/// Whether a pod of the node names the object in its spec.
-fn uses(objects: &Objects, node: &str, what: &Attributes<'_>) -> bool {
-    objects.list_typed::<Pod>(Some(what.namespace)).iter().filter(|p| on_node(p, node)).any(|pod| {
-        let spec = serde_json::to_value(&pod.spec).unwrap_or_default();
-        match what.resource.as_str() {
-            "secrets" => names(
-                &spec,
-                &["secretName", "secretRef", "secretKeyRef", "imagePullSecrets", "secret"],
-                what.name,
-            ),
-            "configmaps" => names(&spec, &["configMap", "configMapRef", "configMapKeyRef"], what.name),
-            "persistentvolumeclaims" => names(&spec, &["claimName"], what.name),
-            _ => spec["serviceAccountName"] == what.name,
-        }
-    })
-}
-
-/// Whether one of the fields, anywhere in the tree, holds the name or an object with it.
-fn names(tree: &Value, fields: &[&str], name: &str) -> bool {
-    match tree {
-        Value::Object(map) => map.iter().any(|(key, value)| {
-            let here = fields.contains(&key.as_str())
-                && (value == name
-                    || value["name"] == name
-                    || value.as_array().is_some_and(|all| all.iter().any(|v| v["name"] == name)));
-            here || names(value, fields, name)
-        }),
-        Value::Array(items) => items.iter().any(|item| names(item, fields, name)),
-        _ => false,
-    }
 }
 
 /// The rules of `wanted` that `held` do not cover, one by one.
