@@ -235,16 +235,29 @@ POINTER_STRUCTS = set(
     """.split()
 )
 
-# Optional in OpenAPI, yet Go always writes them.
+# Strings (and what is optional in OpenAPI) that Go writes also when they are empty.
 ALWAYS_WRITTEN = set(
     """
     StatefulSetStatus.availableReplicas StatefulSetOrdinals.start FlowSchemaSpec.matchingPrecedence handSize
     queueLengthLimit queues currentHealthy desiredHealthy disruptionsAllowed expectedPods PriorityClass.value
     StatefulSetSpec.serviceName PodFailurePolicyOnPodConditionsPattern.status Event.reportingComponent
     io.k8s.api.core.v1.Event.reportingInstance NodeRuntimeHandler.name RoleRef.apiGroup DeviceRequest.deviceClassName
-    TokenRequestStatus.token divisor
+    TokenRequestStatus.token divisor NodeSystemInfo.architecture bootID containerRuntimeVersion kernelVersion
+    kubeProxyVersion kubeletVersion NodeSystemInfo.machineID operatingSystem osImage NodeSystemInfo.systemUUID
+    ContainerStatus.image ContainerStatus.imageID AttachedVolume.devicePath
+    io.k8s.apimachinery.pkg.apis.meta.v1.Condition.message io.k8s.apimachinery.pkg.apis.meta.v1.Condition.reason
     """.split()
 )
+
+# Names that may be empty (`+default=""`), though k8s-openapi lists them as required.
+MAY_BE_EMPTY = set(
+    """
+    ConfigMapEnvSource ConfigMapKeySelector ConfigMapProjection ConfigMapVolumeSource LocalObjectReference
+    SecretEnvSource SecretKeySelector SecretProjection
+    """.split()
+)
+# Required, and k8s-openapi does not say so.
+ALSO_REQUIRED = {"io.k8s.api.events.v1.Event.eventTime"}
 
 # Types that are JSON only.
 NO_PROTOBUF = {META + t for t in ("APIResource", "ShardInfo", "WatchEvent", "Patch")} | {
@@ -352,6 +365,11 @@ def read_openapi(root):
         json_names = re.findall(r'^ +"([^"]+)" => Field::Key_(\w+),$', source, re.M)
         required = re.search(r'^            "required": \[(.*?)\]', schema, re.S | re.M)
         required = re.findall(r'"([^"]+)"', required.group(1)) if required else []
+        if ty.gvk and ty.name != "io.k8s.api.core.v1.Event":  # the one object of which upstream wants metadata
+            required = [name for name in required if name != "metadata"]
+        if ty.name.startswith("io.k8s.api.core.") and struct in MAY_BE_EMPTY:
+            required.remove("name")
+        required += [full.rsplit(".", 1)[1] for full in ALSO_REQUIRED if full.rsplit(".", 1)[0] == ty.name]
         docs = {}
         for prop in re.finditer(r'^                "([^"]+)": (.*?)(?=^                [}"]|^            \})', schema, re.S | re.M):
             d = re.search(r'"description"(?:: |\.into\(\), )"((?:[^"\\]|\\.)*)"', prop.group(2))

@@ -174,7 +174,7 @@ pub fn aggregated(kinds: &'static [Kind], core: bool, version: &str) -> Value {
                     json!({"version": version, "resources": resources, "freshness": "Current"})
                 })
                 .collect();
-            let mut metadata = json!({"creationTimestamp": null});
+            let mut metadata = json!({});
             if !group.is_empty() {
                 metadata["name"] = (*group).into();
             }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use hyper::{
     Method, Request, StatusCode,
     body::Incoming,
-    header::{ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, VARY},
+    header::{CACHE_CONTROL, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH, VARY},
 };
 use k8s_openapi::api::core::v1::Endpoints;
 use serde_json::{Value, json};
@@ -21,9 +21,13 @@ use super::{
     usage, verbs,
 };
 use crate::{
+    ids,
     kinds::registry::{self, KINDS},
     objects::token,
 };
+
+/// Names a request; taken over from clients that name theirs.
+const AUDIT_ID: &str = "audit-id";
 
 /// The certificate of a connection.
 pub enum Presented {
@@ -41,9 +45,19 @@ pub async fn handle(api: Arc<Api>, presented: &Presented, request: Request<Incom
     let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
     let kind = info.resource.as_ref().and_then(|r| registry::by_path(&r.group, &r.version, &r.plural));
     let verb = info.verb;
+    let path = info.path.clone();
+    let audit = request.headers().get(AUDIT_ID).cloned();
     let encoding = negotiate::resource(request.headers(), true, true).map_or(Encoding::Json, |a| a.encoding);
     let answer = route(&api, presented, request, query, info).await;
-    let answer = answer.unwrap_or_else(|refusal| reply::refused(&refusal, encoding));
+    let mut answer = answer.unwrap_or_else(|refusal| {
+        let nobodys = matches!(refusal, Refusal::NoSuchPath) && !is_served(&path);
+        reply::refused(if nobodys { &Refusal::NoSuchPage } else { &refusal }, encoding)
+    });
+    let headers = answer.headers_mut();
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
+    if let Some(id) = audit.or_else(|| HeaderValue::from_str(&ids::new_uid()).ok()) {
+        headers.insert(AUDIT_ID, id);
+    }
     let (group, resource) = kind.map_or(("", ""), |k| (k.group, k.plural));
     api.metrics.end(verb, group, resource, answer.status().as_u16(), began.elapsed());
     answer
@@ -64,10 +78,23 @@ async fn route(
     if info.resource.is_some() {
         return verbs::handle(api, user, request, query, info).await;
     }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    let document = documents(api, request.headers(), &query, &info.path).await;
+    if document.is_ok() && !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(Refusal::NoSuchMethod);
     }
-    documents(api, request.headers(), &query, &info.path).await
+    document
+}
+
+/// Whether a path belongs to the core group, or to another group that there is.
+fn is_served(path: &str) -> bool {
+    let mut parts = path.split('/').filter(|part| !part.is_empty());
+    match (parts.next(), parts.next()) {
+        (Some("api"), _) => true,
+        (Some("apis"), Some(group)) => {
+            KINDS.iter().chain(usage::KINDS).any(|kind| !kind.group.is_empty() && kind.group == group)
+        }
+        _ => false,
+    }
 }
 
 async fn documents(api: &Api, headers: &HeaderMap, query: &Query, path: &str) -> Result<Reply, Refusal> {
@@ -77,7 +104,7 @@ async fn documents(api: &Api, headers: &HeaderMap, query: &Query, path: &str) ->
         ["healthz" | "livez" | "readyz", ..] => {
             health::check(api, path, query).await.ok_or(Refusal::NoSuchPath)
         }
-        ["openapi", rest @ ..] => openapi::serve(headers, rest),
+        ["openapi", rest @ ..] => openapi::serve(api, headers, query, rest),
         ["version"] => Ok(reply::json(StatusCode::OK, &health::version())),
         ["metrics"] => Ok(health::metrics(api)),
         [root @ ("api" | "apis")] => Ok(roots(api, headers, *root == "api")),
@@ -135,7 +162,7 @@ fn reached_at(api: &Api) -> String {
 fn tagged(headers: &HeaderMap, content_type: &str, document: &Value) -> Reply {
     let text = document.to_string();
     let digest = ring::digest::digest(&ring::digest::SHA512, text.as_bytes());
-    let tag = format!("\"{}\"", crate::ids::hex(digest.as_ref()).to_ascii_uppercase());
+    let tag = format!("\"{}\"", ids::hex(digest.as_ref()).to_ascii_uppercase());
     let known = headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok());
     let known = known.is_some_and(|v| v.split(',').any(|t| t.trim().trim_start_matches("W/") == tag));
     let mut answer = if known {

@@ -3,22 +3,30 @@
 
 use hyper::{
     StatusCode,
-    header::{ACCEPT, ETAG, HeaderMap, HeaderValue, IF_NONE_MATCH},
+    header::{ACCEPT, CACHE_CONTROL, ETAG, EXPIRES, HeaderMap, HeaderValue, IF_NONE_MATCH, LOCATION},
 };
+use jiff::SignedDuration;
 
 use super::{
+    Api,
     reply::{self, Reply},
+    request::Query,
     status::Refusal,
 };
-use crate::kinds::{
-    registry::KINDS,
-    schema::openapi::{self, V2_PROTOBUF, V2_PROTOBUF_OLD},
+use crate::{
+    clock::Clock as _,
+    kinds::{
+        registry::KINDS,
+        schema::openapi::{self, V2_PROTOBUF, V2_PROTOBUF_OLD},
+    },
 };
 
 const JSON: &str = "application/json";
+/// How long a document with its hash in its address may be kept, as upstream.
+const LIFE: SignedDuration = SignedDuration::from_hours(365 * 24);
 
 /// Answers a path below `/openapi`, given as its parts.
-pub fn serve(headers: &HeaderMap, parts: &[&str]) -> Result<Reply, Refusal> {
+pub fn serve(api: &Api, headers: &HeaderMap, query: &Query, parts: &[&str]) -> Result<Reply, Refusal> {
     let failed = |error: std::io::Error| Refusal::from(crate::objects::Error::Internal(error.to_string()));
     let (group, version) = match parts {
         ["v2"] => {
@@ -44,11 +52,31 @@ pub fn serve(headers: &HeaderMap, parts: &[&str]) -> Result<Reply, Refusal> {
     if rows.is_empty() {
         return Err(Refusal::NoSuchPath);
     }
-    answer(headers, JSON, &openapi::hash(rows), || {
+    let hash = openapi::hash(rows);
+    let asked = query.filled("hash");
+    if asked.is_some_and(|asked| asked != hash) {
+        let mut moved = reply::reply(StatusCode::MOVED_PERMANENTLY, JSON, reply::full(""));
+        let path = parts.join("/");
+        if let Ok(place) = HeaderValue::from_str(&format!("/openapi/{path}?hash={hash}")) {
+            moved.headers_mut().insert(LOCATION, place);
+        }
+        return Ok(moved);
+    }
+    let mut document = answer(headers, JSON, &hash, || {
         let mut text = Vec::new();
         openapi::v3_group(KINDS, group, version, &mut text).map_err(failed)?;
         Ok(text)
-    })
+    })?;
+    if asked.is_some() {
+        // Under this address it never changes.
+        let expires = (api.time.now() + LIFE).strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        let headers = document.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+        if let Ok(expires) = HeaderValue::from_str(&expires) {
+            headers.insert(EXPIRES, expires);
+        }
+    }
+    Ok(document)
 }
 
 fn accepts(headers: &HeaderMap, content_type: &str) -> bool {

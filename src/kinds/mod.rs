@@ -25,6 +25,7 @@ mod endpoints;
 mod event;
 pub mod field;
 pub mod fields;
+pub mod flow_control;
 mod horizontal_pod_autoscaler;
 pub mod ingress;
 mod job;
@@ -58,6 +59,7 @@ mod resource_quota;
 pub mod resources;
 mod reviews;
 mod runtime_class;
+pub mod scale;
 pub mod schedule;
 mod scheduling;
 pub mod schema;
@@ -140,7 +142,7 @@ pub struct Strategy {
     pub prepare_status: fn(new: &mut Value, old: &Value),
     /// Errors of a new object.
     pub validate: fn(&Value) -> ErrorList,
-    /// Errors of a change (`validate` has run on `new` already).
+    /// Errors of a change, beside those that `validate` finds in `new`.
     pub validate_update: fn(new: &Value, old: &Value) -> ErrorList,
     /// Errors of a change through a subresource, where they are others than `validate_update`'s.
     pub validate_part: Option<fn(Subresource, new: &Value, old: &Value) -> ErrorList>,
@@ -333,6 +335,24 @@ impl Kind {
             self.version.to_owned()
         } else {
             format!("{}/{}", self.group, self.version)
+        }
+    }
+
+    /// Whether a delete answers with the object instead of a Status (upstream's `ReturnDeletedObject`).
+    pub fn returns_deleted(&self) -> bool {
+        const OF_CORE: [&str; 7] = [
+            "Pod",
+            "Service",
+            "ServiceAccount",
+            "PersistentVolume",
+            "PersistentVolumeClaim",
+            "ResourceQuota",
+            "PodTemplate",
+        ];
+        match self.group {
+            "" => OF_CORE.contains(&self.kind),
+            "storage.k8s.io" => self.kind != "CSIStorageCapacity",
+            _ => false,
         }
     }
 

@@ -3,10 +3,11 @@
 use super::{
     Durability, Kind, Strategy, certificate_signing_request as csr, component_status, config_map,
     controller_revision, cron_job, csi, daemon_set, deployment, endpoint_slice, endpoints, event,
-    horizontal_pod_autoscaler as hpa, ingress, job, lease, limit_range, namespace, network_policy, node,
-    persistent_volume, persistent_volume_claim, pod, pod_disruption_budget, pod_template, priority_class,
-    rbac, replica_set, replication_controller, resource_quota, reviews, runtime_class, secret, service,
-    service_account, service_cidr, stateful_set, storage_class, volume_attachment,
+    flow_control, horizontal_pod_autoscaler as hpa, ingress, job, lease, limit_range, namespace,
+    network_policy, node, persistent_volume, persistent_volume_claim, pod, pod_disruption_budget,
+    pod_template, priority_class, rbac, replica_set, replication_controller, resource_quota, reviews,
+    runtime_class, secret, service, service_account, service_cidr, stateful_set, storage_class,
+    volume_attachment,
 };
 
 /// Every verb a stored kind has.
@@ -70,6 +71,8 @@ pub static KINDS: &[Kind] = &[
     lease::LEASE,
     runtime_class::RUNTIME_CLASS,
     endpoint_slice::ENDPOINT_SLICE,
+    flow_control::FLOW_SCHEMA,
+    flow_control::PRIORITY_LEVEL_CONFIGURATION,
 ];
 
 /// A namespaced kind on disk with every verb; rows say how they differ.

@@ -84,13 +84,13 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.admissionregistration.v1.MutatingAdmissionPolicy", "admissionregistration.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(11), Shape::One, 2, [0, 0], A, 0),
     ]),
     t("io.k8s.api.admissionregistration.v1.MutatingAdmissionPolicyBinding", "admissionregistration.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(9), Shape::One, 2, [0, 0], A, 0),
     ]),
     t("io.k8s.api.admissionregistration.v1.MutatingAdmissionPolicyBindingList", "admissionregistration.k8s.io", "v1", true, false, None, &[
@@ -136,7 +136,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.admissionregistration.v1.MutatingWebhookConfiguration", "admissionregistration.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("webhooks", T(12), Shape::List, 2, [0, 0], 0, 2),
     ]),
     t("io.k8s.api.admissionregistration.v1.MutatingWebhookConfigurationList", "admissionregistration.k8s.io", "v1", true, false, None, &[
@@ -187,14 +187,14 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicy", "admissionregistration.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(27), Shape::One, 2, [0, 0], A, 0),
         f("status", T(28), Shape::One, 3, [0, 0], A, 0),
     ]),
     t("io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicyBinding", "admissionregistration.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(25), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.admissionregistration.v1.ValidatingAdmissionPolicyBindingList", "admissionregistration.k8s.io", "v1", true, false, None, &[
@@ -245,7 +245,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.admissionregistration.v1.ValidatingWebhookConfiguration", "admissionregistration.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("webhooks", T(29), Shape::List, 2, [0, 0], 0, 2),
     ]),
     t("io.k8s.api.admissionregistration.v1.ValidatingWebhookConfigurationList", "admissionregistration.k8s.io", "v1", true, false, None, &[
@@ -289,13 +289,13 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.admissionregistration.v1beta1.MutatingAdmissionPolicy", "admissionregistration.k8s.io", "v1beta1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(44), Shape::One, 2, [0, 0], A, 0),
     ]),
     t("io.k8s.api.admissionregistration.v1beta1.MutatingAdmissionPolicyBinding", "admissionregistration.k8s.io", "v1beta1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(42), Shape::One, 2, [0, 0], A, 0),
     ]),
     t("io.k8s.api.admissionregistration.v1beta1.MutatingAdmissionPolicyBindingList", "admissionregistration.k8s.io", "v1beta1", true, false, None, &[
@@ -355,7 +355,7 @@ pub static TYPES: &[Type] = &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("data", Elem::Raw, Shape::One, 2, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("revision", Elem::Int64, Shape::One, 3, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.apps.v1.ControllerRevisionList", "apps", "v1", true, false, None, &[
@@ -367,7 +367,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.apps.v1.DaemonSet", "apps", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(55), Shape::One, 2, [0, 0], A, 0),
         f("status", T(56), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -410,7 +410,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.apps.v1.Deployment", "apps", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(61), Shape::One, 2, [0, 0], A, 0),
         f("status", T(62), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -456,7 +456,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.apps.v1.ReplicaSet", "apps", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(67), Shape::One, 2, [0, 0], A, 0),
         f("status", T(68), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -503,7 +503,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.apps.v1.StatefulSet", "apps", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(77), Shape::One, 2, [0, 0], A, 0),
         f("status", T(78), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -565,7 +565,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.authentication.v1.SelfSubjectReview", "authentication.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("status", T(82), Shape::One, 2, [0, 0], A, 0),
     ]),
     t("io.k8s.api.authentication.v1.SelfSubjectReviewStatus", "", "", false, false, None, &[
@@ -574,7 +574,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.authentication.v1.TokenRequest", "authentication.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(84), Shape::One, 2, [0, 0], A, 0),
         f("status", T(85), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -590,7 +590,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.authentication.v1.TokenReview", "authentication.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(87), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(88), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -621,7 +621,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.authorization.v1.LocalSubjectAccessReview", "authorization.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(102), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(103), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -653,7 +653,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.authorization.v1.SelfSubjectAccessReview", "authorization.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(98), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(103), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -664,7 +664,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.authorization.v1.SelfSubjectRulesReview", "authorization.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(100), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(104), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -674,7 +674,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.authorization.v1.SubjectAccessReview", "authorization.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(102), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(103), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -706,7 +706,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.autoscaling.v1.HorizontalPodAutoscaler", "autoscaling", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(108), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(109), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -732,7 +732,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.autoscaling.v1.Scale", "autoscaling", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(111), Shape::One, 2, [0, 0], A, 0),
         f("status", T(112), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -780,7 +780,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.autoscaling.v2.HorizontalPodAutoscaler", "autoscaling", "v2", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(124), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(125), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -876,7 +876,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.batch.v1.CronJob", "batch", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(139), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(140), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -904,7 +904,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.batch.v1.Job", "batch", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(144), Shape::One, 2, [0, 0], A, 0),
         f("status", T(145), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -988,7 +988,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.certificates.v1.CertificateSigningRequest", "certificates.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(157), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(158), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -1023,7 +1023,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.certificates.v1beta1.ClusterTrustBundle", "certificates.k8s.io", "v1beta1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(161), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.certificates.v1beta1.ClusterTrustBundleList", "certificates.k8s.io", "v1beta1", true, false, None, &[
@@ -1039,7 +1039,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.certificates.v1beta1.PodCertificateRequest", "certificates.k8s.io", "v1beta1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(164), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(165), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -1073,7 +1073,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.coordination.v1.Lease", "coordination.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(168), Shape::One, 2, [0, 0], A, 0),
     ]),
     t("io.k8s.api.coordination.v1.LeaseList", "coordination.k8s.io", "v1", true, false, None, &[
@@ -1094,7 +1094,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.coordination.v1beta1.LeaseCandidate", "coordination.k8s.io", "v1beta1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(171), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.coordination.v1beta1.LeaseCandidateList", "coordination.k8s.io", "v1beta1", true, false, None, &[
@@ -1127,7 +1127,7 @@ pub static TYPES: &[Type] = &[
         f("type", Elem::String, Shape::One, 1, [0, 0], R, 0),
     ]),
     t("io.k8s.api.core.v1.AttachedVolume", "", "", false, false, None, &[
-        f("devicePath", Elem::String, Shape::One, 2, [0, 0], R, 0),
+        f("devicePath", Elem::String, Shape::One, 2, [0, 0], R | A, 0),
         f("name", Elem::String, Shape::One, 1, [0, 0], R, 0),
     ]),
     t("io.k8s.api.core.v1.AzureDiskVolumeSource", "", "", false, false, None, &[
@@ -1152,7 +1152,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.core.v1.Binding", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("target", T(290), Shape::One, 2, [0, 0], R | A | W, 0),
     ]),
     t("io.k8s.api.core.v1.CSIPersistentVolumeSource", "", "", false, false, None, &[
@@ -1226,7 +1226,7 @@ pub static TYPES: &[Type] = &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("conditions", T(189), Shape::List, 2, [0, 0], 0, 5),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
     ]),
     t("io.k8s.api.core.v1.ComponentStatusList", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
@@ -1240,15 +1240,15 @@ pub static TYPES: &[Type] = &[
         f("data", Elem::String, Shape::Map, 2, [0, 0], 0, 0),
         f("immutable", Elem::Bool, Shape::One, 4, [0, 0], P, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
     ]),
     t("io.k8s.api.core.v1.ConfigMapEnvSource", "", "", false, false, None, &[
-        f("name", Elem::String, Shape::One, 1, [1, 0], R, 0),
+        f("name", Elem::String, Shape::One, 1, [1, 0], 0, 0),
         f("optional", Elem::Bool, Shape::One, 2, [0, 0], P, 0),
     ]),
     t("io.k8s.api.core.v1.ConfigMapKeySelector", "", "", false, true, None, &[
         f("key", Elem::String, Shape::One, 2, [0, 0], R, 0),
-        f("name", Elem::String, Shape::One, 1, [1, 0], R, 0),
+        f("name", Elem::String, Shape::One, 1, [1, 0], 0, 0),
         f("optional", Elem::Bool, Shape::One, 3, [0, 0], P, 0),
     ]),
     t("io.k8s.api.core.v1.ConfigMapList", "", "v1", true, false, None, &[
@@ -1266,13 +1266,13 @@ pub static TYPES: &[Type] = &[
     ]),
     t("io.k8s.api.core.v1.ConfigMapProjection", "", "", false, false, None, &[
         f("items", T(251), Shape::List, 2, [0, 0], 0, 1),
-        f("name", Elem::String, Shape::One, 1, [1, 0], R, 0),
+        f("name", Elem::String, Shape::One, 1, [1, 0], 0, 0),
         f("optional", Elem::Bool, Shape::One, 4, [0, 0], P, 0),
     ]),
     t("io.k8s.api.core.v1.ConfigMapVolumeSource", "", "", false, false, None, &[
         f("defaultMode", Elem::Int32, Shape::One, 3, [0, 0], P, 0),
         f("items", T(251), Shape::List, 2, [0, 0], 0, 1),
-        f("name", Elem::String, Shape::One, 1, [1, 0], R, 0),
+        f("name", Elem::String, Shape::One, 1, [1, 0], 0, 0),
         f("optional", Elem::Bool, Shape::One, 4, [0, 0], P, 0),
     ]),
     t("io.k8s.api.core.v1.Container", "", "", false, false, None, &[
@@ -1355,8 +1355,8 @@ pub static TYPES: &[Type] = &[
         f("allocatedResources", Elem::Quantity, Shape::Map, 10, [0, 0], 0, 0),
         f("allocatedResourcesStatus", T(347), Shape::List, 14, [0, 0], 0, 2),
         f("containerID", Elem::String, Shape::One, 8, [0, 0], 0, 0),
-        f("image", Elem::String, Shape::One, 6, [0, 0], R, 0),
-        f("imageID", Elem::String, Shape::One, 7, [0, 0], R, 0),
+        f("image", Elem::String, Shape::One, 6, [0, 0], R | A, 0),
+        f("imageID", Elem::String, Shape::One, 7, [0, 0], R | A, 0),
         f("lastState", T(206), Shape::One, 3, [0, 0], A, 0),
         f("name", Elem::String, Shape::One, 1, [0, 0], R, 0),
         f("ready", Elem::Bool, Shape::One, 4, [0, 0], R | A, 0),
@@ -1411,7 +1411,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.core.v1.Endpoints", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("subsets", T(219), Shape::List, 2, [0, 0], 0, 1),
     ]),
     t("io.k8s.api.core.v1.EndpointsList", "", "v1", true, false, None, &[
@@ -1635,7 +1635,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.core.v1.LimitRange", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(257), Shape::One, 2, [0, 0], A, 0),
     ]),
     t("io.k8s.api.core.v1.LimitRangeItem", "", "", false, false, None, &[
@@ -1670,7 +1670,7 @@ pub static TYPES: &[Type] = &[
         f("ingress", T(259), Shape::List, 1, [0, 0], 0, 1),
     ]),
     t("io.k8s.api.core.v1.LocalObjectReference", "", "", false, true, None, &[
-        f("name", Elem::String, Shape::One, 1, [0, 0], R, 0),
+        f("name", Elem::String, Shape::One, 1, [0, 0], 0, 0),
     ]),
     t("io.k8s.api.core.v1.LocalVolumeSource", "", "", false, false, None, &[
         f("fsType", Elem::String, Shape::One, 2, [0, 0], P, 0),
@@ -1688,7 +1688,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.core.v1.Namespace", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(268), Shape::One, 2, [0, 0], A, 0),
         f("status", T(269), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -1715,7 +1715,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.core.v1.Node", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(285), Shape::One, 2, [0, 0], A, 0),
         f("status", T(286), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -1810,17 +1810,17 @@ pub static TYPES: &[Type] = &[
         f("capacity", Elem::Int64, Shape::One, 1, [0, 0], P, 0),
     ]),
     t("io.k8s.api.core.v1.NodeSystemInfo", "", "", false, false, None, &[
-        f("architecture", Elem::String, Shape::One, 10, [0, 0], R, 0),
-        f("bootID", Elem::String, Shape::One, 3, [0, 0], R, 0),
-        f("containerRuntimeVersion", Elem::String, Shape::One, 6, [0, 0], R, 0),
-        f("kernelVersion", Elem::String, Shape::One, 4, [0, 0], R, 0),
-        f("kubeProxyVersion", Elem::String, Shape::One, 8, [0, 0], R, 0),
-        f("kubeletVersion", Elem::String, Shape::One, 7, [0, 0], R, 0),
-        f("machineID", Elem::String, Shape::One, 1, [0, 0], R, 0),
-        f("operatingSystem", Elem::String, Shape::One, 9, [0, 0], R, 0),
-        f("osImage", Elem::String, Shape::One, 5, [0, 0], R, 0),
+        f("architecture", Elem::String, Shape::One, 10, [0, 0], R | A, 0),
+        f("bootID", Elem::String, Shape::One, 3, [0, 0], R | A, 0),
+        f("containerRuntimeVersion", Elem::String, Shape::One, 6, [0, 0], R | A, 0),
+        f("kernelVersion", Elem::String, Shape::One, 4, [0, 0], R | A, 0),
+        f("kubeProxyVersion", Elem::String, Shape::One, 8, [0, 0], R | A, 0),
+        f("kubeletVersion", Elem::String, Shape::One, 7, [0, 0], R | A, 0),
+        f("machineID", Elem::String, Shape::One, 1, [0, 0], R | A, 0),
+        f("operatingSystem", Elem::String, Shape::One, 9, [0, 0], R | A, 0),
+        f("osImage", Elem::String, Shape::One, 5, [0, 0], R | A, 0),
         f("swap", T(287), Shape::One, 11, [0, 0], P, 0),
-        f("systemUUID", Elem::String, Shape::One, 2, [0, 0], R, 0),
+        f("systemUUID", Elem::String, Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.core.v1.ObjectFieldSelector", "", "", false, true, None, &[
         f("apiVersion", Elem::String, Shape::One, 1, [0, 0], 0, 0),
@@ -1838,14 +1838,14 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.core.v1.PersistentVolume", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(300), Shape::One, 2, [0, 0], A, 0),
         f("status", T(301), Shape::One, 3, [0, 0], A, 0),
     ]),
     t("io.k8s.api.core.v1.PersistentVolumeClaim", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(295), Shape::One, 2, [0, 0], A, 0),
         f("status", T(296), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -1944,7 +1944,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.core.v1.Pod", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(321), Shape::One, 2, [0, 0], A, 0),
         f("status", T(322), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -2110,7 +2110,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.core.v1.PodTemplate", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("template", T(325), Shape::One, 2, [0, 0], A, 0),
     ]),
     t("io.k8s.api.core.v1.PodTemplateList", "", "v1", true, false, None, &[
@@ -2184,7 +2184,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.core.v1.ReplicationController", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(337), Shape::One, 2, [0, 0], A, 0),
         f("status", T(338), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -2232,7 +2232,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.core.v1.ResourceQuota", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(344), Shape::One, 2, [0, 0], A, 0),
         f("status", T(345), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -2307,17 +2307,17 @@ pub static TYPES: &[Type] = &[
         f("data", Elem::Bytes, Shape::Map, 2, [0, 0], 0, 0),
         f("immutable", Elem::Bool, Shape::One, 5, [0, 0], P, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("stringData", Elem::String, Shape::Map, 4, [0, 0], 0, 0),
         f("type", Elem::String, Shape::One, 3, [0, 0], 0, 0),
     ]),
     t("io.k8s.api.core.v1.SecretEnvSource", "", "", false, false, None, &[
-        f("name", Elem::String, Shape::One, 1, [1, 0], R, 0),
+        f("name", Elem::String, Shape::One, 1, [1, 0], 0, 0),
         f("optional", Elem::Bool, Shape::One, 2, [0, 0], P, 0),
     ]),
     t("io.k8s.api.core.v1.SecretKeySelector", "", "", false, true, None, &[
         f("key", Elem::String, Shape::One, 2, [0, 0], R, 0),
-        f("name", Elem::String, Shape::One, 1, [1, 0], R, 0),
+        f("name", Elem::String, Shape::One, 1, [1, 0], 0, 0),
         f("optional", Elem::Bool, Shape::One, 3, [0, 0], P, 0),
     ]),
     t("io.k8s.api.core.v1.SecretList", "", "v1", true, false, None, &[
@@ -2328,7 +2328,7 @@ pub static TYPES: &[Type] = &[
     ]),
     t("io.k8s.api.core.v1.SecretProjection", "", "", false, false, None, &[
         f("items", T(251), Shape::List, 2, [0, 0], 0, 1),
-        f("name", Elem::String, Shape::One, 1, [1, 0], R, 0),
+        f("name", Elem::String, Shape::One, 1, [1, 0], 0, 0),
         f("optional", Elem::Bool, Shape::One, 4, [0, 0], P, 0),
     ]),
     t("io.k8s.api.core.v1.SecretReference", "", "", false, true, None, &[
@@ -2358,7 +2358,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.core.v1.Service", "", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(368), Shape::One, 2, [0, 0], A, 0),
         f("status", T(369), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -2367,7 +2367,7 @@ pub static TYPES: &[Type] = &[
         f("automountServiceAccountToken", Elem::Bool, Shape::One, 4, [0, 0], P, 0),
         f("imagePullSecrets", T(261), Shape::List, 3, [0, 0], 0, 1),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("secrets", T(290), Shape::List, 2, [0, 0], 0, 2),
     ]),
     t("io.k8s.api.core.v1.ServiceAccountList", "", "v1", true, false, None, &[
@@ -2607,7 +2607,7 @@ pub static TYPES: &[Type] = &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("endpoints", T(394), Shape::List, 2, [0, 0], 0, 1),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("ports", T(397), Shape::List, 3, [0, 0], 0, 1),
     ]),
     t("io.k8s.api.discovery.v1.EndpointSliceList", "discovery.k8s.io", "v1", true, false, None, &[
@@ -2629,9 +2629,9 @@ pub static TYPES: &[Type] = &[
         f("deprecatedFirstTimestamp", Elem::Time, Shape::One, 13, [0, 0], 0, 0),
         f("deprecatedLastTimestamp", Elem::Time, Shape::One, 14, [0, 0], 0, 0),
         f("deprecatedSource", T(230), Shape::One, 12, [0, 0], A, 0),
-        f("eventTime", Elem::MicroTime, Shape::One, 2, [0, 0], 0, 0),
+        f("eventTime", Elem::MicroTime, Shape::One, 2, [0, 0], R, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("note", Elem::String, Shape::One, 10, [0, 0], 0, 0),
         f("reason", Elem::String, Shape::One, 7, [0, 0], 0, 0),
         f("regarding", T(290), Shape::One, 8, [0, 0], A | W, 0),
@@ -2661,7 +2661,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.flowcontrol.v1.FlowSchema", "flowcontrol.apiserver.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(410), Shape::One, 2, [0, 0], A, 0),
         f("status", T(411), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -2712,7 +2712,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.flowcontrol.v1.PriorityLevelConfiguration", "flowcontrol.apiserver.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(421), Shape::One, 2, [0, 0], A, 0),
         f("status", T(422), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -2776,7 +2776,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.networking.v1.IPAddress", "networking.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(432), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.networking.v1.IPAddressList", "networking.k8s.io", "v1", true, false, None, &[
@@ -2795,7 +2795,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.networking.v1.Ingress", "networking.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(446), Shape::One, 2, [0, 0], A, 0),
         f("status", T(447), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -2806,7 +2806,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.networking.v1.IngressClass", "networking.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(439), Shape::One, 2, [0, 0], A, 0),
     ]),
     t("io.k8s.api.networking.v1.IngressClassList", "networking.k8s.io", "v1", true, false, None, &[
@@ -2869,7 +2869,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.networking.v1.NetworkPolicy", "networking.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(455), Shape::One, 2, [0, 0], A, 0),
     ]),
     t("io.k8s.api.networking.v1.NetworkPolicyEgressRule", "", "", false, false, None, &[
@@ -2915,7 +2915,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.networking.v1.ServiceCIDR", "networking.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(460), Shape::One, 2, [0, 0], A, 0),
         f("status", T(461), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -2934,7 +2934,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.networking.v1beta1.IPAddress", "networking.k8s.io", "v1beta1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(464), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.networking.v1beta1.IPAddressList", "networking.k8s.io", "v1beta1", true, false, None, &[
@@ -2955,7 +2955,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.networking.v1beta1.ServiceCIDR", "networking.k8s.io", "v1beta1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(468), Shape::One, 2, [0, 0], A, 0),
         f("status", T(469), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -2978,7 +2978,7 @@ pub static TYPES: &[Type] = &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("handler", Elem::String, Shape::One, 2, [0, 0], R, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("overhead", T(470), Shape::One, 3, [0, 0], P, 0),
         f("scheduling", T(473), Shape::One, 4, [0, 0], P, 0),
     ]),
@@ -2996,12 +2996,12 @@ pub static TYPES: &[Type] = &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("deleteOptions", T(686), Shape::One, 2, [0, 0], P, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
     ]),
     t("io.k8s.api.policy.v1.PodDisruptionBudget", "policy", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(477), Shape::One, 2, [0, 0], A, 0),
         f("status", T(478), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -3033,13 +3033,13 @@ pub static TYPES: &[Type] = &[
         f("aggregationRule", T(479), Shape::One, 3, [0, 0], P, 0),
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("rules", T(484), Shape::List, 2, [0, 0], 0, 1),
     ]),
     t("io.k8s.api.rbac.v1.ClusterRoleBinding", "rbac.authorization.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("roleRef", T(489), Shape::One, 3, [0, 0], R | A | W, 0),
         f("subjects", T(490), Shape::List, 2, [0, 0], 0, 1),
     ]),
@@ -3065,13 +3065,13 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.rbac.v1.Role", "rbac.authorization.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("rules", T(484), Shape::List, 2, [0, 0], 0, 1),
     ]),
     t("io.k8s.api.rbac.v1.RoleBinding", "rbac.authorization.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("roleRef", T(489), Shape::One, 3, [0, 0], R | A | W, 0),
         f("subjects", T(490), Shape::List, 2, [0, 0], 0, 1),
     ]),
@@ -3185,7 +3185,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1.DeviceClass", "resource.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(509), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.resource.v1.DeviceClassConfiguration", "", "", false, false, None, &[
@@ -3278,7 +3278,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1.ResourceClaim", "resource.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(525), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(526), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -3305,7 +3305,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1.ResourceClaimTemplate", "resource.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(529), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.resource.v1.ResourceClaimTemplateList", "resource.k8s.io", "v1", true, false, None, &[
@@ -3326,7 +3326,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1.ResourceSlice", "resource.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(533), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.resource.v1.ResourceSliceList", "resource.k8s.io", "v1", true, false, None, &[
@@ -3435,7 +3435,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1beta1.DeviceClass", "resource.k8s.io", "v1beta1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(553), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.resource.v1beta1.DeviceClassConfiguration", "", "", false, false, None, &[
@@ -3525,7 +3525,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1beta1.ResourceClaim", "resource.k8s.io", "v1beta1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(568), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(569), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -3552,7 +3552,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1beta1.ResourceClaimTemplate", "resource.k8s.io", "v1beta1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(572), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.resource.v1beta1.ResourceClaimTemplateList", "resource.k8s.io", "v1beta1", true, false, None, &[
@@ -3573,7 +3573,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1beta1.ResourceSlice", "resource.k8s.io", "v1beta1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(576), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.resource.v1beta1.ResourceSliceList", "resource.k8s.io", "v1beta1", true, false, None, &[
@@ -3679,7 +3679,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1beta2.DeviceClass", "resource.k8s.io", "v1beta2", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(595), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.resource.v1beta2.DeviceClassConfiguration", "", "", false, false, None, &[
@@ -3743,7 +3743,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1beta2.DeviceTaintRule", "resource.k8s.io", "v1beta2", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(605), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(606), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -3797,7 +3797,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1beta2.ResourceClaim", "resource.k8s.io", "v1beta2", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(616), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(617), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -3824,7 +3824,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1beta2.ResourceClaimTemplate", "resource.k8s.io", "v1beta2", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(620), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.resource.v1beta2.ResourceClaimTemplateList", "resource.k8s.io", "v1beta2", true, false, None, &[
@@ -3845,7 +3845,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.resource.v1beta2.ResourceSlice", "resource.k8s.io", "v1beta2", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(624), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.resource.v1beta2.ResourceSliceList", "resource.k8s.io", "v1beta2", true, false, None, &[
@@ -3869,7 +3869,7 @@ pub static TYPES: &[Type] = &[
         f("description", Elem::String, Shape::One, 4, [0, 0], 0, 0),
         f("globalDefault", Elem::Bool, Shape::One, 3, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("preemptionPolicy", Elem::String, Shape::One, 5, [0, 0], P, 0),
         f("value", Elem::Int32, Shape::One, 2, [0, 0], A, 0),
     ]),
@@ -3882,7 +3882,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.storage.v1.CSIDriver", "storage.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(629), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.storage.v1.CSIDriverList", "storage.k8s.io", "v1", true, false, None, &[
@@ -3907,7 +3907,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.storage.v1.CSINode", "storage.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(633), Shape::One, 2, [0, 0], R | A, 0),
     ]),
     t("io.k8s.api.storage.v1.CSINodeDriver", "", "", false, false, None, &[
@@ -3930,7 +3930,7 @@ pub static TYPES: &[Type] = &[
         f("capacity", Elem::Quantity, Shape::One, 4, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("maximumVolumeSize", Elem::Quantity, Shape::One, 5, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("nodeTopology", T(692), Shape::One, 2, [0, 0], P | W, 0),
         f("storageClassName", Elem::String, Shape::One, 3, [0, 0], R, 0),
     ]),
@@ -3945,7 +3945,7 @@ pub static TYPES: &[Type] = &[
         f("allowedTopologies", T(379), Shape::List, 8, [0, 0], 0, 1),
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("mountOptions", Elem::String, Shape::List, 5, [0, 0], 0, 1),
         f("parameters", Elem::String, Shape::Map, 3, [0, 0], 0, 0),
         f("provisioner", Elem::String, Shape::One, 2, [0, 0], R, 0),
@@ -3965,7 +3965,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.storage.v1.VolumeAttachment", "storage.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(642), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(643), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -3994,7 +3994,7 @@ pub static TYPES: &[Type] = &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("driverName", Elem::String, Shape::One, 2, [0, 0], R, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("parameters", Elem::String, Shape::Map, 3, [0, 0], 0, 0),
     ]),
     t("io.k8s.api.storage.v1.VolumeAttributesClassList", "storage.k8s.io", "v1", true, false, None, &[
@@ -4015,7 +4015,7 @@ pub static TYPES: &[Type] = &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("driverName", Elem::String, Shape::One, 2, [0, 0], R, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("parameters", Elem::String, Shape::Map, 3, [0, 0], 0, 0),
     ]),
     t("io.k8s.api.storage.v1beta1.VolumeAttributesClassList", "storage.k8s.io", "v1beta1", true, false, None, &[
@@ -4027,7 +4027,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.api.storagemigration.v1beta1.StorageVersionMigration", "storagemigration.k8s.io", "v1beta1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(652), Shape::One, 2, [0, 0], A, 0),
         f("status", T(653), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -4059,7 +4059,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition", "apiextensions.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(660), Shape::One, 2, [0, 0], R | A, 0),
         f("status", T(661), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -4243,9 +4243,9 @@ pub static TYPES: &[Type] = &[
     ]),
     t("io.k8s.apimachinery.pkg.apis.meta.v1.Condition", "", "", false, false, None, &[
         f("lastTransitionTime", Elem::Time, Shape::One, 4, [0, 0], R, 0),
-        f("message", Elem::String, Shape::One, 6, [0, 0], R, 0),
+        f("message", Elem::String, Shape::One, 6, [0, 0], R | A, 0),
         f("observedGeneration", Elem::Int64, Shape::One, 3, [0, 0], 0, 0),
-        f("reason", Elem::String, Shape::One, 5, [0, 0], R, 0),
+        f("reason", Elem::String, Shape::One, 5, [0, 0], R | A, 0),
         f("status", Elem::String, Shape::One, 2, [0, 0], R, 0),
         f("type", Elem::String, Shape::One, 1, [0, 0], R, 0),
     ]),
@@ -4387,7 +4387,7 @@ pub static TYPES: &[Type] = &[
         f("details", T(709), Shape::One, 5, [0, 0], P, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("message", Elem::String, Shape::One, 3, [0, 0], 0, 0),
-        f("metadata", T(694), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(694), Shape::One, 1, [0, 0], A, 0),
         f("reason", Elem::String, Shape::One, 4, [0, 0], 0, 0),
         f("status", Elem::String, Shape::One, 2, [0, 0], 0, 0),
     ]),
@@ -4465,7 +4465,7 @@ pub static TYPES: &[Type] = &[
     t("io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService", "apiregistration.k8s.io", "v1", true, false, None, &[
         f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
         f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
-        f("metadata", T(698), Shape::One, 1, [0, 0], R | A, 0),
+        f("metadata", T(698), Shape::One, 1, [0, 0], A, 0),
         f("spec", T(724), Shape::One, 2, [0, 0], A, 0),
         f("status", T(725), Shape::One, 3, [0, 0], A, 0),
     ]),
@@ -4502,4 +4502,4 @@ pub static TYPES: &[Type] = &[
 ];
 
 /// Changes with the table and with the descriptions.
-pub(super) const FINGERPRINT: &str = "feac40437f4c067168e249c01adbdc26997b7d1871a862146929e5b149a44e92";
+pub(super) const FINGERPRINT: &str = "f66783db24e777f758c0be3bceb955844cc1acef8ae85fb464c7a348e57b1963";

@@ -97,7 +97,8 @@ pub fn v3_group<'a>(
         out,
         r#","securitySchemes":{{"BearerToken":{{"type":"apiKey","description":"Bearer Token authentication","name":"authorization","in":"header"}}}}}},"paths":"#
     )?;
-    write_paths(&operations, &rows, out)?;
+    let root = format!("/{}/", prefix(group, version));
+    write_paths(&operations, &rows, |path| path == root, out)?;
     write!(out, "}}")?;
     Ok(true)
 }
@@ -113,7 +114,7 @@ pub fn v2_json<'a>(kinds: impl IntoIterator<Item = &'a Kind> + Clone, out: &mut 
         out,
         r#","securityDefinitions":{{"BearerToken":{{"description":"Bearer Token authentication","type":"apiKey","name":"authorization","in":"header"}}}},"security":[{{"BearerToken":[]}}],"paths":"#
     )?;
-    write_paths(&operations, &rows, out)?;
+    write_paths(&operations, &rows, |_| true, out)?;
     write!(out, "}}")
 }
 
@@ -127,10 +128,9 @@ pub fn v2_protobuf<'a>(kinds: impl IntoIterator<Item = &'a Kind> + Clone) -> io:
         let (name, schema) = schemas.definition(index);
         document.definition(name, &schema);
     }
-    for row in &rows {
-        for (path, item) in operations.of(row) {
-            document.path(&path, &item);
-        }
+    let documents = paths::documents(&operations, &rows);
+    for (path, item) in documents.into_iter().chain(rows.iter().flat_map(|row| operations.of(row))) {
+        document.path(&path, &item);
     }
     Ok(document.finish())
 }
@@ -144,8 +144,15 @@ fn write_definitions(schemas: &Schemas, indices: &[usize], out: &mut dyn Write) 
     write_object(&mut entries, out)
 }
 
-fn write_paths(operations: &Operations, rows: &[&Kind], out: &mut dyn Write) -> io::Result<()> {
-    let mut entries = rows.iter().flat_map(|row| operations.of(row));
+/// Writes the paths of the rows, and of the documents about them that are wanted.
+fn write_paths(
+    operations: &Operations,
+    rows: &[&Kind],
+    wanted: impl Fn(&str) -> bool,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let documents = paths::documents(operations, rows).into_iter().filter(|(path, _)| wanted(path));
+    let mut entries = documents.chain(rows.iter().flat_map(|row| operations.of(row)));
     write_object(&mut entries, out)
 }
 
@@ -251,6 +258,37 @@ mod tests {
             let name = reference.strip_prefix("#/definitions/").unwrap();
             assert!(document["definitions"].get(name).is_some(), "{reference}");
         }
+    }
+
+    #[test]
+    fn the_whole_document_is_what_clients_are_generated_from() {
+        let document = v2();
+        let at = |path: &str, method: &str| document["paths"][path][method].clone();
+        let id = |path: &str, method: &str| at(path, method)["operationId"].clone();
+        assert_eq!(id("/apis/apps/v1/", "get"), "getAppsV1APIResources");
+        assert_eq!(id("/apis/rbac.authorization.k8s.io/", "get"), "getRbacAuthorizationAPIGroup");
+        assert_eq!(id("/version/", "get"), "getCodeVersion");
+        let pod = "/api/v1/namespaces/{namespace}/pods/{name}";
+        assert_eq!(
+            id(&format!("{pod}/proxy/{{path}}"), "delete"),
+            "connectDeleteCoreV1NamespacedPodProxyWithPath"
+        );
+        let names = |operation: &Value| -> Vec<String> {
+            let all = operation["parameters"].as_array().unwrap();
+            all.iter()
+                .filter(|p| p["in"] == "query")
+                .map(|p| p["name"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        assert_eq!(names(&at(&format!("{pod}/exec"), "get"))[0], "command");
+        assert!(names(&at(&format!("{pod}/log"), "get")).contains(&"tailLines".to_owned()));
+        let many = names(&at("/api/v1/namespaces/{namespace}/pods", "delete"));
+        assert!(many.contains(&"propagationPolicy".to_owned()) && !many.contains(&"watch".to_owned()));
+        let definitions = &document["definitions"];
+        assert_eq!(definitions["io.k8s.api.core.v1.Pod"]["required"], Value::Null);
+        assert_eq!(definitions["io.k8s.api.core.v1.Binding"]["required"], json!(["target"]));
+        assert_eq!(definitions["io.k8s.api.core.v1.LocalObjectReference"]["required"], Value::Null);
+        assert_eq!(definitions["io.k8s.api.events.v1.Event"]["required"], json!(["eventTime"]));
     }
 
     #[test]

@@ -37,25 +37,101 @@ const PATCH: &[Parameter] = &[
     ("force", "boolean", "Take fields over from other managers. Only for apply patches."),
 ];
 const READ: &[Parameter] = &[PRETTY];
+const SHARD: Parameter = (
+    "shardSelector",
+    "string",
+    "Restricts the returned objects to a shard. Alpha upstream, and not served here.",
+);
+const CONTINUE: Parameter = ("continue", "string", "Continues an earlier list.");
+const FIELDS: Parameter = ("fieldSelector", "string", "Restricts the returned objects by their fields.");
+const LABELS: Parameter = ("labelSelector", "string", "Restricts the returned objects by their labels.");
+const LIMIT: Parameter = ("limit", "integer", "The most objects to return.");
+const REVISION: Parameter =
+    ("resourceVersion", "string", "A constraint on the versions that may be returned.");
+const REVISION_MATCH: Parameter =
+    ("resourceVersionMatch", "string", "How resourceVersion is applied to lists.");
+const INITIAL_EVENTS: Parameter = ("sendInitialEvents", "boolean", "Begins a watch with what exists.");
+const TIMEOUT: Parameter = ("timeoutSeconds", "integer", "Limits the duration of the call.");
 const LIST: &[Parameter] = &[
     PRETTY,
+    SHARD,
     ("allowWatchBookmarks", "boolean", "Requests watch events of type BOOKMARK."),
-    ("continue", "string", "Continues an earlier list."),
-    ("fieldSelector", "string", "Restricts the returned objects by their fields."),
-    ("labelSelector", "string", "Restricts the returned objects by their labels."),
-    ("limit", "integer", "The most objects to return."),
-    ("resourceVersion", "string", "A constraint on the versions that may be returned."),
-    ("resourceVersionMatch", "string", "How resourceVersion is applied to lists."),
-    ("sendInitialEvents", "boolean", "Begins a watch with what exists."),
-    ("timeoutSeconds", "integer", "Limits the duration of the call."),
+    CONTINUE,
+    FIELDS,
+    LABELS,
+    LIMIT,
+    REVISION,
+    REVISION_MATCH,
+    INITIAL_EVENTS,
+    TIMEOUT,
     ("watch", "boolean", "Watch for changes instead of returning a list."),
 ];
-const DELETE: &[Parameter] = &[
+const GRACE: Parameter =
+    ("gracePeriodSeconds", "integer", "The time in seconds before the object should be deleted.");
+const ORPHAN: Parameter = ("orphanDependents", "boolean", "Deprecated: use propagationPolicy.");
+const PROPAGATION: Parameter =
+    ("propagationPolicy", "string", "Whether and how garbage collection will be performed.");
+const UNREADABLE: Parameter = (
+    "ignoreStoreReadErrorWithClusterBreakingPotential",
+    "boolean",
+    "Delete also what cannot be read from the store. It can always be read here.",
+);
+const DELETE: &[Parameter] = &[PRETTY, DRY_RUN, GRACE, UNREADABLE, ORPHAN, PROPAGATION];
+const DELETE_COLLECTION: &[Parameter] = &[
     PRETTY,
+    SHARD,
+    CONTINUE,
     DRY_RUN,
-    ("gracePeriodSeconds", "integer", "The time in seconds before the object should be deleted."),
-    ("orphanDependents", "boolean", "Deprecated: use propagationPolicy."),
-    ("propagationPolicy", "string", "Whether and how garbage collection will be performed."),
+    FIELDS,
+    GRACE,
+    UNREADABLE,
+    LABELS,
+    LIMIT,
+    ORPHAN,
+    PROPAGATION,
+    REVISION,
+    REVISION_MATCH,
+    INITIAL_EVENTS,
+    TIMEOUT,
+];
+const LOG: &[Parameter] = &[
+    ("container", "string", "The container for which to stream logs."),
+    ("follow", "boolean", "Follow the log stream of the pod."),
+    ("insecureSkipTLSVerifyBackend", "boolean", "Nodes are known by their own certificates here; ignored."),
+    ("limitBytes", "integer", "The number of bytes to read before the log ends."),
+    PRETTY,
+    ("previous", "boolean", "Return the logs of the previous terminated container."),
+    ("sinceSeconds", "integer", "A relative time in seconds before now from which to show logs."),
+    ("stream", "string", "Which container log stream to return: All, Stdout or Stderr."),
+    ("tailLines", "integer", "The number of lines from the end of the logs to show."),
+    ("timestamps", "boolean", "Add an RFC 3339 timestamp at the beginning of every line."),
+];
+const ATTACH: &[Parameter] = &[
+    ("container", "string", "The container in which to execute the command or to attach to."),
+    ("stderr", "boolean", "Redirect the standard error stream."),
+    ("stdin", "boolean", "Redirect the standard input stream."),
+    ("stdout", "boolean", "Redirect the standard output stream."),
+    ("tty", "boolean", "Allocate a terminal."),
+];
+const EXEC: &[Parameter] = &[
+    ("command", "string", "The command line to execute, not in a shell."),
+    ATTACH[0],
+    ATTACH[1],
+    ATTACH[2],
+    ATTACH[3],
+    ATTACH[4],
+];
+const PORT_FORWARD: &[Parameter] = &[("ports", "integer", "List of ports to forward.")];
+const PROXY: &[Parameter] = &[("path", "string", "The part of URLs to use for the current proxy request.")];
+/// The methods of `proxy`, with the first word of their operations.
+const PROXY_METHODS: &[(&str, &str)] = &[
+    ("get", "connectGet"),
+    ("put", "connectPut"),
+    ("post", "connectPost"),
+    ("delete", "connectDelete"),
+    ("options", "connectOptions"),
+    ("head", "connectHead"),
+    ("patch", "connectPatch"),
 ];
 
 /// Writes operations in one dialect.
@@ -95,12 +171,7 @@ impl Operations {
         let kind = (row.group, row.version, row.kind);
         let (own, list) = (row.schema.to_owned(), format!("{}List", row.schema));
         let status = format!("{META}Status");
-        let deleted =
-            if row.group.is_empty() && matches!(row.kind, "Pod" | "Service" | "PersistentVolumeClaim") {
-                own.clone()
-            } else {
-                status.clone()
-            };
+        let deleted = if row.returns_deleted() { own.clone() } else { status.clone() };
         let id = |verb: &str, suffix: &str| operation_id(verb, row, suffix);
         let operation = |method, action, id, parameters, body: Option<&String>, answer: &String| Operation {
             method,
@@ -121,7 +192,14 @@ impl Operations {
         }
         if has("deletecollection") {
             let id = operation_id("deleteCollection", row, "");
-            on_collection.push(operation("delete", "deletecollection", id, LIST, Some(&options), &status));
+            on_collection.push(operation(
+                "delete",
+                "deletecollection",
+                id,
+                DELETE_COLLECTION,
+                Some(&options),
+                &status,
+            ));
         }
         let mut on_item = Vec::new();
         if has("get") {
@@ -157,7 +235,16 @@ impl Operations {
         }
         for subresource in row.subresources {
             let operations = subresource_operations(row, *subresource);
-            paths.push((format!("{item}/{}", subresource.name()), self.item(&operations, named)));
+            let path = format!("{item}/{}", subresource.name());
+            paths.push((path.clone(), self.item(&operations, named)));
+            if subresource.name() == "proxy" {
+                let below: Vec<_> = operations
+                    .into_iter()
+                    .map(|operation| Operation { id: format!("{}WithPath", operation.id), ..operation })
+                    .collect();
+                let named = [named, &["path"]].concat();
+                paths.push((format!("{path}/{{path}}"), self.item(&below, &named)));
+            }
         }
         paths.retain(|(_, item)| item.as_object().is_some_and(|item| !item.is_empty()));
         paths
@@ -245,6 +332,7 @@ impl Operations {
     fn parameter(&self, name: &str, ty: &str, text: &str, place: &str) -> Value {
         let text = match (name, place) {
             ("name", "path") => "name of the object",
+            ("path", "path") => "path to the resource",
             ("namespace", "path") => "object name and auth scope, such as for teams and projects",
             _ => text,
         };
@@ -262,6 +350,69 @@ impl Operations {
         parameter
     }
 }
+
+/// The paths that tell which groups, versions and resources there are, and what else is a document.
+pub fn documents(operations: &Operations, rows: &[&Kind]) -> Vec<(String, Value)> {
+    let read = |path: String, id: String, tags: &str, answer: Option<&str>| {
+        let mut item = operations.item(
+            &[Operation {
+                method: "get",
+                action: "get",
+                id,
+                parameters: &[],
+                body: None,
+                answer: answer.map(str::to_owned),
+                kind: ("", "", ""),
+            }],
+            &[],
+        );
+        if let Some(get) = item["get"].as_object_mut() {
+            get.remove("x-kubernetes-action");
+            get.remove("x-kubernetes-group-version-kind");
+            get.insert("tags".to_owned(), json!([tags]));
+        }
+        (path, item)
+    };
+    let meta = |name: &str| format!("{META}{name}");
+    let mut paths = vec![
+        read("/api/".into(), "getCoreAPIVersions".into(), "core", Some(&meta("APIVersions"))),
+        read("/apis/".into(), "getAPIVersions".into(), "apis", Some(&meta("APIGroupList"))),
+        read("/version/".into(), "getCodeVersion".into(), "version", Some(VERSION_INFO)),
+        read(
+            "/.well-known/openid-configuration".into(),
+            "getServiceAccountIssuerOpenIDConfiguration".into(),
+            "WellKnown",
+            None,
+        ),
+        read("/openid/v1/jwks".into(), "getServiceAccountIssuerOpenIDKeyset".into(), "openid", None),
+    ];
+    for row in rows {
+        let title_of = group_title(row.group);
+        let root = format!("/{}/", prefix(row.group, row.version));
+        if paths.iter().all(|(path, _)| *path != root) {
+            let id = format!("get{title_of}{}APIResources", title(row.version));
+            let list = meta("APIResourceList");
+            paths.push(read(root, id, &tag(row.group, row.version), Some(&list)));
+        }
+        let root = format!("/apis/{}/", row.group);
+        if !row.group.is_empty() && paths.iter().all(|(path, _)| *path != root) {
+            let mut tags = title_of.clone();
+            tags[..1].make_ascii_lowercase();
+            paths.push(read(root, format!("get{title_of}APIGroup"), &tags, Some(&meta("APIGroup"))));
+        }
+    }
+    paths
+}
+
+/// The types that [`documents`] answer.
+pub const DOCUMENT_TYPES: &[&str] = &[
+    "io.k8s.apimachinery.pkg.apis.meta.v1.APIVersions",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroupList",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.APIGroup",
+    "io.k8s.apimachinery.pkg.apis.meta.v1.APIResourceList",
+    VERSION_INFO,
+];
+const VERSION_INFO: &str = "io.k8s.apimachinery.pkg.version.Info";
 
 fn subresource_operations(row: &Kind, subresource: Subresource) -> Vec<Operation<'_>> {
     let suffix = title(subresource.name());
@@ -289,11 +440,22 @@ fn subresource_operations(row: &Kind, subresource: Subresource) -> Vec<Operation
             vec![operation("post", "post", "create", WRITE, Some(ty), Some(ty))]
         }
         Subresource::Other("finalize") => vec![operation("put", "put", "replace", WRITE, Some(ty), Some(ty))],
-        Subresource::Other("log") => vec![operation("get", "get", "read", READ, None, None)],
-        Subresource::Other("exec" | "attach" | "portforward" | "proxy") => vec![
-            operation("get", "connect", "connectGet", &[], None, None),
-            operation("post", "connect", "connectPost", &[], None, None),
-        ],
+        Subresource::Other("log") => vec![operation("get", "get", "read", LOG, None, None)],
+        Subresource::Other(name @ ("exec" | "attach" | "portforward")) => {
+            let parameters = match name {
+                "exec" => EXEC,
+                "attach" => ATTACH,
+                _ => PORT_FORWARD,
+            };
+            vec![
+                operation("get", "connect", "connectGet", parameters, None, None),
+                operation("post", "connect", "connectPost", parameters, None, None),
+            ]
+        }
+        Subresource::Other("proxy") => PROXY_METHODS
+            .iter()
+            .map(|(method, verb)| operation(method, "connect", verb, PROXY, None, None))
+            .collect(),
         _ => vec![
             operation("get", "get", "read", READ, None, Some(ty)),
             operation("put", "put", "replace", WRITE, Some(ty), Some(ty)),

@@ -193,6 +193,7 @@ pub fn used_by(rows: &[&Kind]) -> Vec<usize> {
         format!("{META}Patch"),
         format!("{META}WatchEvent"),
     ];
+    names.extend(super::paths::DOCUMENT_TYPES.iter().map(|name| (*name).to_owned()));
     for row in rows {
         names.push(row.schema.to_owned());
         names.push(format!("{}List", row.schema));
