@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::Value;
 
@@ -18,15 +18,40 @@ pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// How long a client may take to send it.
 const BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// Bytes of a body that is refused for its size which are still read, so that its sender hears why.
+const DRAINED_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Bytes of a body whose problems are told in its order; finding it out costs memory.
+const ORDERED_BYTES_MAX: usize = 64 * 1024;
+
 /// Reads a body whole.
 pub async fn read(body: Incoming) -> Result<Bytes, Refusal> {
-    let whole = Limited::new(body, BODY_BYTES_MAX).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, whole).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Refusal::TooLarge(BODY_BYTES_MAX)),
-        Ok(Err(error)) => Err(Refusal::bad_request(format!("reading the body: {error}"))),
+    match tokio::time::timeout(BODY_TIMEOUT, collect(body)).await {
+        Ok(read) => read,
         Err(_) => Err(Refusal::bad_request("the body took too long to arrive")),
     }
+}
+
+async fn collect(mut body: Incoming) -> Result<Bytes, Refusal> {
+    let mut pieces: Vec<Bytes> = Vec::new();
+    let mut size = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Refusal::bad_request(format!("reading the body: {error}")))?;
+        let Ok(piece) = frame.into_data() else { continue };
+        size += piece.len();
+        if size > DRAINED_BYTES_MAX {
+            break;
+        }
+        if size > BODY_BYTES_MAX {
+            pieces.clear();
+        } else {
+            pieces.push(piece);
+        }
+    }
+    if size > BODY_BYTES_MAX {
+        return Err(Refusal::TooLarge(BODY_BYTES_MAX));
+    }
+    Ok(if pieces.len() == 1 { pieces.swap_remove(0) } else { pieces.concat().into() })
 }
 
 /// What to do about unknown and duplicate fields (`fieldValidation`).
@@ -97,7 +122,7 @@ fn parsed(bytes: &[u8], encoding: Encoding) -> Result<json::Parsed, String> {
         Encoding::Protobuf => return Err("this body cannot be protobuf".to_owned()),
     };
     parsed.map_err(|error| match error {
-        json::ParseError::Json(error) if error.is_eof() => "unexpected end of JSON input".to_owned(),
+        json::ParseError::Json(error) => json::in_gos_words(bytes, &error),
         error => error.to_string(),
     })
 }
@@ -144,9 +169,40 @@ pub fn object(
     let mut problems: Vec<Problem> = parsed.duplicates.into_iter().map(Problem::Duplicate).collect();
     let (mut value, unknown) = fit(parsed.value, expected.schema, validation)?;
     problems.extend(unknown);
+    if problems.len() > 1 && bytes.len() <= ORDERED_BYTES_MAX {
+        problems = in_order(problems, bytes, encoding);
+    }
     validation.judge(&problems, warnings)?;
     name_type(&mut value, expected);
     Ok(value)
+}
+
+/// Problems in the order in which they stand in the body; what stands twice and is unknown is only
+/// unknown.
+fn in_order(problems: Vec<Problem>, bytes: &[u8], encoding: Encoding) -> Vec<Problem> {
+    let Ok(order) = json::order(bytes, encoding == Encoding::Yaml) else { return problems };
+    let position = |problem: &Problem| {
+        let (path, nth) = match problem {
+            Problem::Unknown(path) => (path, 0),
+            Problem::Duplicate(path) => (path, 1),
+        };
+        order.iter().enumerate().filter(|(_, key)| *key == path).map(|(at, _)| at).nth(nth)
+    };
+    let is_unknown = |path: &str| {
+        problems.iter().any(|other| match other {
+            Problem::Unknown(unknown) => path
+                .strip_prefix(unknown.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])),
+            Problem::Duplicate(_) => false,
+        })
+    };
+    let mut placed: Vec<_> = problems
+        .iter()
+        .filter(|problem| !matches!(problem, Problem::Duplicate(path) if is_unknown(path)))
+        .map(|problem| (position(problem), problem.clone()))
+        .collect();
+    placed.sort_by_key(|(at, _)| at.unwrap_or(usize::MAX));
+    placed.into_iter().map(|(_, problem)| problem).collect()
 }
 
 /// Fits a tree (the result of a patch) to its type.
@@ -226,6 +282,26 @@ mod tests {
             assert_eq!(config_map(body, Encoding::Json).unwrap_err().to_string(), message);
         }
         assert_eq!(summary(&[0xab; 99]), format!("{} ...", "ab".repeat(15)));
+    }
+
+    #[test]
+    fn problems_are_told_in_the_bodys_order() {
+        let schema = schema::lookup("io.k8s.api.core.v1.ConfigMap").unwrap();
+        let expected = Expected { api_version: "v1", kind: "ConfigMap", schema };
+        let body =
+            br#"{"foo":1,"foo":2,"data":{"b":"","b":""},"bar":{"x":1,"x":2},"data":{},"metadata":{"a":1}}"#;
+        let mut warnings = Vec::new();
+        object(body, Encoding::Json, &expected, FieldValidation::Warn, &mut warnings).unwrap();
+        assert_eq!(
+            warnings,
+            [
+                "unknown field \"foo\"",
+                "duplicate field \"data.b\"",
+                "unknown field \"bar\"",
+                "duplicate field \"data\"",
+                "unknown field \"metadata.a\"",
+            ]
+        );
     }
 
     proptest! {

@@ -22,6 +22,7 @@ use crate::{
 
 /// How often an apply is tried again when others write the same object.
 const APPLY_TRIES_MAX: u32 = 5;
+const PATCH_OPTIONS: &str = "PatchOptions.meta.k8s.io";
 const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml";
 
 /// A patch of a body.
@@ -63,26 +64,10 @@ impl Given {
     }
 }
 
-/// A tree as Go prints a map.
-fn go_map(value: &Value) -> String {
-    match value {
-        Value::Object(map) => {
-            let entries: Vec<_> = map.iter().map(|(k, v)| format!("{k}:{}", go_map(v))).collect();
-            format!("map[{}]", entries.join(" "))
-        }
-        Value::Array(items) => {
-            format!("[{}]", items.iter().map(go_map).collect::<Vec<_>>().join(" "))
-        }
-        Value::String(text) => text.clone(),
-        Value::Null => "<nil>".to_owned(),
-        other => other.to_string(),
-    }
-}
-
 impl Patch {
     fn shown(&self, bytes: &[u8]) -> String {
         match self {
-            Self::Strategic(change) => go_map(change),
+            Self::Strategic(change) => patch::go::plain(change),
             Self::Json(_) | Self::Merge(_) => String::from_utf8_lossy(bytes).into_owned(),
         }
     }
@@ -102,7 +87,12 @@ impl Call {
         if negotiate::content_type(&self.headers) == "application/apply-patch+yaml" {
             return self.apply(bytes, options).await;
         }
-        let validation = FieldValidation::parse(&self.query, "PatchOptions.meta.k8s.io")?;
+        if self.query.get("force").is_some() {
+            let error = FieldError::forbidden("force", "may not be specified for non-apply patch");
+            let (kind, name) = (PATCH_OPTIONS.to_owned(), String::new());
+            return Err(objects::Error::Invalid { kind, name, errors: vec![error] }.into());
+        }
+        let validation = FieldValidation::parse(&self.query, PATCH_OPTIONS)?;
         let parse = |bytes: &[u8]| body::parse(bytes, Encoding::Json);
         let (patch, duplicates) = match negotiate::content_type(&self.headers) {
             "application/json-patch+json" => {
@@ -163,27 +153,25 @@ impl Call {
 
     /// Server-side apply: creates the object when it is not there.
     async fn apply(&mut self, bytes: &Bytes, mut options: WriteOptions) -> Result<Reply, Refusal> {
-        const OPTIONS: &str = "PatchOptions.meta.k8s.io";
         if self.query.filled("fieldManager").is_none() {
             let error = FieldError::required("fieldManager", "is required for apply patch");
             return Err(objects::Error::Invalid {
-                kind: OPTIONS.to_owned(),
+                kind: PATCH_OPTIONS.to_owned(),
                 name: String::new(),
                 errors: vec![error],
             }
             .into());
         }
-        let validation = FieldValidation::parse(&self.query, OPTIONS)?;
+        let validation = FieldValidation::parse(&self.query, PATCH_OPTIONS)?;
         let force = self.query.flag("force");
-        if self.subresource == Some(Subresource::Scale) {
-            return Err(Refusal::UnsupportedMediaType("a Scale cannot be applied".to_owned()));
-        }
         let schema = self.schema()?;
-        let parsed = body::parse(bytes, Encoding::Yaml)?;
-        let mut problems: Vec<_> = parsed.duplicates.into_iter().map(Problem::Duplicate).collect();
-        let patch = parsed.value;
-        problems.extend(body::fit(patch.clone(), schema, validation)?.1);
-        validation.judge(&problems, &mut self.warnings)?;
+        let parsed = body::parse(bytes, Encoding::Yaml)
+            .map_err(|refusal| Refusal::bad_request(format!("error decoding YAML: {refusal}")))?;
+        let problems: Vec<_> = parsed.duplicates.into_iter().map(Problem::Duplicate).collect();
+        let patch = match self.subresource {
+            Some(Subresource::Scale) => self.of_scale(&parsed.value)?,
+            _ => parsed.value,
+        };
         options.tracked = false;
         let subresource = self.subresource.map(Subresource::name).unwrap_or_default();
         let manager = options.manager.clone();
@@ -201,6 +189,10 @@ impl Call {
             let writer = patch::Writer { manager: &manager, subresource, now: objects.clock().now() };
             let applied = patch::apply(live.as_ref(), &patch, schema, force, writer)
                 .map_err(|e| self.apply_refused(e))?;
+            validation.judge(&problems, &mut self.warnings)?;
+            if live.is_none() {
+                self.refuse_uid_of_none(&patch)?;
+            }
             let (mut value, _) = body::fit(applied, schema, FieldValidation::Ignore)?;
             if let Some(live) = &live {
                 patch::keep_times(&mut value, live);
@@ -218,11 +210,46 @@ impl Call {
                 Err(objects::Error::Conflict { .. } | objects::Error::AlreadyExists { .. })
                     if tries < APPLY_TRIES_MAX => {}
                 Err(error) => return Err(error.into()),
+                Ok(object) if self.subresource == Some(Subresource::Scale) => {
+                    return self.value(StatusCode::OK, &scale::of(&object.value()));
+                }
                 Ok(object) => {
                     let code = if current.is_some() { StatusCode::OK } else { StatusCode::CREATED };
                     return self.object(code, &object);
                 }
             }
+        }
+    }
+
+    /// The applied Scale as what it says of the workload.
+    fn of_scale(&self, applied: &Value) -> Result<Value, Refusal> {
+        const SCALE: &str = "autoscaling/v1";
+        let version = applied["apiVersion"].as_str().unwrap_or_default();
+        if version != SCALE {
+            return Err(Refusal::bad_request(format!(
+                "Incorrect version specified in apply patch. Specified patch version: {version}, expected: {SCALE}"
+            )));
+        }
+        let mut spec = serde_json::Map::new();
+        if let Some(replicas) = applied["spec"].get("replicas") {
+            spec.insert("replicas".to_owned(), replicas.clone());
+        }
+        Ok(serde_json::json!({"apiVersion": self.kind.api_version(), "kind": self.kind.kind,
+            "metadata": {"name": self.path.name}, "spec": spec}))
+    }
+
+    /// Refuses to create what is meant to be an object that was there before.
+    fn refuse_uid_of_none(&self, patch: &Value) -> Result<(), Refusal> {
+        match patch["metadata"]["uid"].as_str().unwrap_or_default() {
+            "" => Ok(()),
+            uid => Err(objects::Error::Conflict {
+                resource: self.stored.resource(),
+                name: self.path.name.clone(),
+                message: format!(
+                    "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                ),
+            }
+            .into()),
         }
     }
 
@@ -239,6 +266,7 @@ impl Call {
     fn patch_refused(&self, error: PatchError) -> Refusal {
         match error {
             PatchError::BadRequest(message) => Refusal::bad_request(message),
+            PatchError::Untyped(message) => Refusal::Failed(message),
             PatchError::TooLarge(_) => Refusal::TooLarge(body::BODY_BYTES_MAX),
             PatchError::Unprocessable(message) => {
                 tracing::debug!(name = %self.path.name, message, "a patch that cannot be applied");

@@ -86,7 +86,7 @@ impl Renderer {
 
     /// A bookmark's object: nothing but a revision.
     pub fn bookmark(&self, revision: &str, initial_events_end: bool) -> Value {
-        let mut metadata = json!({"resourceVersion": revision, "creationTimestamp": null});
+        let mut metadata = json!({"resourceVersion": revision});
         if initial_events_end {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }

@@ -103,6 +103,9 @@ pub fn value(code: StatusCode, encoding: Encoding, pretty: bool, value: &Value) 
 
 /// A refusal as a Status.
 pub fn refused(refusal: &Refusal, encoding: Encoding) -> Reply {
+    if matches!(refusal, Refusal::NoSuchPage) {
+        return text(refusal.code(), format!("{refusal}\n"));
+    }
     let mut answer = value(refusal.code(), encoding, false, &refusal.to_status());
     if let Some(seconds) = refusal.retry_after() {
         answer.headers_mut().insert(RETRY_AFTER, seconds.into());

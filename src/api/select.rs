@@ -106,10 +106,11 @@ pub enum PageState {
     NotOlderThan(Revision),
     Exact(Revision),
     /// The rest of an earlier list: after this key (`namespace/name`), of this revision, or of the
-    /// newest state when there is none.
+    /// newest state when there is none; the list began at this time (Unix seconds).
     Continue {
         after: (String, String),
         revision: Option<Revision>,
+        began: i64,
     },
 }
 
@@ -210,14 +211,20 @@ fn decode_token(token: &str) -> Result<PageState, Refusal> {
         Some(..0) => None,
         Some(revision) => Some(Revision(revision as u64)),
     };
-    Ok(PageState::Continue { after: (namespace.to_owned(), name.to_owned()), revision })
+    let began = value["began"].as_i64().unwrap_or(0);
+    Ok(PageState::Continue { after: (namespace.to_owned(), name.to_owned()), revision, began })
 }
 
-/// A token that continues after `object`; without a revision it continues inconsistently.
-pub fn encode_token(after: (&str, &str), revision: Option<Revision>) -> String {
+/// A token that continues a list after a key, as of a revision at which it began at a time (Unix seconds);
+/// without these it continues inconsistently.
+pub fn encode_token(after: (&str, &str), of: Option<(Revision, i64)>) -> String {
     let start = format!("{}/{}\0", after.0, after.1);
-    let revision = revision.map_or(-1, |r| r.0 as i64);
-    URL_SAFE_NO_PAD.encode(json!({"v": "meta.k8s.io/v1", "rv": revision, "start": start}).to_string())
+    let mut token = json!({"v": "meta.k8s.io/v1", "rv": -1, "start": start});
+    if let Some((revision, began)) = of {
+        token["rv"] = revision.0.into();
+        token["began"] = began.into();
+    }
+    URL_SAFE_NO_PAD.encode(token.to_string())
 }
 
 /// How a watch begins and goes on.
@@ -270,12 +277,13 @@ mod tests {
 
     #[test]
     fn a_token_says_where_a_list_goes_on() {
-        let token = encode_token(("default", "web"), Some(Revision(7)));
+        let token = encode_token(("default", "web"), Some((Revision(7), 5)));
         let page = Page::parse(&Query::parse(&format!("limit=2&continue={token}"))).unwrap();
         let after = ("default".to_owned(), "web".to_owned());
-        assert_eq!(page.state, PageState::Continue { after: after.clone(), revision: Some(Revision(7)) });
+        let (revision, began) = (Some(Revision(7)), 5);
+        assert_eq!(page.state, PageState::Continue { after: after.clone(), revision, began });
         let inconsistent = decode_token(&encode_token(("default", "web"), None)).unwrap();
-        assert_eq!(inconsistent, PageState::Continue { after, revision: None });
+        assert_eq!(inconsistent, PageState::Continue { after, revision: None, began: 0 });
         for bad in ["x", "e30", "bm90anNvbg"] {
             assert!(decode_token(bad).is_err(), "{bad}");
         }

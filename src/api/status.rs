@@ -17,9 +17,12 @@ pub enum Refusal {
     /// The whole message; `resource` and `name` are for the details and may be empty.
     #[error("{message}")]
     Forbidden { resource: String, name: String, message: String },
-    /// No such path.
+    /// No such path of a group version that is served.
     #[error("the server could not find the requested resource")]
     NoSuchPath,
+    /// No such path, and nobody whose it would be: answered by a text, as Go's own server does.
+    #[error("404 page not found")]
+    NoSuchPage,
     #[error("the server does not allow this method on the requested resource")]
     NoSuchMethod,
     #[error("only the following media types are accepted: {0}")]
@@ -29,6 +32,9 @@ pub enum Refusal {
     /// A patch that cannot be applied; upstream does not say why.
     #[error("the server rejected our request due to an error in our request")]
     Inapplicable,
+    /// A failure for which upstream has no reason: Go's error as it is.
+    #[error("{0}")]
+    Failed(String),
     #[error("Request entity too large: limit is {0}")]
     TooLarge(usize),
     /// A continue token whose revision is gone; the token continues inconsistently.
@@ -58,7 +64,7 @@ impl Refusal {
                 }
                 E::Invalid { .. } => StatusCode::UNPROCESSABLE_ENTITY,
                 E::BadRequest(_) => StatusCode::BAD_REQUEST,
-                E::Forbidden { .. } => StatusCode::FORBIDDEN,
+                E::Forbidden { .. } | E::Terminating { .. } => StatusCode::FORBIDDEN,
                 E::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
                 E::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
                 E::Expired(_) => StatusCode::GONE,
@@ -69,11 +75,12 @@ impl Refusal {
             },
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
-            Self::NoSuchPath => StatusCode::NOT_FOUND,
+            Self::NoSuchPath | Self::NoSuchPage => StatusCode::NOT_FOUND,
             Self::NoSuchMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAcceptable(_) => StatusCode::NOT_ACCEPTABLE,
             Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Inapplicable => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ContinueExpired { .. } => StatusCode::GONE,
             Self::TooLargeResourceVersion { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -89,7 +96,7 @@ impl Refusal {
                 E::Conflict { .. } | E::ApplyConflict { .. } => "Conflict",
                 E::Invalid { .. } => "Invalid",
                 E::BadRequest(_) => "BadRequest",
-                E::Forbidden { .. } => "Forbidden",
+                E::Forbidden { .. } | E::Terminating { .. } => "Forbidden",
                 E::MethodNotAllowed(_) => "MethodNotAllowed",
                 E::Unsupported(_) => "NotImplemented",
                 E::Expired(_) => "Expired",
@@ -100,11 +107,12 @@ impl Refusal {
             },
             Self::Unauthorized => "Unauthorized",
             Self::Forbidden { .. } => "Forbidden",
-            Self::NoSuchPath => "NotFound",
+            Self::NoSuchPath | Self::NoSuchPage => "NotFound",
             Self::NoSuchMethod => "MethodNotAllowed",
             Self::NotAcceptable(_) => "NotAcceptable",
             Self::UnsupportedMediaType(_) => "UnsupportedMediaType",
             Self::Inapplicable => "Invalid",
+            Self::Failed(_) => "",
             Self::TooLarge(_) => "RequestEntityTooLarge",
             Self::ContinueExpired { .. } => "Expired",
             Self::TooLargeResourceVersion { .. } => "Timeout",
@@ -130,6 +138,13 @@ impl Refusal {
                 | E::AlreadyExists { resource, name }
                 | E::Forbidden { resource, name, .. }
                 | E::Conflict { resource, name, .. } => named(resource, name),
+                E::Terminating { resource, name, namespace } => {
+                    let mut details = named(resource, name);
+                    details["causes"] = json!([{"reason": "NamespaceTerminating",
+                        "message": format!("namespace {namespace} is being terminated"),
+                        "field": "metadata.namespace"}]);
+                    details
+                }
                 E::Invalid { kind, name, errors } => {
                     let mut details = named(kind, name);
                     details["causes"] = errors
@@ -166,8 +181,11 @@ impl Refusal {
         }
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": metadata, "status": "Failure",
-            "message": self.to_string(), "reason": self.reason(), "code": self.code().as_u16(),
+            "message": self.to_string(), "code": self.code().as_u16(),
         });
+        if !self.reason().is_empty() {
+            status["reason"] = self.reason().into();
+        }
         if let Some(details) = self.details() {
             status["details"] = details;
         }

@@ -23,11 +23,16 @@ use crate::{
     ids::Revision,
     kinds::{
         Durability, FieldError, Kind, Subresource, registry,
+        scale::SCALE,
         schema::{self, proto},
     },
     objects::{self, DeleteOptions, Propagation, User, WriteOptions},
     store::{Listing, Object, StoreError},
 };
+
+/// How long a list in pages shows the state in which it began (seconds): upstream forgets a state after
+/// five minutes, and clients reckon with it.
+const LIST_SECONDS_MAX: i64 = 300;
 
 /// A resource request on its way.
 pub struct Call {
@@ -55,6 +60,10 @@ pub async fn handle(
 ) -> Result<Reply, Refusal> {
     let path = info.resource.clone().ok_or(Refusal::NoSuchPath)?;
     let kind = registry::by_path(&path.group, &path.version, &path.plural).ok_or(Refusal::NoSuchPath)?;
+    // A method that is no verb (`OPTIONS`) can only be meant for what stands behind a proxy.
+    if info.verb.is_empty() && path.subresource != "proxy" {
+        return Err(Refusal::NoSuchMethod);
+    }
     let scoped = kind.kind == "Namespace" || kind.namespaced || path.namespace.is_empty();
     let needs_namespace = kind.namespaced && path.namespace.is_empty();
     if !scoped || (needs_namespace && !matches!(info.verb, "list" | "watch" | "deletecollection")) {
@@ -104,6 +113,7 @@ pub async fn handle(
             let bytes = body::read(body).await?;
             call.create_subresource(name, &bytes).await
         }
+        ("update" | "patch", _) if call.info.collection => Err(Refusal::NoSuchMethod),
         ("update", Some(Subresource::Scale)) => {
             let bytes = body::read(body).await?;
             call.update_scale(&bytes).await
@@ -171,6 +181,11 @@ impl Call {
     /// Any other value (Status, Scale, TokenRequest) as an answer.
     pub fn value(&self, code: StatusCode, value: &Value) -> Result<Reply, Refusal> {
         let mut accepted = negotiate::resource(&self.headers, true, false)?;
+        if accepted.shape != Shape::Whole && value["kind"] == "Scale" {
+            let renderer = Renderer { kind: &SCALE, ..self.renderer(accepted)? };
+            let shaped = renderer.shaped(value.clone(), true);
+            return Ok(reply::value(code, accepted.encoding, self.pretty(), &shaped));
+        }
         if accepted.shape != Shape::Whole {
             accepted = Accepted::JSON;
         }
@@ -217,7 +232,12 @@ impl Call {
         if rest > 0
             && let Some(last) = items.last()
         {
-            metadata["continue"] = encode_token((&last.key.namespace, &last.key.name), Some(revision)).into();
+            let began = match page.state {
+                PageState::Continue { revision: Some(_), began, .. } => began,
+                _ => self.api.time.now().as_second(),
+            };
+            let after = (&*last.key.namespace, &*last.key.name);
+            metadata["continue"] = encode_token(after, Some((revision, began))).into();
             if filter.is_everything() {
                 metadata["remainingItemCount"] = rest.into();
             }
@@ -257,20 +277,22 @@ impl Call {
             PageState::Exact(asked) => {
                 self.refuse_future(*asked)?;
                 let listing = at(*asked).map_err(|_| {
-                    let message = format!("The provided resource version {asked:?} is too old", asked = asked.to_string());
-                    Refusal::from(objects::Error::Expired(message))
+                    let message = "The resourceVersion for the provided list is too old.";
+                    Refusal::from(objects::Error::Expired(message.to_owned()))
                 })?;
                 Ok((listing, None, *asked))
             }
-            PageState::Continue { after, revision: Some(revision) } => match at(*revision) {
-                Ok(listing) => Ok((listing, Some(after.clone()), *revision)),
-                Err(StoreError::Expired { .. }) => Err(Refusal::ContinueExpired {
+            PageState::Continue { after, revision: Some(revision), began } => match at(*revision) {
+                Ok(listing) if self.api.time.now().as_second() - began < LIST_SECONDS_MAX => {
+                    Ok((listing, Some(after.clone()), *revision))
+                }
+                Ok(_) | Err(StoreError::Expired { .. }) => Err(Refusal::ContinueExpired {
                     message: "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.".to_owned(),
                     token: encode_token((&after.0, &after.1), None),
                 }),
                 Err(other) => Err(Refusal::internal(other.to_string())),
             },
-            PageState::Continue { after, revision: None } => {
+            PageState::Continue { after, revision: None, .. } => {
                 let listing = newest();
                 let revision = listing.revision;
                 Ok((listing, Some(after.clone()), revision))
@@ -467,7 +489,11 @@ impl Call {
             }
         };
         let text = |value: &Value| value.as_str().map(str::to_owned);
-        let dry_run = body["dryRun"].as_array().is_some_and(|all| all.iter().any(|v| v == "All"));
+        let dry_run = body["dryRun"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if dry_run.iter().any(|value| value != "All") {
+            return Err(refuse(FieldError::not_supported("dryRun", body["dryRun"].clone(), &["All"])));
+        }
+        let dry_run = !dry_run.is_empty();
         let options = DeleteOptions {
             grace_seconds,
             propagation,
@@ -495,7 +521,7 @@ impl Call {
         options.dry_run |= dry_run;
         let name = &self.path.name;
         let removal = self.api.objects.remove(self.stored, self.namespace(), name, &delete, &options).await?;
-        if removal.gone && !returns_deleted(self.stored) {
+        if removal.gone && !self.stored.returns_deleted() {
             let status = status::deleted(&self.stored.resource(), name, &removal.object.meta.uid);
             return self.value(StatusCode::OK, &status);
         }
@@ -523,21 +549,4 @@ impl Call {
         let value = renderer.list_tree(&metadata, &deleted);
         self.value(StatusCode::OK, &value)
     }
-}
-
-/// Kinds whose delete answers with the object instead of a Status (upstream's `ReturnDeletedObject`).
-fn returns_deleted(kind: &Kind) -> bool {
-    matches!(
-        (kind.group, kind.kind),
-        (
-            "",
-            "Pod"
-                | "Service"
-                | "ServiceAccount"
-                | "PersistentVolume"
-                | "PersistentVolumeClaim"
-                | "ResourceQuota"
-                | "PodTemplate"
-        ) | ("storage.k8s.io", _)
-    )
 }

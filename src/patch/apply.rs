@@ -165,10 +165,12 @@ fn check(patch: &Value, ty: &'static Type, version: &str) -> Result<(), PatchErr
         [one] => one.clone(),
         many => format!("errors:\n  {}", many.join("\n  ")),
     };
-    Err(PatchError::Unprocessable(format!(
-        "failed to create typed patch object ({}/{}; {version}, Kind={}): {problem}",
+    Err(PatchError::Untyped(format!(
+        "failed to create typed patch object ({}/{}; {}/{}, Kind={}): {problem}",
         text("/metadata/namespace"),
         text("/metadata/name"),
+        ty.group,
+        ty.version,
         text("/kind"),
     )))
 }

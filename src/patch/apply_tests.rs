@@ -328,6 +328,18 @@ fn what_does_not_fit_is_refused_in_upstreams_words() {
              .spec.template.spec.containers: duplicate entries for key [name=\"a\"]"
         )
     );
+    let wrong = json!({"template": {"spec": {"nodeSelector": {"a": true}, "tolerations": [{"x": 1}], "containers": [
+        {"name": "a", "args": [1], "resources": {"limits": {"cpu": []}}}]}}});
+    let spec = ".spec.template.spec";
+    assert_eq!(
+        text(deployment(wrong)),
+        format!(
+            "{typed}errors:\n  {spec}.containers[name=\"a\"].args[0]: expected string, got &value.valueUnstructured{{Value:1}}\n  \
+             {spec}.containers[name=\"a\"].resources.limits.cpu: expected any scalar, got &{{[]}}\n  \
+             {spec}.nodeSelector.a: expected string, got &value.valueUnstructured{{Value:true}}\n  \
+             {spec}.tolerations[0].x: field not declared in schema"
+        )
+    );
     let mut patch = deployment(json!({}));
     patch["apiVersion"] = json!("apps/v1beta1");
     assert!(text(patch).starts_with("Incorrect version specified in apply patch."));

@@ -8,6 +8,7 @@
 
 mod apply;
 mod fieldset;
+pub mod go;
 mod json;
 mod managers;
 mod strategic;
@@ -26,6 +27,9 @@ pub enum PatchError {
     /// 422: it does not fit the object.
     #[error("{0}")]
     Unprocessable(String),
+    /// 500, as upstream, which takes it for its own failure: it does not fit the type.
+    #[error("{0}")]
+    Untyped(String),
     /// 413: it asks for too much.
     #[error("{0}")]
     TooLarge(String),

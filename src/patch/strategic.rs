@@ -330,11 +330,11 @@ fn bad_request(text: &str) -> PatchError {
 fn bad_directive(directive: &Value, around: &(impl serde::Serialize + ?Sized)) -> PatchError {
     let around = serde_json::to_string(around).unwrap_or_default();
     let directive = directive.as_str().map_or_else(|| directive.to_string(), str::to_owned);
-    PatchError::Unprocessable(format!("unknown patch type: {directive} in map: {around}"))
+    PatchError::Untyped(format!("unknown patch type: {directive} in map: {around}"))
 }
 
 fn no_merge_key(item: &Value, key: &str) -> PatchError {
-    PatchError::Unprocessable(format!("map: {item} does not contain declared merge key: {key}"))
+    PatchError::Untyped(format!("map: {item} does not contain declared merge key: {key}"))
 }
 
 #[cfg(test)]

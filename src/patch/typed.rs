@@ -7,7 +7,10 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::fieldset::{FieldSet, Node, field_element, key_element, value_element};
+use super::{
+    fieldset::{FieldSet, Node, field_element, key_element, value_element},
+    go,
+};
 use crate::kinds::schema::{Elem, Field, ListKind, Shape, Type, decode};
 
 /// How apply sees a value.
@@ -416,31 +419,20 @@ fn check(value: &Value, form: Form, path: &str, errors: &mut Vec<String>) {
     if value.is_null() {
         return;
     }
-    let wrong = |wanted: &str| {
-        let path = if path.is_empty() { "." } else { path };
-        format!("{path}: expected {wanted}, got {}", kind_of(value))
-    };
+    let shown = if path.is_empty() { "." } else { path };
     match form {
-        Form::Scalar if value.is_object() || value.is_array() => errors.push(wrong("scalar")),
-        Form::Struct(_) | Form::Map(_) | Form::MapOfLists => {
-            let Some(object) = value.as_object() else { return errors.push(wrong("map")) };
+        Form::Struct(ty) => {
+            let Some(object) = value.as_object() else { return errors.push(mismatch(shown, "map", value)) };
             for (key, value) in object {
                 let path = format!("{path}.{key}");
-                match form {
-                    Form::Struct(ty) if ty.field(key).is_none() => {
-                        errors.push(format!("{path}: field not declared in schema"));
-                    }
-                    Form::Struct(ty) => {
-                        if let Some(field) = ty.field(key) {
-                            check_field(value, field, &path, errors);
-                        }
-                    }
-                    _ => check(value, form.child(key).0, &path, errors),
+                match ty.field(key) {
+                    Some(field) => check_field(value, field, &path, errors),
+                    None => errors.push(format!("{path}: field not declared in schema")),
                 }
             }
         }
         Form::Set | Form::Keyed(..) => {
-            let Some(items) = value.as_array() else { return errors.push(wrong("list")) };
+            let Some(items) = value.as_array() else { return errors.push(mismatch(shown, "list", value)) };
             let mut seen = HashSet::new();
             for (element, item) in form.elements(items).into_iter().zip(items) {
                 if element == "k:{}" {
@@ -454,40 +446,68 @@ fn check(value: &Value, form: Form, path: &str, errors: &mut Vec<String>) {
                 let mut set = FieldSet::default();
                 set.put(element.clone(), Node::LEAF);
                 let shown = set.paths().concat();
-                check(item, form.item(), &format!("{path}{shown}"), errors);
+                if let Form::Keyed(_, elem) = form {
+                    check_elem(item, elem, &format!("{path}{shown}"), errors);
+                }
                 if !seen.insert(element) {
                     errors.push(format!("{path}: duplicate entries for key {shown}"));
                 }
             }
         }
-        Form::Scalar | Form::Atomic | Form::Untyped => {}
+        Form::Scalar | Form::Atomic | Form::Map(_) | Form::MapOfLists | Form::Untyped => {}
     }
 }
 
 fn check_field(value: &Value, field: &'static Field, path: &str, errors: &mut Vec<String>) {
-    let wanted = match (field.shape, field.elem) {
-        _ if value.is_null() => return,
-        (Shape::One, Elem::String | Elem::Time | Elem::MicroTime | Elem::Bytes) if !value.is_string() => {
-            "string"
+    let is_whole = matches!(Form::of_field(field), Form::Atomic);
+    match (field.shape, value) {
+        (_, Value::Null) => {}
+        (Shape::One, _) => check_elem(value, field.elem, path, errors),
+        (Shape::List, Value::Array(items)) if is_whole => {
+            for (i, item) in items.iter().enumerate() {
+                check_elem(item, field.elem, &format!("{path}[{i}]"), errors);
+            }
         }
-        (Shape::One, Elem::Bool) if !value.is_boolean() => "boolean",
-        (Shape::One, Elem::Int32 | Elem::Int64 | Elem::Double) if !value.is_number() => {
-            "numeric (int or float)"
+        (Shape::List, _) if is_whole => errors.push(mismatch(path, "list", value)),
+        (Shape::List, _) => check(value, Form::of_field(field), path, errors),
+        (Shape::Map, Value::Object(map)) => {
+            for (key, value) in map {
+                check_elem(value, field.elem, &format!("{path}.{key}"), errors);
+            }
         }
-        (Shape::List, _) if !value.is_array() => "list",
-        (Shape::Map | Shape::MapOfLists, _) if !value.is_object() => "map",
-        _ => return check(value, Form::of_field(field), path, errors),
-    };
-    errors.push(format!("{path}: expected {wanted}, got {}", kind_of(value)));
+        (Shape::MapOfLists, Value::Object(map)) => {
+            for (key, value) in map.iter().filter(|(_, value)| !value.is_array() && !value.is_null()) {
+                errors.push(mismatch(&format!("{path}.{key}"), "list", value));
+            }
+        }
+        (Shape::Map | Shape::MapOfLists, _) => errors.push(mismatch(path, "map", value)),
+    }
 }
 
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "list",
-        Value::Object(_) => "map",
-    }
+fn check_elem(value: &Value, elem: Elem, path: &str, errors: &mut Vec<String>) {
+    let wanted = match elem {
+        _ if value.is_null() => return,
+        Elem::String | Elem::Time | Elem::MicroTime | Elem::Bytes if !value.is_string() => "string",
+        Elem::Bool if !value.is_boolean() => "boolean",
+        Elem::Int32 | Elem::Int64 | Elem::Double if !value.is_number() => "numeric (int or float)",
+        Elem::Quantity | Elem::IntOrString if value.is_object() || value.is_array() => "any scalar",
+        Elem::Type(_) => {
+            if let Some(ty) = elem.as_type() {
+                check(value, Form::Struct(ty), path, errors);
+            }
+            return;
+        }
+        _ => return,
+    };
+    errors.push(mismatch(path, wanted, value));
+}
+
+/// Each check of structured-merge-diff prints what it got in another way.
+fn mismatch(path: &str, wanted: &str, value: &Value) -> String {
+    let got = match wanted {
+        "string" | "boolean" => format!("&value.valueUnstructured{{Value:{}}}", go::literal(value)),
+        "numeric (int or float)" => go::type_of(value).to_owned(),
+        _ => format!("&{{{}}}", go::plain(value)),
+    };
+    format!("{path}: expected {wanted}, got {got}")
 }
