@@ -91,7 +91,8 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         .or_else(node::outward_address)
         .filter(|address| !address.is_loopback())
         .unwrap_or(config.cluster_cidr.address);
-    objects.bootstrap(SocketAddr::from((inside, here.port()))).await?;
+    let inside = SocketAddr::from((inside, here.port()));
+    objects.bootstrap(inside).await?;
     if let Some(address) = dns {
         objects.bootstrap_dns(address).await?;
     }
@@ -148,6 +149,7 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
     });
     let api = api.with_streams(links);
     tasks.spawn("api", |stop| api.run(stop));
+    tasks.spawn("what every cluster has", |stop| objects.clone().keep(inside, dns, stop));
     tasks.spawn("dispatch", |stop| dispatch.run(stop));
     if common.enabled(Part::Controllers) {
         let volumes = common.data_dir.join("volumes");

@@ -5,7 +5,10 @@
 //! view. A namespace's key stands for a sweep over all that is in it, so that nothing is left behind
 //! by a crash between an owner's deletion and its dependents'.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    collections::HashSet,
+    sync::{Arc, LazyLock},
+};
 
 use serde_json::{Value, json};
 
@@ -206,10 +209,28 @@ fn foreground(objects: &Objects, kind: &'static Kind, owner: &Object, value: &Va
     let blocks = |dependent: &&Arc<Object>| {
         references(&dependent.value()).any(|r| r["uid"] == *owner.meta.uid && r["blockOwnerDeletion"] == true)
     };
-    if !all.iter().any(|d| blocks(&d)) {
+    // What waits for its own dependents, the owner among them, would wait for ever.
+    if !all.iter().any(|d| blocks(&d) && !waits_for(objects, d, owner)) {
         return vec![without_finalizer(kind, owner, value, FOREGROUND)];
     }
     all.iter().filter(|d| !d.meta.deleting).flat_map(|d| collect(objects, d)).collect()
+}
+
+/// Whether an object, being deleted in the foreground, waits for `other`, itself or through what it owns.
+fn waits_for(objects: &Objects, object: &Arc<Object>, other: &Object) -> bool {
+    let (mut open, mut seen) = (vec![Arc::clone(object)], HashSet::new());
+    while let Some(next) = open.pop() {
+        let waits = next.meta.deleting && has_finalizer(&next.value(), FOREGROUND);
+        if !waits || !seen.insert(next.meta.uid.to_string()) {
+            continue;
+        }
+        let owned = dependents(objects, &next);
+        if owned.iter().any(|o| o.meta.uid == other.meta.uid) {
+            return true;
+        }
+        open.extend(owned);
+    }
+    false
 }
 
 /// What an object owns: in its own namespace, or anywhere when it has none.
@@ -270,6 +291,29 @@ mod tests {
         objects.delete(kind, "a", "top", &delete, &WriteOptions::default()).await.unwrap();
         settle(&objects).await;
         objects.store().find(|_| true).iter().map(|o| o.key.name.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_circle_of_owners_is_no_obstacle() {
+        let (_folder, objects) = world().await;
+        let first = map(&objects, "a", None).await;
+        let second = map(&objects, "b", Some(&first)).await;
+        let third = map(&objects, "c", Some(&second)).await;
+        map(&objects, "hanger-on", Some(&third)).await;
+        let kind = registry::by_type("v1", "ConfigMap").unwrap();
+        let options = WriteOptions::default();
+        let close = |value: &mut Value| {
+            value["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "c",
+                "uid": &*third.meta.uid, "blockOwnerDeletion": true}]);
+            Ok(())
+        };
+        objects.modify(kind, None, "a", "a", &options, close).await.unwrap();
+        settle(&objects).await;
+        assert_eq!(objects.store().find(|_| true).len(), 4);
+        let delete = DeleteOptions { propagation: Some(Propagation::Foreground), ..DeleteOptions::default() };
+        objects.delete(kind, "a", "a", &delete, &options).await.unwrap();
+        settle(&objects).await;
+        assert!(objects.store().find(|_| true).is_empty());
     }
 
     #[tokio::test]

@@ -42,9 +42,7 @@ pub fn check_containers(spec: &At<'_>, context: &PodContext<'_>, errors: &mut Er
     for container in init.items() {
         check_common(&container, context, errors);
         let policy = container.get("restartPolicy");
-        if policy.is_set() {
-            policy.check_one_of(&["Always", "Never", "OnFailure"], errors);
-        }
+        check_restart_rules(&container, errors);
         check_unique_name(&container, &mut names, errors);
         check_host_ports(std::iter::once(container.clone()), errors);
         if policy.str() == "Always" {
@@ -87,13 +85,38 @@ fn check_unique_name<'a>(container: &At<'a>, names: &mut Vec<&'a str>, errors: &
     }
 }
 
-/// `restartPolicy` of main containers, and the rules beside it.
+/// Restart rules of a container, and exit codes of a rule.
+const RESTART_RULES_MAX: usize = 20;
+const EXIT_CODES_MAX: usize = 255;
+
+/// `restartPolicy` of main and init containers, and the rules beside it.
 fn check_restart_rules(container: &At<'_>, errors: &mut ErrorList) {
     let (policy, rules) = (container.get("restartPolicy"), container.get("restartPolicyRules"));
     if policy.is_set() {
         policy.check_one_of(&["Always", "Never", "OnFailure"], errors);
     } else if !rules.is_empty() {
         errors.push(policy.required("must specify restartPolicy when restart rules are used"));
+    }
+    let many = |list: &At<'_>, max: usize| FieldError::too_many(&list.path, list.len(), max);
+    if rules.len() > RESTART_RULES_MAX {
+        errors.push(many(&rules, RESTART_RULES_MAX));
+    }
+    for rule in rules.items() {
+        let (action, codes) = (rule.get("action"), rule.get("exitCodes"));
+        if !["Restart", "RestartAllContainers"].contains(&action.str()) {
+            errors.push(action.not_supported(&["Restart", "RestartAllContainers"]));
+        }
+        if !codes.is_set() {
+            errors.push(codes.required("must be specified"));
+            continue;
+        }
+        let (operator, values) = (codes.get("operator"), codes.get("values"));
+        if !["In", "NotIn"].contains(&operator.str()) {
+            errors.push(operator.not_supported(&["In", "NotIn"]));
+        }
+        if values.len() > EXIT_CODES_MAX {
+            errors.push(many(&values, EXIT_CODES_MAX));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    Column, Durability, ErrorList, Kind, StoredAs, Strategy,
+    Column, Durability, ErrorList, FieldError, Kind, StoredAs, Strategy,
     at::At,
     columns::{self, NAME, integer, number, text, text_or, wide},
     edit::child,
@@ -41,6 +41,10 @@ pub const EVENT_V1: Kind = Kind {
     strategy: Strategy { selectable: selectable_v1, ..EVENT.strategy },
     ..EVENT
 };
+
+/// Bytes of an event's reason, action and reporter, and of its note.
+const WORD_BYTES_MAX: usize = 128;
+const NOTE_BYTES_MAX: usize = 1024;
 
 /// What the fields are called in events.k8s.io/v1, and in core/v1.
 const RENAMED: &[(&str, &str)] = &[
@@ -89,6 +93,16 @@ fn check(event: &At<'_>, errors: &mut ErrorList) {
     let controller = event.get("reportingComponent");
     if event.get("eventTime").is_set() {
         controller.with_path("reportingController").check_required_name(names::qualified, errors);
+        let mut bounded = |field: &At<'_>, max: usize| {
+            if field.len() > max {
+                let why = format!("can have at most {max} characters");
+                errors.push(FieldError::invalid(&field.path, "", why));
+            }
+        };
+        for field in ["reportingInstance", "action", "reason"] {
+            bounded(&event.get(field), WORD_BYTES_MAX);
+        }
+        bounded(&event.get("message"), NOTE_BYTES_MAX);
         for field in ["reportingInstance", "action", "reason"] {
             event.get(field).check_required(errors);
         }
@@ -243,5 +257,15 @@ mod tests {
         let mut wrong = event();
         wrong["involvedObject"]["namespace"] = "m".into();
         assert_eq!((EVENT.strategy.validate)(&wrong).len(), 1);
+        let mut long = event();
+        long["eventTime"] = "2026-01-01T00:00:00.000000Z".into();
+        for (field, text) in [("reportingComponent", "a"), ("reportingInstance", "a"), ("action", "a")] {
+            long[field] = text.into();
+        }
+        long["message"] = "x".repeat(1025).into();
+        assert_eq!(
+            (EVENT.strategy.validate)(&long)[0].to_string(),
+            "message: Invalid value: \"\": can have at most 1024 characters"
+        );
     }
 }

@@ -307,6 +307,28 @@ mod tests {
                 "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
             ),
             (
+                c(
+                    json!({"restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}]}),
+                ),
+                "spec.containers[0].restartPolicy: Required value: must specify restartPolicy when restart rules are used",
+            ),
+            (
+                c(
+                    json!({"restartPolicy": "Never", "restartPolicyRules": [{"action": "Stop", "exitCodes": {"operator": "In"}}]}),
+                ),
+                "spec.containers[0].restartPolicyRules[0].action: Unsupported value: \"Stop\": supported values: \"Restart\", \"RestartAllContainers\"",
+            ),
+            (
+                c(json!({"restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart"}]})),
+                "spec.containers[0].restartPolicyRules[0].exitCodes: Required value: must be specified",
+            ),
+            (
+                c(
+                    json!({"restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "Is"}}]}),
+                ),
+                "spec.containers[0].restartPolicyRules[0].exitCodes.operator: Unsupported value: \"Is\": supported values: \"In\", \"NotIn\"",
+            ),
+            (
                 c(json!({"livenessProbe": {}})),
                 "spec.containers[0].livenessProbe: Required value: must specify a handler type",
             ),

@@ -72,7 +72,8 @@ fn check(secret: &At<'_>, errors: &mut ErrorList) {
         } else if kind.str().starts_with("kubernetes.io/dockerc") {
             let bytes = STANDARD.decode(key.str()).unwrap_or_default();
             if let Err(error) = serde_json::from_slice::<serde_json::Map<String, Value>>(&bytes) {
-                errors.push(FieldError::invalid(key.path, "<secret contents redacted>", error.to_string()));
+                let why = super::schema::json::in_gos_words(&bytes, &error);
+                errors.push(FieldError::invalid(key.path, "<secret contents redacted>", why));
             }
         }
     }

@@ -156,7 +156,30 @@ fn give(service: &mut Value, cidr: Cidr, taken: &Taken) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses what needs IPv6: the range of addresses has only IPv4.
+fn refuse_families(service: &Value) -> Result<(), Error> {
+    let spec = &service["spec"];
+    let no_selector = spec["selector"].as_object().is_none_or(serde_json::Map::is_empty);
+    if spec["clusterIP"] == "None" && no_selector {
+        return Ok(());
+    }
+    let policy = &spec["ipFamilyPolicy"];
+    if policy == "RequireDualStack" {
+        let why = "this cluster is not configured for dual-stack services";
+        return Err(invalid(service, "spec.ipFamilyPolicy", policy.clone(), why.to_owned()));
+    }
+    let mut families = spec["ipFamilies"].as_array().into_iter().flatten().enumerate();
+    match families.find(|(_, family)| *family == "IPv6") {
+        Some((i, family)) => {
+            let why = "not configured on this cluster".to_owned();
+            Err(invalid(service, &format!("spec.ipFamilies[{i}]"), family.clone(), why))
+        }
+        None => Ok(()),
+    }
+}
+
 fn give_address(service: &mut Value, cidr: Cidr, taken: &Taken) -> Result<(), Error> {
+    refuse_families(service)?;
     let spec = &mut service["spec"];
     let listed = spec["clusterIPs"][0].as_str().unwrap_or_default();
     let given = spec["clusterIP"].as_str().filter(|ip| !ip.is_empty()).unwrap_or(listed).to_owned();
@@ -299,10 +322,13 @@ mod tests {
             json!({"clusterIP": "10.99.0.1"}),
             json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30_080}]}),
             json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]}),
+            json!({"ipFamilyPolicy": "RequireDualStack"}),
+            json!({"ipFamilies": ["IPv4", "IPv6"]}),
+            json!({"clusterIP": "None", "selector": {"a": "b"}, "ipFamilies": ["IPv6"]}),
         ] {
             assert!(give(&mut json!({"spec": spec}), cidr(), &taken).is_err(), "{spec}");
         }
-        let mut headless = json!({"spec": {"clusterIP": "None"}});
+        let mut headless = json!({"spec": {"clusterIP": "None", "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"]}});
         give(&mut headless, cidr(), &taken).unwrap();
         assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
     }

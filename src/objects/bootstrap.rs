@@ -1,13 +1,19 @@
 //! What every cluster has from the start: namespaces, priority classes, the API's own Service.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
+use tokio::time::MissedTickBehavior;
 
 use super::{Error, Objects, WriteOptions, roles};
 use crate::{
     clock,
-    kinds::{Subresource, registry},
+    kinds::{Subresource, flow_control, registry},
+    tasks::CancellationToken,
 };
 
 /// Upstream's namespaces.
@@ -17,13 +23,18 @@ const CRITICAL_NODE: i64 = 2_000_001_000;
 /// Marks the one EndpointSlice of `default/kubernetes`.
 const NAME: &str = "kubernetes";
 
+/// How often it is looked after what must not be missing (upstream's reconciler of its Service).
+const KEEP_PERIOD: Duration = Duration::from_secs(10);
+
+fn writer() -> WriteOptions {
+    WriteOptions::system("apiserver").tracked_as("kube-apiserver")
+}
+
 impl Objects {
     /// Makes what is missing of what every cluster has; `api` is where pods and nodes reach the API.
     pub async fn bootstrap(&self, api: SocketAddr) -> Result<(), Error> {
-        let options = WriteOptions::system("apiserver").tracked_as("kube-apiserver");
-        for name in NAMESPACES {
-            self.ensure("v1", "Namespace", "", json!({"metadata": {"name": name}}), &options).await?;
-        }
+        let options = writer();
+        self.ensure_namespaces(&options).await?;
         for (name, value, what) in [
             (
                 "system-cluster-critical",
@@ -40,9 +51,47 @@ impl Objects {
                 "description": format!("Used for system {what}")});
             self.ensure("scheduling.k8s.io/v1", "PriorityClass", "", class, &options).await?;
         }
+        for (version, kind, object) in flow_control::mandatory() {
+            self.ensure(version, kind, "", object, &options).await?;
+        }
         self.ensure_roles(&options).await?;
         self.ensure_service_cidr(&options).await?;
         self.own_service(api, &options).await
+    }
+
+    /// Makes again, as long as the server runs, what must not be missing, whoever deleted it.
+    pub async fn keep(
+        self,
+        api: SocketAddr,
+        dns: Option<Ipv4Addr>,
+        stop: CancellationToken,
+    ) -> Result<(), Infallible> {
+        let mut ticks = tokio::time::interval(KEEP_PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            if let Err(error) = self.restore(api, dns).await {
+                tracing::warn!(%error, "what every cluster has could not be restored");
+            }
+        }
+        Ok(())
+    }
+
+    /// One round of [`Self::keep`]: the system's namespaces, the API's Service and the names' Service.
+    pub async fn restore(&self, api: SocketAddr, dns: Option<Ipv4Addr>) -> Result<(), Error> {
+        let options = writer();
+        self.ensure_namespaces(&options).await?;
+        self.own_service(api, &options).await?;
+        match dns {
+            Some(address) => self.bootstrap_dns(address).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn ensure_namespaces(&self, options: &WriteOptions) -> Result<(), Error> {
+        for name in NAMESPACES {
+            self.ensure("v1", "Namespace", "", json!({"metadata": {"name": name}}), options).await?;
+        }
+        Ok(())
     }
 
     /// `kube-system/kube-dns`: holds the address that every node answers names on, so that no other
@@ -57,14 +106,7 @@ impl Objects {
             {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
             {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
         ]}});
-        self.ensure(
-            "v1",
-            "Service",
-            "kube-system",
-            service,
-            &WriteOptions::system("apiserver").tracked_as("kube-apiserver"),
-        )
-        .await
+        self.ensure("v1", "Service", "kube-system", service, &writer()).await
     }
 
     /// The ServiceCIDR `kubernetes`: where Services' addresses come from. It is the only one that

@@ -22,6 +22,11 @@ pub enum Error {
     BadRequest(String),
     #[error("{resource} {name:?} is forbidden: {message}")]
     Forbidden { resource: String, name: String, message: String },
+    /// A namespace that is being deleted takes nothing new.
+    #[error(
+        "{resource} {name:?} is forbidden: unable to create new content in namespace {namespace} because it is being terminated"
+    )]
+    Terminating { resource: String, name: String, namespace: String },
     #[error("{0}")]
     MethodNotAllowed(String),
     #[error("{0}")]

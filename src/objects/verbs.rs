@@ -48,23 +48,18 @@ impl Objects {
         }
         meta["uid"] = ids::new_uid().into();
         meta["creationTimestamp"] = clock::rfc3339_seconds(self.clock().now()).into();
-        let given = meta["name"].as_str().unwrap_or_default().to_owned();
+        let given = !meta["name"].as_str().unwrap_or_default().is_empty();
         let prefix = meta["generateName"].as_str().unwrap_or_default().to_owned();
-        (kind.strategy.default)(&mut value);
-        let request =
-            admission::Request { objects: self, kind, subresource: None, namespace, old: None, options };
-        admission::mutate(&request, &mut value)?;
-        (kind.strategy.prepare_create)(&mut value);
-        (kind.strategy.default)(&mut value);
         let mut tries = 0;
         loop {
             let mut attempt = value.clone();
-            if given.is_empty() && !prefix.is_empty() {
+            // The name stands before anything is derived from it (a Job's labels).
+            if !given && !prefix.is_empty() {
                 attempt["metadata"]["name"] = generated(&prefix).into();
             }
             tries += 1;
-            match self.create_named(kind, namespace, attempt, &request).await {
-                Err(Error::AlreadyExists { .. }) if given.is_empty() && tries < GENERATE_TRIES_MAX => {}
+            match self.create_named(kind, namespace, attempt, options).await {
+                Err(Error::AlreadyExists { .. }) if !given && tries < GENERATE_TRIES_MAX => {}
                 done => return done,
             }
         }
@@ -75,14 +70,21 @@ impl Objects {
         kind: &Kind,
         namespace: &str,
         mut value: Value,
-        request: &admission::Request<'_>,
+        options: &WriteOptions,
     ) -> Result<Arc<Object>, Error> {
+        (kind.strategy.default)(&mut value);
+        // What admission and allocation add is nobody's.
+        let mut value = self.tracked(kind, None, value, None, options);
+        let request =
+            &admission::Request { objects: self, kind, subresource: None, namespace, old: None, options };
+        admission::mutate(request, &mut value)?;
+        (kind.strategy.prepare_create)(&mut value);
+        (kind.strategy.default)(&mut value);
         let counted = allocate::is_allocated(kind) || admission::is_counted(request);
         let _held = if counted { Some(self.counted.lock().await) } else { None };
         allocate::create(self, kind, &mut value)?;
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         refuse_invalid(kind, &name, (kind.strategy.validate)(&value))?;
-        let value = self.tracked(kind, None, value, None, request.options);
         let key = Key::new(&kind.resource(), namespace, &name);
         if self.store().get(&key).is_some() {
             return Err(Error::AlreadyExists { resource: kind.resource(), name });
@@ -90,7 +92,7 @@ impl Objects {
         admission::validate(request, &value)?;
         let durable = kind.durability == Durability::Disk;
         let write = Write { key, expect: Expect::Absent, change: Change::Put { value, durable } };
-        self.commit(write, request.options).await.map_err(|error| match error {
+        self.commit(write, options).await.map_err(|error| match error {
             Error::Conflict { resource, name, .. } => Error::AlreadyExists { resource, name },
             other => other,
         })
@@ -140,6 +142,9 @@ impl Objects {
         value["kind"] = kind.kind.into();
         value["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
         (kind.strategy.default)(&mut value);
+        if subresource.is_none() {
+            value = self.tracked(kind, None, value, Some(&old), options);
+        }
         let request =
             admission::Request { objects: self, kind, subresource, namespace, old: Some(&old), options };
         admission::mutate(&request, &mut value)?;
@@ -158,15 +163,22 @@ impl Objects {
         }
         (kind.strategy.default)(&mut value);
         value["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
-        let value = self.tracked(kind, subresource, value, Some(&old), options);
+        if subresource.is_some() {
+            value = self.tracked(kind, subresource, value, Some(&old), options);
+        }
         if value == old {
             return Ok(current);
         }
-        refuse_invalid(kind, name, (kind.strategy.validate)(&value))?;
-        let errors = match (subresource, kind.strategy.validate_part) {
+        let mut errors = (kind.strategy.validate)(&value);
+        let of_change = match (subresource, kind.strategy.validate_part) {
             (Some(part), Some(validate)) => validate(part, &value, &old),
             _ => (kind.strategy.validate_update)(&value, &old),
         };
+        for error in of_change {
+            if !errors.contains(&error) {
+                errors.push(error);
+            }
+        }
         refuse_invalid(kind, name, errors)?;
         admission::validate(&request, &value)?;
         let durable = kind.durability == Durability::Disk;
@@ -253,7 +265,9 @@ fn prepare_other(kind: &Kind, subresource: Option<Subresource>, value: &mut Valu
         ("Namespace", Some("finalize")) => &["/spec/finalizers"],
         ("Pod", Some("ephemeralcontainers")) => &["/spec/ephemeralContainers"],
         ("Pod", Some("resize")) => &["/spec/containers", "/spec/initContainers", "/spec/resources"],
-        ("CertificateSigningRequest", Some("approval")) => &["/status/conditions"],
+        ("CertificateSigningRequest", Some("approval")) => {
+            &["/status/conditions", "/metadata/labels", "/metadata/annotations"]
+        }
         ("Pod", Some("binding")) => &["/spec/nodeName", "/status/conditions", "/metadata/annotations"],
         (_, Some("scale")) => &["/spec/replicas"],
         _ => &[],

@@ -3,7 +3,10 @@
 //! The last of several equal keys wins, as in Go. Bounded in depth (the parsers' own 128 levels) and in
 //! the number of values.
 
-use std::{cell::Cell, fmt};
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+};
 
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
@@ -20,6 +23,41 @@ pub enum ParseError {
     Json(#[from] serde_json::Error),
     #[error("error converting YAML to JSON: yaml: {0}")]
     Yaml(#[from] serde_yaml::Error),
+}
+
+/// A parse error in the words of Go's `encoding/json`.
+pub fn in_gos_words(bytes: &[u8], error: &serde_json::Error) -> String {
+    if error.is_eof() {
+        return "unexpected end of JSON input".to_owned();
+    }
+    let text = error.to_string();
+    let place = [
+        ("expected value", "looking for beginning of value"),
+        ("expected ident", "looking for beginning of value"),
+        ("key must be a string", "looking for beginning of object key string"),
+        ("expected `:`", "after object key"),
+        ("expected `,` or `}`", "after object key:value pair"),
+        ("expected `,` or `]`", "after array element"),
+        ("trailing comma", "looking for beginning of value"),
+        ("trailing characters", "after top-level value"),
+        ("invalid escape", "in string escape code"),
+        ("control character", "in string literal"),
+        ("invalid number", "in numeric literal"),
+    ]
+    .iter()
+    .find_map(|(serde, go)| text.starts_with(serde).then_some(*go));
+    let line = bytes.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    match (place, line.get(error.column().saturating_sub(1))) {
+        (Some(place), Some(byte)) => {
+            let shown = match char::from(*byte) {
+                '\'' => r"\'".to_owned(),
+                '"' => "\"".to_owned(),
+                other => other.escape_debug().to_string(),
+            };
+            format!("invalid character '{shown}' {place}")
+        }
+        _ => text,
+    }
 }
 
 /// A parsed body.
@@ -46,11 +84,25 @@ pub fn parse_yaml(bytes: &[u8]) -> Result<Parsed, ParseError> {
     Ok(state.finish(value))
 }
 
+/// The paths of all keys, in the order in which they stand in a body.
+pub fn order(bytes: &[u8], yaml: bool) -> Result<Vec<String>, ParseError> {
+    let mut state = State { order: Some(RefCell::default()), ..State::default() };
+    if yaml {
+        Seed(&state).deserialize(serde_yaml::Deserializer::from_slice(bytes))?;
+    } else {
+        Seed(&state).deserialize(&mut serde_json::Deserializer::from_slice(bytes))?;
+    }
+    let paths = state.order.take().map(RefCell::into_inner).unwrap_or_default();
+    Ok(paths.into_iter().map(|path| path.trim_start_matches('.').to_owned()).collect())
+}
+
 #[derive(Default)]
 struct State {
     values: Cell<usize>,
     /// Paths from the level that is being read downwards; each level puts its own segment before.
-    duplicates: std::cell::RefCell<Vec<String>>,
+    duplicates: RefCell<Vec<String>>,
+    /// All paths, where they are wanted.
+    order: Option<RefCell<Vec<String>>>,
 }
 
 impl State {
@@ -66,6 +118,23 @@ impl State {
 
     fn found(&self) -> usize {
         self.duplicates.borrow().len()
+    }
+
+    /// How many paths are noted.
+    fn noted(&self) -> usize {
+        self.order.as_ref().map_or(0, |order| order.borrow().len())
+    }
+
+    /// Notes a key, and puts it before what is noted below it, which begins at `from`.
+    fn note(&self, from: usize, segment: &str, key: bool) {
+        let Some(order) = &self.order else { return };
+        let mut order = order.borrow_mut();
+        for path in &mut order[from..] {
+            path.insert_str(0, segment);
+        }
+        if key {
+            order.insert(from, segment.to_owned());
+        }
     }
 
     /// Puts `segment` before every path found since `from`.
@@ -149,9 +218,12 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut items = Vec::new();
         loop {
-            let before = self.0.found();
+            let (before, noted) = (self.0.found(), self.0.noted());
             let Some(item) = seq.next_element_seed(Seed(self.0))? else { break };
             self.0.prefix(before, || format!("[{}]", items.len()));
+            if self.0.order.is_some() {
+                self.0.note(noted, &format!("[{}]", items.len()), false);
+            }
             items.push(item);
         }
         Ok(Value::Array(items))
@@ -160,9 +232,12 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(key) = map.next_key_seed(KeySeed)? {
-            let before = self.0.found();
+            let (before, noted) = (self.0.found(), self.0.noted());
             let value = map.next_value_seed(Seed(self.0))?;
             self.0.prefix(before, || format!(".{key}"));
+            if self.0.order.is_some() {
+                self.0.note(noted, &format!(".{key}"), true);
+            }
             if object.contains_key(&key) {
                 self.0.add(&key);
             }
@@ -229,6 +304,30 @@ mod tests {
         assert_eq!(parsed.value["a"], 2);
         assert_eq!(parsed.duplicates, ["a", "spec.list[1].n.y.z", "spec.list[1].n.y"]);
         assert!(parse(b"{\"a\":{}}").unwrap().duplicates.is_empty());
+    }
+
+    #[test]
+    fn parse_errors_read_as_gos() {
+        for (text, words) in [
+            ("x", "invalid character 'x' looking for beginning of value"),
+            ("{\n 'a': 1}", "invalid character '\\'' looking for beginning of object key string"),
+            (r#"{"a" 1}"#, "invalid character '1' after object key"),
+            (r#"{"a":1 "b":2}"#, "invalid character '\"' after object key:value pair"),
+            ("[1 2]", "invalid character '2' after array element"),
+            ("{} x", "invalid character 'x' after top-level value"),
+            ("{", "unexpected end of JSON input"),
+        ] {
+            let Err(ParseError::Json(error)) = parse(text.as_bytes()) else { panic!("{text}") };
+            assert_eq!(in_gos_words(text.as_bytes(), &error), words, "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_are_told_in_their_order() {
+        let text = r#"{"b":{"z":[{"y":1},2],"a":0},"a":1}"#;
+        for yaml in [false, true] {
+            assert_eq!(order(text.as_bytes(), yaml).unwrap(), ["b", "b.z", "b.z[0].y", "b.a", "a"]);
+        }
     }
 
     #[test]

@@ -18,11 +18,11 @@ pub fn admit(request: &Request<'_>, value: &Value) -> Result<(), Error> {
     let kind = registry::of::<k8s_openapi::api::core::v1::Namespace>();
     let namespace = request.objects.get(kind, "", request.namespace)?;
     if namespace.meta.deleting {
-        let message = format!(
-            "unable to create new content in namespace {} because it is being terminated",
-            request.namespace
-        );
-        return Err(request.forbidden(name_of(value), message));
+        return Err(Error::Terminating {
+            resource: request.kind.resource(),
+            name: name_of(value).to_owned(),
+            namespace: request.namespace.to_owned(),
+        });
     }
     Ok(())
 }
