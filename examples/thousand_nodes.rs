@@ -26,8 +26,8 @@ use sampan::{
     mqtt::{
         Bus, Event, Events, Priority, Will,
         messages::{
-            self, Desired, Down, Hello, ItemKey, ItemKind, NodeInfo, NodeState, PROTOCOL, PodReport,
-            SetDigest, Status, Up,
+            self, Desired, Down, Hello, Item, ItemKey, ItemKind, NodeInfo, NodeState, PROTOCOL, PodReport,
+            SetDigest, SharedChange, Status, Up,
         },
         session::{Address, Options, session},
         topics::{self, Leaf},
@@ -67,6 +67,7 @@ struct Node {
     cluster: String,
     held: BTreeMap<ItemKey, String>,
     digest: SetDigest,
+    shared: SetDigest,
     generation: Generation,
     welcome: bool,
     seq: u64,
@@ -101,32 +102,53 @@ impl Node {
             info,
             generation: self.generation,
             digest: self.digest.to_string(),
+            shared: self.shared.to_string(),
             hashes: hashes.then(|| self.held.clone().into_iter().collect()),
             ..Hello::default()
         };
         self.say(&Up::Hello(Box::new(hello))).await;
     }
 
-    async fn desired(&mut self, part: Desired) {
-        self.counts.items.fetch_add(part.put.len() as u64, Relaxed);
-        for key in &part.delete {
+    /// Takes items in; what pods among them have to say.
+    fn take(&mut self, put: Vec<Item>, delete: &[ItemKey]) -> Vec<PodReport> {
+        self.counts.items.fetch_add(put.len() as u64, Relaxed);
+        for key in delete {
             if let Some(hash) = self.held.remove(key) {
-                self.digest.remove(key, &hash);
+                self.digest_of(key).remove(key, &hash);
                 self.counts.pods.fetch_sub(usize::from(key.kind == ItemKind::Pod), Relaxed);
             }
         }
         let mut reports = Vec::new();
-        for item in part.put {
-            self.digest.add(&item.key, &item.hash);
+        for item in put {
+            self.digest_of(&item.key).add(&item.key, &item.hash);
             let old = self.held.insert(item.key.clone(), item.hash.clone());
             if let Some(old) = &old {
-                self.digest.remove(&item.key, old);
+                self.digest_of(&item.key).remove(&item.key, old);
             }
             if item.key.kind == ItemKind::Pod {
                 self.counts.pods.fetch_add(usize::from(old.is_none()), Relaxed);
                 reports.push(report(&item));
             }
         }
+        reports
+    }
+
+    fn digest_of(&mut self, key: &ItemKey) -> &mut SetDigest {
+        if key.kind.is_shared() { &mut self.shared } else { &mut self.digest }
+    }
+
+    async fn shared(&mut self, change: SharedChange) {
+        if change.digest.as_ref().is_some_and(|digest| *digest == self.shared.to_string()) {
+            return;
+        }
+        self.take(change.put, &change.delete);
+        if self.welcome && change.digest.is_some_and(|digest| digest != self.shared.to_string()) {
+            self.hello(true).await;
+        }
+    }
+
+    async fn desired(&mut self, part: Desired) {
+        let reports = self.take(part.put, &part.delete);
         self.generation = part.generation;
         let Some(digest) = part.digest else { return };
         if digest != self.digest.to_string() {
@@ -164,6 +186,7 @@ impl Node {
                         } else {
                             match messages::decode(&payload) {
                                 Ok(Down::Desired(part)) => self.desired(part).await,
+                                Ok(Down::Shared(change)) => self.shared(change).await,
                                 Ok(Down::SayHello { hashes }) => self.hello(hashes).await,
                                 _ => {}
                             }
@@ -173,8 +196,8 @@ impl Node {
                 },
                 _ = beat.tick() => {
                     if self.welcome {
-                        let session = self.session.clone();
-                        self.say(&Up::Beat { session, generation: self.generation }).await;
+                        let (session, shared) = (self.session.clone(), self.shared.brief());
+                        self.say(&Up::Beat { session, generation: self.generation, shared }).await;
                     }
                 }
                 _ = again.tick() => {
@@ -188,7 +211,7 @@ impl Node {
 }
 
 /// A pod that runs, or one that is gone when that is wanted.
-fn report(item: &messages::Item) -> PodReport {
+fn report(item: &Item) -> PodReport {
     let pod: serde_json::Value = item.read().expect("a pod");
     let deleting = !pod["metadata"]["deletionTimestamp"].is_null();
     let status = json!({
@@ -354,6 +377,7 @@ async fn main() {
             cluster: cluster.clone(),
             held: BTreeMap::new(),
             digest: SetDigest::default(),
+            shared: SetDigest::default(),
             generation: Generation(0),
             welcome: false,
             seq: 0,

@@ -118,9 +118,10 @@ fn acl(cluster: &str, nodes: &BTreeSet<String>, user: &str, master: &str) -> Str
     blocks.extend(nodes.iter().map(|node| {
         format!(
             "user {}\ntopic write sampan/{cluster}/node/{node}/up/#\ntopic read sampan/{cluster}/node/{node}/down/#\n\
-             topic read {}\ntopic write sampan/{cluster}/join/+/up\ntopic read sampan/{cluster}/join/+/down\n",
+             topic read {}\ntopic read {}\ntopic write sampan/{cluster}/join/+/up\ntopic read sampan/{cluster}/join/+/down\n",
             name(user, node),
             topics::master(cluster),
+            topics::shared(cluster),
         )
     }));
     blocks.join("\n")
@@ -159,7 +160,7 @@ mod tests {
         let text = acl("abc", &nodes, "{cluster}-{node}", "{cluster}-boss");
         let rules = "user abc-kitchen\n\
             topic write sampan/abc/node/kitchen/up/#\ntopic read sampan/abc/node/kitchen/down/#\n\
-            topic read sampan/abc/master\n\
+            topic read sampan/abc/master\ntopic read sampan/abc/shared\n\
             topic write sampan/abc/join/+/up\ntopic read sampan/abc/join/+/down\n";
         assert!(
             text.contains("user abc-boss\ntopic readwrite sampan/abc/#\n") && text.ends_with(rules),

@@ -22,8 +22,8 @@ pub struct Link {
     pub serves_ingress: bool,
     /// The hash of every item of its own that the node holds, or will when it has what was sent.
     own: BTreeMap<ItemKey, String>,
-    /// The same for the part that all nodes share.
-    shared: Hashes,
+    /// The version of the part that all nodes share.
+    pub shared: Hashes,
     pub dirty: bool,
 }
 
@@ -34,13 +34,13 @@ fn hashes(items: &Own) -> BTreeMap<ItemKey, String> {
     items.iter().map(|(key, item)| (key.clone(), item.hash.clone())).collect()
 }
 
-/// The digest of a whole set.
-pub fn digest(own: &Own, shared: &Shared) -> SetDigest {
-    SetDigest::of(own.iter().map(|(key, item)| (key, item.hash.as_str()))).with(shared.digest())
+/// The digest of a node's own items.
+fn digest(own: &Own) -> String {
+    SetDigest::of(own.iter().map(|(key, item)| (key, item.hash.as_str()))).to_string()
 }
 
 impl Link {
-    /// Of a hello whose node holds what it says; `None` when the digest does not tell what that is.
+    /// Of a hello whose node holds what it says; `None` when its digests do not tell what that is.
     pub fn new(
         hello: Hello,
         own: &Own,
@@ -48,12 +48,20 @@ impl Link {
         protocol: u32,
         offset: SignedDuration,
     ) -> Option<Self> {
-        let serves_ingress = hello.info.serves_ingress;
-        let (own, shared) = if digest(own, shared).to_string() == hello.digest {
-            (hashes(own), Arc::clone(shared.hashes()))
+        let (said_shared, said_own): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            hello.hashes.iter().flatten().cloned().partition(|(key, _)| key.kind.is_shared());
+        let listed = hello.hashes.is_some();
+        let held = if digest(own) == hello.digest {
+            hashes(own)
+        } else if listed || hello.digest == SetDigest::default().to_string() {
+            said_own
         } else {
-            let (of_all, own) = hello.hashes?.into_iter().partition(|(key, _)| key.kind.is_shared());
-            (own, Arc::new(of_all))
+            return None;
+        };
+        let shared = match shared.version(&hello.shared) {
+            Some(version) => version,
+            None if listed => Arc::new(said_shared),
+            None => return None,
         };
         Some(Self {
             session: hello.session,
@@ -61,8 +69,8 @@ impl Link {
             protocol,
             generation: hello.generation,
             offset,
-            serves_ingress,
-            own,
+            serves_ingress: hello.info.serves_ingress,
+            own: held,
             shared,
             dirty: false,
         })
@@ -72,32 +80,14 @@ impl Link {
         self.own.contains_key(key)
     }
 
-    /// Whether the node holds an older version of the shared part.
-    pub fn is_behind(&self, shared: &Shared) -> bool {
-        !Arc::ptr_eq(&self.shared, shared.hashes())
-    }
-
-    /// What the node lacks, in parts that fit a message; the last one has the digest. `None` when it
-    /// lacks nothing and `always` does not ask for an answer.
-    pub fn bring_up(
-        &mut self,
-        own: Own,
-        shared: &mut Shared,
-        epoch: u64,
-        always: bool,
-    ) -> Option<Vec<Desired>> {
-        let digest = digest(&own, shared);
-        let mut put = Vec::new();
-        let mut delete: Vec<ItemKey> =
-            self.own.keys().filter(|key| !own.contains_key(*key)).cloned().collect();
-        if self.is_behind(shared) {
-            let difference = shared.difference(&self.shared);
-            put.extend(difference.put.iter().map(|item| (**item).clone()));
-            delete.extend(difference.delete.iter().cloned());
-            self.shared = Arc::clone(shared.hashes());
-        }
+    /// What the node lacks of its own items, in parts that fit a message; the last one has the digest.
+    /// `None` when it lacks nothing and `always` does not ask for an answer.
+    pub fn bring_up(&mut self, own: Own, epoch: u64, always: bool) -> Option<Vec<Desired>> {
+        let digest = digest(&own);
+        let delete: Vec<ItemKey> = self.own.keys().filter(|key| !own.contains_key(*key)).cloned().collect();
         let held = hashes(&own);
-        put.extend(own.into_values().filter(|item| self.own.get(&item.key) != Some(&item.hash)));
+        let put: Vec<Item> =
+            own.into_values().filter(|item| self.own.get(&item.key) != Some(&item.hash)).collect();
         self.own = held;
         if put.is_empty() && delete.is_empty() && !always {
             return None;
@@ -105,30 +95,40 @@ impl Link {
         if !put.is_empty() || !delete.is_empty() {
             self.generation.0 += 1;
         }
-        let part = |delete| Desired {
-            session: self.session.clone(),
-            epoch,
-            protocol: self.protocol,
-            generation: self.generation,
-            put: Vec::new(),
-            delete,
-            digest: None,
-        };
-        let mut parts = vec![part(delete)];
-        let mut bytes = 0;
-        for item in put {
-            if bytes > 0 && bytes + item.body.len() > ITEMS_BYTES_MAX {
-                parts.push(part(Vec::new()));
-                bytes = 0;
-            }
-            bytes += item.body.len();
-            if let Some(part) = parts.last_mut() {
-                part.put.push(item);
-            }
+        let mut parts: Vec<Desired> = parts(put)
+            .map(|put| Desired {
+                session: self.session.clone(),
+                epoch,
+                protocol: self.protocol,
+                generation: self.generation,
+                put,
+                delete: Vec::new(),
+                digest: None,
+            })
+            .collect();
+        if let Some(first) = parts.first_mut() {
+            first.delete = delete;
         }
         if let Some(last) = parts.last_mut() {
-            last.digest = Some(digest.to_string());
+            last.digest = Some(digest);
         }
         Some(parts)
     }
+}
+
+/// Items in parts that fit a message each; at least one part.
+pub fn parts(items: impl IntoIterator<Item = Item>) -> impl Iterator<Item = Vec<Item>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for item in items {
+        if bytes > 0 && bytes + item.body.len() > ITEMS_BYTES_MAX {
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += item.body.len();
+        if let Some(part) = parts.last_mut() {
+            part.push(item);
+        }
+    }
+    parts.into_iter()
 }

@@ -13,6 +13,7 @@ pub mod join;
 mod link;
 mod losses;
 mod names;
+mod outgoing;
 mod pods;
 mod policies;
 mod register;
@@ -41,10 +42,7 @@ use link::{Link, Own};
 use losses::Losses;
 use shared::Shared;
 pub use streams::{StreamError, Streams};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 use work::{Context, Desk, Loss, Work};
 
 use crate::{
@@ -65,9 +63,12 @@ use crate::{
 
 /// How long changes are collected before they are sent.
 const DEBOUNCE: Duration = Duration::from_millis(3);
-/// How much longer what goes to all nodes is collected, for each node.
+/// How much longer what goes to all nodes is collected, for each node; and ways to other nodes, which
+/// change with every node that joins.
 const DEBOUNCE_PER_NODE: Duration = Duration::from_micros(100);
-/// How long after its start a master waits for a node it knows before it calls it lost.
+const DEBOUNCE_PEERS_PER_NODE: Duration = Duration::from_millis(1);
+const DEBOUNCE_MAX: Duration = Duration::from_secs(2);
+/// How long after it has connected a master waits for a node it knows before it calls it lost.
 const FIRST_HELLO: Duration = Duration::from_secs(15);
 /// How often everything is looked at again, whatever events there were.
 const RESYNC: Duration = Duration::from_mins(10);
@@ -115,8 +116,7 @@ type PodsOf = HashMap<String, BTreeSet<(Arc<str>, Arc<str>)>>;
 /// The dispatcher.
 pub struct Dispatch {
     context: Context,
-    /// Messages to nodes on their way, and where they go.
-    sending: Option<(Arc<dyn Bus>, work::Queued)>,
+    bus: Arc<dyn Bus>,
     events: Events,
     /// Answers boards that join; without it they wait in vain.
     desk: Option<join::Desk>,
@@ -124,6 +124,11 @@ pub struct Dispatch {
     boot: String,
     started: Instant,
     links: BTreeMap<String, Link>,
+    /// Nodes that have said hello since the master connected last, and when the others are lost.
+    present: BTreeSet<String>,
+    roll_call: Option<Instant>,
+    /// The session of each node that was the last to end.
+    ended: BTreeMap<String, String>,
     work: Desk,
     losses: Losses,
     streams: Streams,
@@ -133,6 +138,26 @@ pub struct Dispatch {
     policies: BTreeMap<String, Vec<Item>>,
     policies_are_stale: bool,
     all_dirty: bool,
+    due: Due,
+}
+
+/// When what is stale is looked at.
+#[derive(Default)]
+struct Due {
+    own: Option<Instant>,
+    shared: Option<Instant>,
+    peers: Option<Instant>,
+}
+
+impl Due {
+    fn next(&self) -> Option<Instant> {
+        [self.own, self.shared, self.peers].into_iter().flatten().min()
+    }
+}
+
+/// Takes a time that has come.
+fn take_due(at: &mut Option<Instant>, now: Instant) -> bool {
+    at.take_if(|at| *at <= now).is_some()
 }
 
 /// A change in the store, or that changes were lost.
@@ -150,23 +175,25 @@ impl Dispatch {
     ) -> Self {
         let streams = Streams::new(Arc::clone(&bus), options.cluster.clone());
         let writer = WriteOptions::system("node").tracked_as("kubelet");
-        let (outgoing, queued) = mpsc::unbounded_channel();
         Self {
             context: Context {
                 objects,
                 options: Arc::new(options),
-                outgoing,
+                outgoing: Arc::default(),
                 tokens,
                 writer,
-                networks: Arc::default(),
+                networks: register::Networks::default(),
             },
-            sending: Some((bus, queued)),
+            bus,
             streams,
             events,
             desk: None,
             boot: ids::hex(&ids::random_bytes::<8>()),
             started: Instant::now(),
             links: BTreeMap::new(),
+            present: BTreeSet::new(),
+            roll_call: None,
+            ended: BTreeMap::new(),
             work: Desk::default(),
             losses: Losses::default(),
             shared: Shared::new(),
@@ -174,6 +201,7 @@ impl Dispatch {
             policies: BTreeMap::new(),
             policies_are_stale: true,
             all_dirty: false,
+            due: Due::default(),
         }
     }
 
@@ -189,11 +217,11 @@ impl Dispatch {
     }
 
     /// Works until told to stop.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), Infallible> {
-        let Some((bus, queued)) = self.sending.take() else { return Ok(()) };
+    pub async fn run(self, stop: CancellationToken) -> Result<(), Infallible> {
+        let (bus, outgoing) = (Arc::clone(&self.bus), Arc::clone(&self.context.outgoing));
         tokio::select! {
             done = self.work(stop) => done,
-            () = work::send_all(bus, queued) => Ok(()),
+            _ = outgoing.send_all(&*bus) => Ok(()),
         }
     }
 
@@ -205,19 +233,22 @@ impl Dispatch {
             changes.push(follow(&objects, source));
         }
         self.index_pods();
-        let mut flush_at: Option<Instant> = None;
+        // Before anybody is welcomed: a node that holds all of it is told nothing.
+        self.shared.refresh(&self.context.objects, &self.context.options, true);
         let mut resync = tokio::time::interval(RESYNC);
         self.started = Instant::now();
         let start = self.started;
-        let mut absent_checked = false;
+        self.roll_call = Some(start + FIRST_HELLO);
         loop {
             let held = self.losses.next();
+            let due = self.due.next();
+            let roll_call = self.roll_call;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 (node, hello) = self.work.done(&context) => {
                     if let Some(hello) = hello {
-                        self.welcome(&node, *hello).await;
+                        self.welcome(&node, *hello);
                     }
                 }
                 event = self.events.recv() => match event {
@@ -226,46 +257,53 @@ impl Dispatch {
                 },
                 Some(seen) = changes.next() => {
                     if let Some(event) = seen.event {
-                        self.changed(seen.source, &event).await;
+                        self.changed(seen.source, &event);
                     } else {
                         changes.push(follow(&objects, seen.source));
                         self.index_pods();
                         self.everything_may_have_changed();
                     }
                 }
-                () = sleep_until(flush_at.unwrap_or(start)), if flush_at.is_some() => {
-                    flush_at = None;
-                    self.flush().await;
-                }
+                () = sleep_until(due.unwrap_or(start)), if due.is_some() => self.flush(Instant::now()),
                 () = sleep_until(held.unwrap_or(start)), if held.is_some() => {
                     for node in self.losses.due(Instant::now()) {
                         self.work.put(&context, &node, Work::Lost(Loss::Silent));
                     }
                 }
-                () = sleep_until(start + FIRST_HELLO), if !absent_checked => {
-                    absent_checked = true;
+                () = sleep_until(roll_call.unwrap_or(start)), if roll_call.is_some() => {
+                    self.roll_call = None;
                     self.call_absent_nodes_lost();
                 }
                 _ = resync.tick() => self.everything_may_have_changed(),
             }
-            if flush_at.is_none() {
-                let for_all = self.shared.is_stale() || self.policies_are_stale || self.all_dirty;
-                if for_all {
-                    let nodes = u32::try_from(self.links.len()).unwrap_or(u32::MAX);
-                    flush_at = Some(Instant::now() + DEBOUNCE + DEBOUNCE_PER_NODE * nodes);
-                } else if self.links.values().any(|link| link.dirty) {
-                    flush_at = Some(Instant::now() + DEBOUNCE);
-                }
-            }
+            self.plan_flush(Instant::now());
+        }
+    }
+
+    /// Sets a time for everything that is stale.
+    fn plan_flush(&mut self, now: Instant) {
+        let nodes = u32::try_from(self.links.len()).unwrap_or(u32::MAX);
+        let after = |per_node: Duration| now + DEBOUNCE + per_node.saturating_mul(nodes).min(DEBOUNCE_MAX);
+        if self.due.own.is_none() && self.links.values().any(|link| link.dirty) {
+            self.due.own = Some(now + DEBOUNCE);
+        }
+        if self.shared.is_stale() || self.policies_are_stale || self.all_dirty {
+            self.due.shared.get_or_insert_with(|| after(DEBOUNCE_PER_NODE));
+        }
+        if self.shared.peers_are_stale() {
+            self.due.peers.get_or_insert_with(|| after(DEBOUNCE_PEERS_PER_NODE));
         }
     }
 
     async fn heard(&mut self, event: Event) {
         match event {
             Event::Connected => {
-                // Nodes that were connected before may not have noticed: all say hello again.
+                // Nodes that were connected before may not have noticed: all say hello again. Who does
+                // not was lost while nobody heard of it.
+                self.present.clear();
+                self.roll_call = Some(Instant::now() + FIRST_HELLO);
                 let topic = topics::master(&self.context.options.cluster);
-                self.context.publish(&topic, Bytes::from(self.boot.clone())).await;
+                self.context.publish(&topic, Bytes::from(self.boot.clone()));
             }
             Event::Disconnected { reason } => {
                 tracing::warn!(reason, "the link to the broker is lost");
@@ -281,7 +319,7 @@ impl Dispatch {
                 }
                 match messages::decode::<Up>(&payload) {
                     Ok(Up::Bye { session, clean }) => self.bye(node, &session, clean),
-                    Ok(message) if leaf == Leaf::Control => self.listen(node, message).await,
+                    Ok(message) if leaf == Leaf::Control => self.listen(node, message),
                     Ok(_) => tracing::warn!(node, "a last will that is no goodbye was ignored"),
                     Err(error) => tracing::warn!(node, %error, "a message is not understood"),
                 }
@@ -289,24 +327,31 @@ impl Dispatch {
         }
     }
 
-    async fn listen(&mut self, node: &str, message: Up) {
+    fn listen(&mut self, node: &str, message: Up) {
         if let Up::Hello(hello) = message {
-            return self.hello(node, *hello).await;
+            return self.hello(node, *hello);
         }
         let Some(link) = self.links.get_mut(node) else {
-            return self.context.say(node, &Down::SayHello { hashes: false }).await;
+            return self.context.say(node, &Down::SayHello { hashes: false });
         };
         let work = match message {
-            Up::Beat { session, generation } => {
-                // A lost message shows as a generation that lags behind. A second board of this name,
-                // which was refused, is not answered.
-                if link.session == session && link.generation != generation && !link.dirty {
-                    self.context.say(node, &Down::SayHello { hashes: false }).await;
+            Up::Beat { session, generation, shared } => {
+                // A lost message shows as a generation or a digest that lags behind. A second board of
+                // this name, which was refused, is not answered.
+                let lags = (link.generation != generation && !link.dirty)
+                    || (!shared.is_empty() && shared != self.shared.digest().brief());
+                if link.session == session && lags {
+                    self.context.say(node, &Down::SayHello { hashes: false });
                 }
                 return;
             }
-            Up::Status(status) => Work::Status(status),
-            Up::Events(events) => Work::Events(events, link.offset),
+            Up::Status(status) => Work::Statuses(status.into()),
+            Up::Events(mut events) => {
+                for event in &mut events {
+                    event.time = event.time.checked_add(link.offset).unwrap_or(event.time);
+                }
+                Work::Events(events)
+            }
             Up::Ask { id, ask } => Work::Ask(id, ask),
             Up::Ack { .. } | Up::Hello(_) | Up::Bye { .. } => return,
         };
@@ -314,10 +359,10 @@ impl Dispatch {
     }
 
     /// Refuses a hello, or has its node registered; [`Self::welcome`] comes after that.
-    async fn hello(&mut self, node: &str, mut hello: Hello) {
+    fn hello(&mut self, node: &str, mut hello: Hello) {
         if self.context.objects.is_node_removed(node) {
             tracing::info!(node, "a board that was removed is told so");
-            return self.context.say(node, &Down::Removed { session: hello.session }).await;
+            return self.context.say(node, &Down::Removed { session: hello.session });
         }
         let refused = |reason: String| Down::Refused { session: hello.session.clone(), reason };
         // A newer node speaks our version, as we would with an older one.
@@ -327,7 +372,7 @@ impl Dispatch {
                  both to the same release",
                 hello.protocol
             );
-            return self.context.say(node, &refused(reason)).await;
+            return self.context.say(node, &refused(reason));
         }
         if hello.hardware.is_empty() {
             hello.hardware.clone_from(&hello.info.machine_id);
@@ -347,14 +392,19 @@ impl Dispatch {
                  <data-dir>/agent/identity on this one and join with a new token under its own name"
             );
             tracing::error!(node, "a second board under this node's name was refused");
-            return self.context.say(node, &refused(reason)).await;
+            return self.context.say(node, &refused(reason));
         }
         self.losses.back(node);
+        self.ended.remove(node);
+        self.present.insert(node.to_owned());
         self.work.put(&self.context, node, Work::Hello(Box::new(hello)));
     }
 
-    async fn welcome(&mut self, node: &str, hello: Hello) {
-        self.refresh();
+    fn welcome(&mut self, node: &str, hello: Hello) {
+        if self.ended.get(node) == Some(&hello.session) {
+            // It was lost while its hello was worked on.
+            return self.work.put(&self.context, node, Work::Lost(Loss::Silent));
+        }
         let own = self.own_of(node, hello.info.serves_ingress);
         let protocol = hello.protocol.min(PROTOCOL);
         let now = self.context.objects.clock().now();
@@ -368,7 +418,7 @@ impl Dispatch {
             );
         }
         let Some(link) = Link::new(hello, &own, &self.shared, protocol, offset) else {
-            return self.context.say(node, &Down::SayHello { hashes: true }).await;
+            return self.context.say(node, &Down::SayHello { hashes: true });
         };
         if self.links.get(node).is_some_and(|old| old.session != link.session) {
             self.streams.lost(node);
@@ -378,8 +428,9 @@ impl Dispatch {
         if fresh {
             tracing::info!(node, "the node is connected");
         }
+        self.bring_up_shared(node);
         // Also an empty difference is sent: it is the master's answer to the hello.
-        self.bring_up(node, own, true).await;
+        self.bring_up(node, own, true);
     }
 
     async fn join(&mut self, id: &str, payload: Bytes) {
@@ -388,13 +439,14 @@ impl Dispatch {
         let answer = desk.answer(&self.context, connected, payload).await;
         match messages::encode(&answer) {
             Ok(payload) => {
-                self.context.publish(&topics::join_down(&self.context.options.cluster, id), payload).await;
+                self.context.publish(&topics::join_down(&self.context.options.cluster, id), payload);
             }
             Err(error) => tracing::error!(%error, "an answer cannot be sent"),
         }
     }
 
     fn bye(&mut self, node: &str, session: &str, clean: bool) {
+        self.ended.insert(node.to_owned(), session.to_owned());
         if self.links.get(node).is_none_or(|link| link.session != session) {
             return;
         }
@@ -420,7 +472,7 @@ impl Dispatch {
                     ),
                     time: self.context.objects.clock().now(),
                 };
-                self.work.put(&self.context, node, Work::Events(vec![event], SignedDuration::ZERO));
+                self.work.put(&self.context, node, Work::Events(vec![event]));
             }
         }
     }
@@ -458,7 +510,7 @@ impl Dispatch {
     }
 
     /// Notes whose set an event of the store changes.
-    async fn changed(&mut self, source: usize, event: &store::Event) {
+    fn changed(&mut self, source: usize, event: &store::Event) {
         let key = &event.object.key;
         match items::SOURCES[source].1 {
             items::Reach::Pod => {
@@ -479,7 +531,7 @@ impl Dispatch {
             }
             items::Reach::Holders(kind) => {
                 if *key.name == *CREDENTIALS && *key.namespace == *CREDENTIALS_NAMESPACE {
-                    self.part_from_removed().await;
+                    self.part_from_removed();
                 }
                 if &*key.resource == "secrets"
                     && std::iter::once(&event.object).chain(&event.previous).any(|o| items::is_certificate(o))
@@ -493,11 +545,15 @@ impl Dispatch {
                 }
             }
             items::Reach::Node => {
-                self.shared.touch_peer(&key.name);
+                let peer = |object: &store::Object| shared::peer(&object.typed());
+                let now = (event.kind != store::EventKind::Deleted).then(|| peer(&event.object)).flatten();
+                if event.previous.as_deref().and_then(peer) != now {
+                    self.shared.touch_peers();
+                }
                 self.mark(&key.name);
                 // A node whose object was deleted is registered anew.
                 if event.kind == store::EventKind::Deleted && self.links.contains_key(&*key.name) {
-                    self.context.say(&key.name, &Down::SayHello { hashes: false }).await;
+                    self.context.say(&key.name, &Down::SayHello { hashes: false });
                 }
             }
             items::Reach::All(parts) => {
@@ -509,25 +565,16 @@ impl Dispatch {
     }
 
     /// Tells nodes that were removed, and knows them no more.
-    async fn part_from_removed(&mut self) {
+    fn part_from_removed(&mut self) {
         let gone: Vec<String> =
             self.links.keys().filter(|node| self.context.objects.is_node_removed(node)).cloned().collect();
         for node in gone {
             if let Some(link) = self.links.remove(&node) {
                 tracing::info!(node, "the node was removed");
                 self.streams.lost(&node);
-                self.context.say(&node, &Down::Removed { session: link.session }).await;
+                self.context.say(&node, &Down::Removed { session: link.session });
             }
         }
-    }
-
-    /// Makes the parts of sets anew that others' changes have made stale.
-    fn refresh(&mut self) {
-        self.shared.refresh(&self.context.objects, &self.context.options);
-        if self.shared.take_ingress_changed() {
-            self.links.values_mut().filter(|link| link.serves_ingress).for_each(|link| link.dirty = true);
-        }
-        self.refresh_policies();
     }
 
     /// Policies are made of pods and namespaces too; without any there is nothing to do.
@@ -545,19 +592,43 @@ impl Dispatch {
         self.policies = fresh;
     }
 
-    async fn flush(&mut self) {
-        self.refresh();
-        let all = std::mem::take(&mut self.all_dirty);
-        let due: Vec<_> = self
-            .links
-            .iter()
-            .filter(|(_, link)| all || link.dirty || link.is_behind(&self.shared))
-            .map(|(node, _)| node.clone())
-            .collect();
-        for node in due {
-            let serves = self.links.get(&node).is_some_and(|link| link.serves_ingress);
-            let own = self.own_of(&node, serves);
-            self.bring_up(&node, own, false).await;
+    fn flush(&mut self, now: Instant) {
+        let for_all = take_due(&mut self.due.shared, now);
+        let peers = take_due(&mut self.due.peers, now);
+        if for_all || peers {
+            self.flush_shared(peers);
+        }
+        if for_all {
+            self.refresh_policies();
+        }
+        let all = for_all && std::mem::take(&mut self.all_dirty);
+        if take_due(&mut self.due.own, now) || for_all {
+            let due = self.links.iter().filter(|(_, link)| all || link.dirty);
+            let due: Vec<_> = due.map(|(node, link)| (node.clone(), link.serves_ingress)).collect();
+            for (node, serves_ingress) in due {
+                let own = self.own_of(&node, serves_ingress);
+                self.bring_up(&node, own, false);
+            }
+        }
+    }
+
+    /// Makes the parts anew that all nodes share, and tells them: one message for all that held the
+    /// version before.
+    fn flush_shared(&mut self, peers: bool) {
+        let before = Arc::clone(self.shared.hashes());
+        let changed = self.shared.refresh(&self.context.objects, &self.context.options, peers);
+        if self.shared.take_ingress_changed() {
+            self.links.values_mut().filter(|link| link.serves_ingress).for_each(|link| link.dirty = true);
+        }
+        if !changed || self.links.is_empty() {
+            return;
+        }
+        let topic = topics::shared(&self.context.options.cluster);
+        for payload in self.shared.bring_up(&before, self.context.options.epoch).iter() {
+            self.context.publish(&topic, payload.clone());
+        }
+        for link in self.links.values_mut().filter(|link| Arc::ptr_eq(&link.shared, &before)) {
+            link.shared = Arc::clone(self.shared.hashes());
         }
     }
 
@@ -570,20 +641,37 @@ impl Dispatch {
         own.into_iter().chain(policies.chain(rules).cloned()).map(|item| (item.key.clone(), item)).collect()
     }
 
-    /// Sends what a node lacks of its set.
-    async fn bring_up(&mut self, node: &str, own: Own, always: bool) {
+    /// Sends what a node lacks of its own items.
+    fn bring_up(&mut self, node: &str, own: Own, always: bool) {
         let Some(link) = self.links.get_mut(node) else { return };
         link.dirty = false;
-        let parts = link.bring_up(own, &mut self.shared, self.context.options.epoch, always);
+        let parts = link.bring_up(own, self.context.options.epoch, always);
         for part in parts.into_iter().flatten() {
-            self.context.say(node, &Down::Desired(part)).await;
+            self.context.say(node, &Down::Desired(part));
+        }
+    }
+
+    /// Sends what a node lacks of what all share.
+    fn bring_up_shared(&mut self, node: &str) {
+        let Some(link) = self.links.get_mut(node) else { return };
+        let messages = self.shared.bring_up(&link.shared, self.context.options.epoch);
+        link.shared = Arc::clone(self.shared.hashes());
+        let topic = self.context.topic(node);
+        for payload in messages.iter() {
+            self.context.publish(&topic, payload.clone());
         }
     }
 
     fn call_absent_nodes_lost(&mut self) {
+        let absent = |node: &String| !self.present.contains(node);
+        let silent: Vec<String> = self.links.keys().filter(|node| absent(node)).cloned().collect();
+        for node in silent {
+            self.links.remove(&node);
+            self.streams.lost(&node);
+        }
         for node in self.context.objects.list_typed::<Node>(None) {
             let name = node.metadata.name.clone().unwrap_or_default();
-            if !self.links.contains_key(&name) {
+            if !self.present.contains(&name) {
                 self.work.put(&self.context, &name, Work::Lost(Loss::Silent));
             }
         }

@@ -1,14 +1,14 @@
 //! What nodes say about themselves, and the events they tell of.
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolume};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, PersistentVolume};
 use serde_json::{Value, json};
 
 use super::work::Loss;
 use crate::{
-    clock, ids,
+    clock,
     kinds::{Subresource, builds, registry, volumes},
     mqtt::messages::{NodeEvent, NodeState},
-    objects::{Error, Objects, WriteOptions},
+    objects::{Error, Objects, Said, WriteOptions},
 };
 
 /// The component events come from, as kubectl shows it.
@@ -183,61 +183,28 @@ pub async fn folder_removed(
 }
 
 /// Records what nodes tell of; the same thing again is counted, not repeated.
-pub async fn events(objects: &Objects, node: &str, events: Vec<NodeEvent>, writer: &WriteOptions) {
+pub async fn events(objects: &Objects, node: &str, events: Vec<NodeEvent>) {
     for event in events {
-        if let Err(error) = record(objects, node, &event, writer).await {
-            tracing::debug!(node, %error, reason = event.reason, "an event could not be recorded");
-        }
+        let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let about = ObjectReference {
+            api_version: some("v1"),
+            kind: some(if event.namespace.is_empty() { "Node" } else { "Pod" }),
+            namespace: some(&event.namespace),
+            name: some(&event.name),
+            uid: some(&event.uid),
+            field_path: some(&event.field_path),
+            resource_version: None,
+        };
+        let said = Said {
+            warning: event.warning,
+            reason: &event.reason,
+            message: &event.message,
+            component: COMPONENT,
+            host: node,
+            time: Some(event.time),
+        };
+        objects.say(&about, said).await;
     }
-}
-
-async fn record(
-    objects: &Objects,
-    node: &str,
-    event: &NodeEvent,
-    writer: &WriteOptions,
-) -> Result<(), Error> {
-    let kind = registry::of::<k8s_openapi::api::core::v1::Event>();
-    let (namespace, about) =
-        if event.namespace.is_empty() { ("default", "Node") } else { (event.namespace.as_str(), "Pod") };
-    let when = clock::rfc3339_seconds(event.time);
-    let same = [&event.uid, &event.reason, &event.message, &event.field_path].map(String::as_str).join("\0");
-    let hash = ring::digest::digest(&ring::digest::SHA256, same.as_bytes());
-    let name = format!("{}.{}", event.name, ids::hex(&hash.as_ref()[..8]));
-    let again = objects
-        .modify(kind, None, namespace, &name, writer, |stored| {
-            stored["count"] = (stored["count"].as_i64().unwrap_or(1) + 1).into();
-            stored["lastTimestamp"] = when.clone().into();
-            Ok(())
-        })
-        .await;
-    match again {
-        Err(error) if error.is_not_found() => {}
-        other => return other.map(|_| ()),
-    }
-    let mut about = json!({
-        "kind": about, "apiVersion": "v1", "name": event.name, "uid": event.uid,
-        "namespace": event.namespace, "fieldPath": event.field_path,
-    });
-    for field in ["namespace", "fieldPath"] {
-        if about[field] == "" {
-            crate::kinds::remove(&mut about, field);
-        }
-    }
-    let value = json!({
-        "metadata": {"name": name, "namespace": namespace},
-        "involvedObject": about,
-        "type": if event.warning { "Warning" } else { "Normal" },
-        "reason": event.reason,
-        "message": event.message,
-        "source": {"component": COMPONENT, "host": node},
-        "reportingComponent": COMPONENT,
-        "reportingInstance": node,
-        "firstTimestamp": when,
-        "lastTimestamp": when,
-        "count": 1,
-    });
-    objects.create(kind, namespace, value, writer).await.map(|_| ())
 }
 
 #[cfg(test)]

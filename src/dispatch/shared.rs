@@ -1,21 +1,33 @@
 //! The part of every node's set that is the same for all: services, names, Ingresses, peers.
 //!
 //! It is kept up to date by parts, each made anew when one of its sources changed; what nodes hold of
-//! it is one shared map a version, and the difference of two versions is computed once for all nodes.
+//! it is one shared map a version. The difference of two versions is computed and written once for all
+//! nodes: a change is one message that the broker multiplies, whatever the number of nodes. Peers go in
+//! blocks of neighbouring pod networks, so that a thousand nodes are a few items.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::Ipv4Addr,
     sync::Arc,
 };
 
+use bytes::Bytes;
 use k8s_openapi::api::core::v1::Node;
 
-use super::{Options, ingress, items::item, names, services};
+use super::{Options, ingress, items::item, link, names, services};
 use crate::{
-    mqtt::messages::{Item, ItemKey, ItemKind, SetDigest},
+    mqtt::messages::{self, Down, Item, ItemKey, ItemKind, SetDigest, SharedChange},
     net::Peer,
     objects::Objects,
 };
+
+/// Networks of one block of peers, as the bits of the third byte of a pod network's address that are
+/// the same in it: 64 networks of /24.
+const BLOCK_MASK: u32 = 0xffff_c000;
+/// Older versions whose nodes can be told the difference without a list of what they hold.
+const VERSIONS_MAX: usize = 8;
+/// Differences kept for nodes that lack the same.
+const DIFFERENCES_MAX: usize = 16;
 
 /// A piece of the shared part with its own sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,26 +75,22 @@ impl Part {
 /// The hash of every item of a version.
 pub type Hashes = Arc<BTreeMap<ItemKey, String>>;
 
-/// What differs between two versions.
-#[derive(Default)]
-pub struct Difference {
-    pub put: Vec<Arc<Item>>,
-    pub delete: Vec<ItemKey>,
-}
-
 /// The shared part as of now, and what has to be looked at again.
 pub struct Shared {
     items: BTreeMap<ItemKey, Arc<Item>>,
     hashes: Hashes,
     digest: SetDigest,
     stale: BTreeSet<Part>,
-    stale_peers: BTreeSet<String>,
-    all_peers_stale: bool,
+    peers_are_stale: bool,
     /// Rules of Ingresses: not for all, only for nodes that serve them.
     ingress: Vec<Item>,
     ingress_changed: bool,
-    /// Differences to the present version from others.
-    differences: Vec<(Hashes, Arc<Difference>)>,
+    /// The version of who holds nothing.
+    nothing: Hashes,
+    /// Versions before this one, the newest first.
+    versions: VecDeque<(String, Hashes)>,
+    /// What leads from other versions to the present one, ready to be sent.
+    differences: VecDeque<(Hashes, Arc<Vec<Bytes>>)>,
 }
 
 impl Shared {
@@ -93,11 +101,12 @@ impl Shared {
             hashes: Hashes::default(),
             digest: SetDigest::default(),
             stale: Part::ALL.into(),
-            stale_peers: BTreeSet::new(),
-            all_peers_stale: true,
+            peers_are_stale: true,
             ingress: Vec::new(),
             ingress_changed: false,
-            differences: Vec::new(),
+            nothing: Hashes::default(),
+            versions: VecDeque::new(),
+            differences: VecDeque::new(),
         }
     }
 
@@ -105,17 +114,22 @@ impl Shared {
         self.stale.extend(parts);
     }
 
-    pub fn touch_peer(&mut self, node: &str) {
-        self.stale_peers.insert(node.to_owned());
+    pub fn touch_peers(&mut self) {
+        self.peers_are_stale = true;
     }
 
     pub fn touch_all(&mut self) {
         self.stale = Part::ALL.into();
-        self.all_peers_stale = true;
+        self.peers_are_stale = true;
     }
 
+    /// Whether anything but peers has to be looked at.
     pub fn is_stale(&self) -> bool {
-        !self.stale.is_empty() || !self.stale_peers.is_empty() || self.all_peers_stale
+        !self.stale.is_empty()
+    }
+
+    pub fn peers_are_stale(&self) -> bool {
+        self.peers_are_stale
     }
 
     pub fn hashes(&self) -> &Hashes {
@@ -136,8 +150,20 @@ impl Shared {
         std::mem::take(&mut self.ingress_changed)
     }
 
-    /// Makes stale parts anew; whether anything is different now.
-    pub fn refresh(&mut self, objects: &Objects, options: &Options) -> bool {
+    /// The version with this digest, when it is not too old.
+    pub fn version(&self, digest: &str) -> Option<Hashes> {
+        if digest == self.digest.to_string() {
+            return Some(Arc::clone(&self.hashes));
+        }
+        if digest == SetDigest::default().to_string() {
+            return Some(Arc::clone(&self.nothing));
+        }
+        self.versions.iter().find(|(of, _)| of == digest).map(|(_, version)| Arc::clone(version))
+    }
+
+    /// Makes stale parts anew, peers only when `peers`; whether anything is different now.
+    pub fn refresh(&mut self, objects: &Objects, options: &Options, peers: bool) -> bool {
+        let before = self.digest;
         let mut changed = false;
         for part in std::mem::take(&mut self.stale) {
             let fresh = part.items(objects, options);
@@ -151,19 +177,14 @@ impl Shared {
             }
             changed |= self.replace(part.kind(), fresh);
         }
-        if std::mem::take(&mut self.all_peers_stale) {
-            self.stale_peers.clear();
-            let fresh = objects.list_typed::<Node>(None).iter().filter_map(|node| peer_item(node)).collect();
-            changed |= self.replace(ItemKind::Peer, fresh);
-        }
-        for name in std::mem::take(&mut self.stale_peers) {
-            match objects.get_typed::<Node>("", &name).and_then(|node| peer_item(&node)) {
-                Some(item) => changed |= self.put(item),
-                None => changed |= self.delete(&ItemKey::new(ItemKind::Peer, "", &name)),
-            }
+        if peers && std::mem::take(&mut self.peers_are_stale) {
+            changed |= self.replace(ItemKind::Peers, peers_of(objects));
         }
         if changed {
-            self.hashes = Arc::new(self.items.iter().map(|(k, i)| (k.clone(), i.hash.clone())).collect());
+            let hashes = Arc::new(self.items.iter().map(|(k, i)| (k.clone(), i.hash.clone())).collect());
+            let old = std::mem::replace(&mut self.hashes, hashes);
+            self.versions.truncate(VERSIONS_MAX - 1);
+            self.versions.push_front((before.to_string(), old));
             self.differences.clear();
         }
         changed
@@ -200,24 +221,124 @@ impl Shared {
         true
     }
 
-    /// What who holds `held` lacks of the present version.
-    pub fn difference(&mut self, held: &Hashes) -> Arc<Difference> {
+    /// The messages for who holds `held`; none when that is the present version.
+    pub fn bring_up(&mut self, held: &Hashes, epoch: u64) -> Arc<Vec<Bytes>> {
         if let Some((_, known)) = self.differences.iter().find(|(from, _)| Arc::ptr_eq(from, held)) {
             return Arc::clone(known);
         }
-        let put = self.items.values().filter(|item| held.get(&item.key) != Some(&item.hash));
-        let delete = held.keys().filter(|key| !self.items.contains_key(*key));
-        let difference =
-            Arc::new(Difference { put: put.cloned().collect(), delete: delete.cloned().collect() });
-        self.differences.push((Arc::clone(held), Arc::clone(&difference)));
+        let put: Vec<Item> = self
+            .items
+            .values()
+            .filter(|item| held.get(&item.key) != Some(&item.hash))
+            .map(|item| (**item).clone())
+            .collect();
+        let delete: Vec<ItemKey> =
+            held.keys().filter(|key| !self.items.contains_key(*key)).cloned().collect();
+        let mut changes = Vec::new();
+        if !put.is_empty() || !delete.is_empty() {
+            changes.extend(link::parts(put).map(|put| SharedChange {
+                epoch,
+                put,
+                ..SharedChange::default()
+            }));
+        }
+        if let Some(first) = changes.first_mut() {
+            first.delete = delete;
+        }
+        if let Some(last) = changes.last_mut() {
+            last.digest = Some(self.digest.to_string());
+        }
+        let encode = |change| {
+            messages::encode(&Down::Shared(change))
+                .inspect_err(|error| tracing::error!(%error, "what all nodes share cannot be sent"))
+                .ok()
+        };
+        let difference: Arc<Vec<Bytes>> = Arc::new(changes.into_iter().filter_map(encode).collect());
+        self.differences.truncate(DIFFERENCES_MAX - 1);
+        self.differences.push_front((Arc::clone(held), Arc::clone(&difference)));
         difference
     }
 }
 
-fn peer_item(node: &Node) -> Option<Item> {
+/// What of a node others have to know.
+pub fn peer(node: &Node) -> Option<Peer> {
     let addresses = node.status.as_ref()?.addresses.as_ref()?;
     let address = addresses.iter().find(|a| a.type_ == "InternalIP")?.address.parse().ok()?;
     let pod_cidr = node.spec.as_ref()?.pod_cidr.clone()?;
-    let peer = Peer { node: node.metadata.name.clone()?, pod_cidr, address };
-    Some(item(ItemKind::Peer, "", &peer.node, &peer))
+    Some(Peer { node: node.metadata.name.clone()?, pod_cidr, address })
+}
+
+/// All nodes, an item a block.
+fn peers_of(objects: &Objects) -> Vec<Item> {
+    let mut blocks: BTreeMap<Ipv4Addr, Vec<Peer>> = BTreeMap::new();
+    for peer in objects.list_typed::<Node>(None).iter().filter_map(|node| peer(node)) {
+        let network = peer.pod_cidr.split('/').next().and_then(|network| network.parse::<Ipv4Addr>().ok());
+        let block = Ipv4Addr::from(network.map_or(0, u32::from) & BLOCK_MASK);
+        blocks.entry(block).or_default().push(peer);
+    }
+    let item = |(block, peers): (Ipv4Addr, Vec<Peer>)| item(ItemKind::Peers, "", &block.to_string(), &peers);
+    blocks.into_iter().map(item).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{clock::SystemClock, kinds::registry, objects::WriteOptions, store::Store};
+
+    fn options() -> Options {
+        Options {
+            cluster: "c".to_owned(),
+            epoch: 0,
+            cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+            service_cidr: "10.43.0.0/16".parse().unwrap(),
+            cluster_dns: String::new(),
+            cluster_domain: String::new(),
+            endpoints: Vec::new(),
+            own_node: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_thousand_peers_are_few_items_and_a_change_is_one_message() {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = Objects::new(Store::open(&dir.path().join("state.db")).unwrap(), Arc::new(SystemClock));
+        let create = async |n: u32| {
+            let node = json!({
+                "metadata": {"name": format!("n{n}")}, "spec": {"podCIDR": format!("10.42.{n}.0/24")},
+                "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+            });
+            objects.create(registry::of::<Node>(), "", node, &WriteOptions::system("test")).await.unwrap();
+        };
+        for n in 0..130 {
+            create(n).await;
+        }
+        let (options, mut shared) = (options(), Shared::new());
+        assert!(shared.refresh(&objects, &options, true));
+        let blocks = |shared: &Shared| shared.items.keys().filter(|k| k.kind == ItemKind::Peers).count();
+        assert_eq!(blocks(&shared), 3);
+        let first = shared.digest.to_string();
+        let old = shared.version(&first).unwrap();
+        create(130).await;
+        shared.touch_peers();
+        assert!(!shared.refresh(&objects, &options, false), "peers wait for their own time");
+        assert!(shared.peers_are_stale() && shared.refresh(&objects, &options, true));
+        let read = |payload: &Bytes| match messages::decode(payload) {
+            Ok(Down::Shared(change)) => change,
+            other => panic!("{other:?}"),
+        };
+        // Who holds the version before is known by its digest alone, and lacks one block.
+        assert!(Arc::ptr_eq(&shared.version(&first).unwrap(), &old));
+        let difference = shared.bring_up(&old, 7);
+        let change = read(&difference[0]);
+        assert_eq!((difference.len(), change.put.len(), change.delete.len()), (1, 1, 0));
+        assert_eq!((change.epoch, change.digest), (7, Some(shared.digest.to_string())));
+        assert!(Arc::ptr_eq(&difference, &shared.bring_up(&old, 7)), "written once");
+        let nothing = shared.version(&SetDigest::default().to_string()).unwrap();
+        assert!(read(&shared.bring_up(&nothing, 7)[0]).put.len() >= 3);
+        let now = Arc::clone(shared.hashes());
+        assert!(shared.bring_up(&now, 7).is_empty());
+        assert!(shared.version("somebody's").is_none());
+    }
 }

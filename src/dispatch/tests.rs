@@ -12,7 +12,10 @@ use crate::{
     mqtt::{
         Priority,
         memory::{MemoryBroker, MemoryBus},
-        messages::{Answer, Ask, Item, ItemKind, NodeInfo, NodeState, PodReport, SetDigest, Status},
+        messages::{
+            Answer, Ask, Desired, Item, ItemKind, NodeInfo, NodeState, PodReport, SetDigest, SharedChange,
+            Status,
+        },
     },
     objects::DeleteOptions,
     store::Store,
@@ -94,6 +97,13 @@ impl World {
         self.create("pods", pod).await;
     }
 
+    /// The status of a node's condition `Ready`.
+    fn ready(&self, node: &str) -> Option<String> {
+        let node = self.objects.get_typed::<Node>("", node)?;
+        let conditions = node.status.as_ref()?.conditions.clone()?;
+        conditions.into_iter().find(|c| c.type_ == "Ready").map(|c| c.status)
+    }
+
     fn get_pod(&self, name: &str) -> Option<Arc<Pod>> {
         self.objects.get_typed::<Pod>("default", name)
     }
@@ -118,7 +128,8 @@ impl Board {
             session: self.session.clone(),
             info,
             generation: self.generation,
-            digest: digest_of(&self.held),
+            digest: digest_of(&self.held, false),
+            shared: digest_of(&self.held, true),
             hashes,
             ..Hello::default()
         };
@@ -141,10 +152,15 @@ impl Board {
         let desired = loop {
             match self.next().await {
                 Down::Desired(desired) => break desired,
+                Down::Shared(change) => self.shared(change),
                 Down::StatusAck { .. } => {}
                 other => panic!("not a desired set: {other:?}"),
             }
         };
+        self.take(desired)
+    }
+
+    fn take(&mut self, desired: Desired) -> Vec<ItemKey> {
         assert!(desired.generation >= self.generation);
         self.generation = desired.generation;
         for key in &desired.delete {
@@ -152,15 +168,21 @@ impl Board {
         }
         let put = desired.put.iter().map(|item| item.key.clone()).collect();
         self.held.extend(desired.put.into_iter().map(|item| (item.key.clone(), item)));
-        assert_eq!(desired.digest, Some(digest_of(&self.held)));
+        assert_eq!(desired.digest, Some(digest_of(&self.held, false)));
         put
+    }
+
+    fn shared(&mut self, change: SharedChange) {
+        for key in &change.delete {
+            self.held.remove(key);
+        }
+        self.held.extend(change.put.into_iter().map(|item| (item.key.clone(), item)));
+        assert_eq!(change.digest, Some(digest_of(&self.held, true)));
     }
 
     /// Says hello until the master has answered with the set.
     async fn join(&mut self) {
         self.hello(false, "machine").await;
-        assert!(matches!(self.next().await, Down::SayHello { hashes: true }));
-        self.hello(true, "machine").await;
         self.desired().await;
     }
 
@@ -170,13 +192,19 @@ impl Board {
 
     async fn until(&mut self, wanted: impl Fn(&Self) -> bool) {
         while !wanted(self) {
-            self.desired().await;
+            match self.next().await {
+                Down::Shared(change) => self.shared(change),
+                Down::Desired(desired) => drop(self.take(desired)),
+                Down::StatusAck { .. } => {}
+                other => panic!("not a set: {other:?}"),
+            }
         }
     }
 }
 
-fn digest_of(held: &BTreeMap<ItemKey, Item>) -> String {
-    SetDigest::of(held.iter().map(|(key, item)| (key, item.hash.as_str()))).to_string()
+fn digest_of(held: &BTreeMap<ItemKey, Item>, shared: bool) -> String {
+    let held = held.iter().filter(|(key, _)| key.kind.is_shared() == shared);
+    SetDigest::of(held.map(|(key, item)| (key, item.hash.as_str()))).to_string()
 }
 
 async fn until(what: &str, wanted: impl Fn() -> bool) {
@@ -227,7 +255,9 @@ async fn a_node_that_has_everything_gets_an_empty_answer_and_a_lagging_one_is_he
     world.pod("lost", "a").await;
     until("the pod to be dispatched", || world.get_pod("lost").is_some()).await;
     loop {
-        board.say(&Up::Beat { session: "s1".to_owned(), generation: board.generation }).await;
+        board
+            .say(&Up::Beat { session: "s1".to_owned(), generation: board.generation, shared: String::new() })
+            .await;
         if let Ok(Some(Event::Message { payload, .. })) =
             timeout(Duration::from_millis(100), board.events.recv()).await
             && let Ok(Down::SayHello { .. }) = messages::decode(&payload)
@@ -266,13 +296,7 @@ async fn statuses_are_stored_and_a_pod_that_is_gone_is_removed() {
     board.say(&report("somebody else", "Failed", false)).await;
     board.say(&report(&uid, "Running", false)).await;
     until("the status", || phase().as_deref() == Some("Running")).await;
-    until("the node to be ready", || {
-        world.objects.get_typed::<Node>("", "a").is_some_and(|n| {
-            let conditions = n.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
-            conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
-        })
-    })
-    .await;
+    until("the node to be ready", || world.ready("a").as_deref() == Some("True")).await;
     // Gone without having been deleted (a node's mistake) removes nothing.
     board.say(&report(&uid, "Succeeded", true)).await;
     until("the status", || phase().as_deref() == Some("Succeeded")).await;
@@ -294,11 +318,7 @@ async fn a_lost_node_is_unknown_and_a_second_board_of_its_name_is_refused() {
     clone.hello(true, "another machine").await;
     assert!(matches!(clone.next().await, Down::Refused { session, .. } if session == "s2"));
 
-    let ready = || {
-        let node = world.objects.get_typed::<Node>("", "a")?;
-        let conditions = node.status.as_ref()?.conditions.clone()?;
-        conditions.into_iter().find(|c| c.type_ == "Ready").map(|c| c.status)
-    };
+    let ready = || world.ready("a");
     board.say(&Up::Bye { session: "an old one".to_owned(), clean: false }).await;
     board.say(&Up::Bye { session: "s1".to_owned(), clean: false }).await;
     until("the node to be unknown", || ready().as_deref() == Some("Unknown")).await;
@@ -341,7 +361,7 @@ async fn a_node_one_version_newer_is_understood_and_others_are_told() {
     let mut board = world.board("a", "s1");
     // What a newer node might say: fields that are not known are ignored.
     let hello = |protocol: u32| {
-        json!({"hello": {"protocol": protocol, "session": "s1", "hardware": "h", "digest": "", "hashes": [],
+        json!({"hello": {"protocol": protocol, "session": "s1", "hardware": "h", "digest": "", "shared": "", "hashes": [],
             "info": {"machineId": "m", "quantumCores": 3}, "novelty": true}})
     };
     let topic = topics::up("c", "a", Leaf::Control);
@@ -350,7 +370,13 @@ async fn a_node_one_version_newer_is_understood_and_others_are_told() {
     };
     say(json!({"quantumLeap": {"to": "b"}})).await;
     say(hello(PROTOCOL + 1)).await;
-    let Down::Desired(desired) = board.next().await else { panic!("no desired set") };
+    let desired = loop {
+        match board.next().await {
+            Down::Desired(desired) => break desired,
+            Down::Shared(_) => {}
+            other => panic!("no desired set: {other:?}"),
+        }
+    };
     assert_eq!((desired.protocol, desired.session.as_str()), (PROTOCOL, "s1"));
     for version in [PROTOCOL + 2, PROTOCOL_MIN - 1] {
         let payload = messages::encode(&hello(version)).unwrap();
@@ -358,7 +384,7 @@ async fn a_node_one_version_newer_is_understood_and_others_are_told() {
         let reason = loop {
             match board.next().await {
                 Down::Refused { reason, .. } => break reason,
-                Down::Desired(_) | Down::StatusAck { .. } => {}
+                Down::Desired(_) | Down::Shared(_) | Down::StatusAck { .. } => {}
                 other => panic!("{other:?}"),
             }
         };
@@ -379,7 +405,7 @@ async fn a_removed_node_is_told_and_nothing_else() {
     let told = async |board: &mut Board| loop {
         match board.next().await {
             Down::Removed { session } => return session,
-            Down::Desired(_) | Down::StatusAck { .. } => {}
+            Down::Desired(_) | Down::Shared(_) | Down::StatusAck { .. } => {}
             other => panic!("{other:?}"),
         }
     };
@@ -431,5 +457,85 @@ async fn a_flapping_node_is_not_called_lost_each_time() {
             assert!(ready("True"));
         }
     }
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn what_all_share_is_said_once_for_all_and_a_lost_word_is_healed() {
+    let world = World::new();
+    let mut boards = [world.board("a", "s1"), world.board("b", "s1")];
+    for board in &mut boards {
+        board.join().await;
+    }
+    let peers = |board: &Board| {
+        let items = board.held.values().filter(|item| item.key.kind == ItemKind::Peers);
+        items.flat_map(|item| item.read::<Vec<crate::net::Peer>>().unwrap()).count()
+    };
+    for board in &mut boards {
+        board.until(|b| peers(b) == 2).await;
+    }
+    let [mut one, mut two] = boards;
+    world.broker.lose("b-s1", 1);
+    let service =
+        json!({"metadata": {"name": "web"}, "spec": {"clusterIP": "10.43.0.7", "ports": [{"port": 80}]}});
+    world.create("services", service).await;
+    one.until(|b| b.holds(ItemKind::Service, "web")).await;
+    // The other one's next sign of life shows that it has missed something.
+    loop {
+        let shared = SetDigest::of(
+            two.held.iter().filter(|(k, _)| k.kind.is_shared()).map(|(k, i)| (k, i.hash.as_str())),
+        );
+        two.say(&Up::Beat { session: "s1".to_owned(), generation: two.generation, shared: shared.brief() })
+            .await;
+        let Ok(Some(Event::Message { payload, .. })) =
+            timeout(Duration::from_millis(100), two.events.recv()).await
+        else {
+            continue;
+        };
+        match messages::decode(&payload).unwrap() {
+            Down::SayHello { hashes: false } => break,
+            Down::Shared(change) => two.shared(change),
+            Down::Desired(desired) => drop(two.take(desired)),
+            other => panic!("{other:?}"),
+        }
+    }
+    two.hello(false, "machine").await;
+    two.until(|b| b.holds(ItemKind::Service, "web")).await;
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_dies_while_the_master_hears_nothing_is_found_out() {
+    let world = World::new();
+    let mut board = world.board("a", "s1");
+    board.join().await;
+    let status = Status { seq: 1, pods: Vec::new(), node: Some(NodeState::default()) };
+    board.say(&Up::Status(status)).await;
+    let ready = || world.ready("a");
+    until("the node to be Ready", || ready().as_deref() == Some("True")).await;
+    world.broker.cut("master");
+    world.broker.cut("a-s1");
+    world.broker.reconnect("master");
+    let found = timeout(FIRST_HELLO * 2, async {
+        while ready().as_deref() != Some("Unknown") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    found.await.expect("nobody missed the node");
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_lost_before_it_is_welcome_is_not_called_connected() {
+    let world = World::new();
+    let board = world.board("a", "s1");
+    board.hello(false, "machine").await;
+    board.say(&Up::Bye { session: "s1".to_owned(), clean: false }).await;
+    let ready = || world.ready("a");
+    until("the node to be unknown", || ready().as_deref() == Some("Unknown")).await;
+    // What such a node says before its next hello is not taken.
+    let mut again = world.board("a", "s1");
+    again.say(&Up::Beat { session: "s1".to_owned(), generation: Generation(0), shared: String::new() }).await;
+    assert!(matches!(again.next().await, Down::SayHello { hashes: false }));
     world.tasks.stop().await;
 }

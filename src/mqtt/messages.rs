@@ -48,8 +48,8 @@ pub enum ItemKind {
     Dns,
     /// The ingress table's part of one namespace.
     Ingress,
-    /// Another node.
-    Peer,
+    /// Other nodes with neighbouring pod networks: `Vec<net::Peer>`.
+    Peers,
     /// A NetworkPolicy, as far as it selects pods of the node: `net::policy::Policy`.
     Policy,
     RuntimeClass,
@@ -70,7 +70,7 @@ impl ItemKind {
             Self::ServiceEnv => "serviceEnv",
             Self::Dns => "dns",
             Self::Ingress => "ingress",
-            Self::Peer => "peer",
+            Self::Peers => "peers",
             Self::Policy => "policy",
             Self::RuntimeClass => "runtimeClass",
         }
@@ -78,7 +78,7 @@ impl ItemKind {
 
     /// Whether items of this kind are the same for all nodes.
     pub fn is_shared(self) -> bool {
-        matches!(self, Self::Service | Self::ServiceEnv | Self::Dns | Self::Peer)
+        matches!(self, Self::Service | Self::ServiceEnv | Self::Dns | Self::Peers)
     }
 }
 
@@ -167,11 +167,9 @@ impl SetDigest {
             .for_each(|(lane, less)| *lane = lane.wrapping_sub(less));
     }
 
-    /// The digest of two sets without a common item.
-    #[must_use]
-    pub fn with(mut self, other: Self) -> Self {
-        self.0.iter_mut().zip(other.0).for_each(|(lane, more)| *lane = lane.wrapping_add(more));
-        self
+    /// Enough of it to see a difference.
+    pub fn brief(self) -> String {
+        format!("{:016x}", self.0[0])
     }
 
     pub fn of<'a>(items: impl Iterator<Item = (&'a ItemKey, &'a str)>) -> Self {
@@ -246,15 +244,17 @@ pub struct Hello {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub now: Option<jiff::Timestamp>,
     pub info: NodeInfo,
-    /// Of the ledger.
+    /// Of the ledger's own items.
     pub generation: Generation,
     pub digest: String,
+    /// Of the items that all nodes share.
+    pub shared: String,
     /// The hash of every item, when digests alone did not suffice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hashes: Option<Vec<(ItemKey, String)>>,
 }
 
-/// The desired set of a node, or what has changed of it.
+/// A node's own part of its desired set, or what has changed of it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Desired {
@@ -268,6 +268,18 @@ pub struct Desired {
     pub put: Vec<Item>,
     pub delete: Vec<ItemKey>,
     /// Of the whole set after this; `None` when more parts of this generation follow.
+    pub digest: Option<String>,
+}
+
+/// The part of the desired set that all nodes share, or what has changed of it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SharedChange {
+    /// As [`Desired::epoch`].
+    pub epoch: u64,
+    pub put: Vec<Item>,
+    pub delete: Vec<ItemKey>,
+    /// Of the whole part after this; `None` when more of this change follows.
     pub digest: Option<String>,
 }
 
@@ -384,6 +396,9 @@ pub enum Up {
     Beat {
         session: String,
         generation: Generation,
+        /// [`SetDigest::brief`] of what all nodes share.
+        #[serde(default)]
+        shared: String,
     },
     /// The session ends, by the node's will or by the broker's word.
     Bye {
@@ -397,6 +412,8 @@ pub enum Up {
 #[serde(rename_all = "camelCase")]
 pub enum Down {
     Desired(Desired),
+    /// To all nodes, or to one that lacks more.
+    Shared(SharedChange),
     /// The status with this number is stored; others may have been lost.
     StatusAck {
         seq: u64,

@@ -2,8 +2,10 @@
 //!
 //! Every connection gets a fresh client, so that nothing waits in the library from one connection
 //! to the next; what is queued when a connection ends is dropped, as [`Bus`] says. Messages of
-//! [`Priority::Control`] that wait go before those of [`Priority::Bulk`]. With several addresses the
-//! one that answered last is tried first, then the others in turn.
+//! [`Priority::Control`] that wait go before those of [`Priority::Bulk`]. A message is acknowledged when
+//! its reader has it: so the broker itself bounds what waits here, and a reader that waits to publish
+//! does not keep the library from hearing what that waits for. With several addresses the one that
+//! answered last is tried first, then the others in turn.
 
 use std::{
     collections::VecDeque,
@@ -22,7 +24,7 @@ use rumqttc::{
         AsyncClient, Event as Polled, EventLoop, Incoming, MqttOptions,
         mqttbytes::{
             QoS,
-            v5::{Filter, LastWill},
+            v5::{Filter, LastWill, Publish, SubscribeReasonCode},
         },
     },
 };
@@ -35,12 +37,11 @@ use crate::tasks::CancellationToken;
 const QUEUE_MAX: usize = 64;
 /// Messages between our queue and the library's socket.
 const LIBRARY_QUEUE: usize = 4;
-/// What may wait for the reader of events before nothing more is taken from the library. Far more
-/// than a burst: a reader that itself waits to publish must not stop what it waits for.
-const WAITING_MESSAGES_MAX: usize = 4096;
-const WAITING_BYTES_MAX: usize = 8 << 20;
-/// Unacknowledged messages at a time.
+/// Unacknowledged messages at a time, each way.
 const INFLIGHT_MAX: u16 = 32;
+/// Events that wait for their reader before nothing more is taken from the library: more than a broker
+/// sends without an acknowledgement.
+const WAITING_MAX: usize = INFLIGHT_MAX as usize + 8;
 /// The pause before the first and before the last of many attempts to connect.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(10);
@@ -286,16 +287,19 @@ impl Connection {
         let (client, mut events) = AsyncClient::new(self.library_options(address), LIBRARY_QUEUE);
         // The library is polled to completion in its own future: its poll is not cancel-safe while
         // it writes.
-        let (polled, mut from_library) = mpsc::channel(EVENTS_MAX);
+        let (polled, mut from_library) = mpsc::channel(1);
         let polling = async move {
             loop {
                 match events.poll().await {
+                    // What the library deals with itself.
+                    Ok(
+                        Polled::Incoming(Incoming::PubAck(_) | Incoming::PingResp(_)) | Polled::Outgoing(_),
+                    ) => {}
                     Ok(Polled::Incoming(packet)) => {
                         if polled.send(packet).await.is_err() {
                             return goodbye(events).await;
                         }
                     }
-                    Ok(Polled::Outgoing(_)) => {}
                     Err(error) => return error.to_string(),
                 }
             }
@@ -328,6 +332,7 @@ impl Connection {
         options
             .set_keep_alive(*keep_alive)
             .set_clean_start(true)
+            .set_manual_acks(true)
             .set_connection_timeout(CONNECT_TIMEOUT_SECONDS)
             .set_max_packet_size(Some(packet))
             .set_receive_maximum(Some(INFLIGHT_MAX))
@@ -353,7 +358,8 @@ impl Connection {
     ) -> Option<String> {
         let mut up = false;
         let leave = Arc::clone(&self.leave);
-        let mut waiting = Waiting::default();
+        let mut waiting: VecDeque<(Event, Option<Publish>)> = VecDeque::new();
+        let mut read: VecDeque<Publish> = VecDeque::new();
         // In its own future: the library takes messages only as long as its packets are read here.
         let mut sending: Option<BoxFuture<'_, Option<()>>> = None;
         loop {
@@ -367,30 +373,42 @@ impl Connection {
                 }
                 place = self.events.reserve(), if !waiting.is_empty() => {
                     let place = place.ok()?;
-                    if let Some(event) = waiting.pop() {
+                    if let Some((event, message)) = waiting.pop_front() {
                         place.send(event);
+                        read.extend(message);
                     }
                 }
                 sent = async { sending.as_mut().expect("the condition of this branch").await }, if sending.is_some() => {
                     sent?;
                     sending = None;
                 }
-                packet = from_library.recv(), if waiting.has_room() => match packet {
+                () = std::future::ready(()), if sending.is_none() && !read.is_empty() => {
+                    let messages = std::mem::take(&mut read);
+                    sending = Some(Box::pin(acknowledge(client, messages)));
+                }
+                packet = from_library.recv(), if waiting.len() < WAITING_MAX => match packet {
                     Some(Incoming::ConnAck(_)) => {
                         let filters = self.options.filters.iter().map(|f| Filter::new(f, QoS::AtLeastOnce));
                         if let Err(error) = client.subscribe_many(filters).await {
                             return Some(error.to_string());
                         }
                     }
-                    Some(Incoming::SubAck(_)) => {
+                    Some(Incoming::SubAck(answer)) => {
+                        let refused = |code: &SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
+                        if let Some(code) = answer.return_codes.iter().find(|code| refused(code)) {
+                            return Some(format!("the broker refuses a subscription: {code:?}"));
+                        }
                         up = true;
                         self.was_up = true;
                         self.connected.store(true, Ordering::Release);
-                        waiting.push(Event::Connected);
+                        waiting.push_back((Event::Connected, None));
                     }
                     Some(Incoming::Publish(message)) => {
                         let topic = String::from_utf8_lossy(&message.topic).into_owned();
-                        waiting.push(Event::Message { topic, payload: message.payload });
+                        let event = Event::Message { topic, payload: message.payload.clone() };
+                        // Only its number is needed to acknowledge it.
+                        let message = Publish { topic: Bytes::new(), payload: Bytes::new(), ..message };
+                        waiting.push_back((event, Some(message)));
                     }
                     Some(Incoming::Disconnect(why)) => return Some(format!("{:?}", why.reason_code)),
                     Some(_) => {}
@@ -408,39 +426,14 @@ impl Connection {
     }
 }
 
-/// Events that wait for their reader.
-#[derive(Default)]
-struct Waiting {
-    events: VecDeque<Event>,
-    bytes: usize,
-}
-
-impl Waiting {
-    fn is_empty(&self) -> bool {
-        self.events.is_empty()
+/// Tells the library that messages have found their reader; `None` as [`send`].
+async fn acknowledge(client: &AsyncClient, messages: VecDeque<Publish>) -> Option<()> {
+    for message in messages {
+        if client.ack(&message).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
-
-    fn has_room(&self) -> bool {
-        self.events.len() < WAITING_MESSAGES_MAX && self.bytes < WAITING_BYTES_MAX
-    }
-
-    fn push(&mut self, event: Event) {
-        self.bytes += size(&event);
-        self.events.push_back(event);
-    }
-
-    fn pop(&mut self) -> Option<Event> {
-        let event = self.events.pop_front()?;
-        self.bytes -= size(&event);
-        Some(event)
-    }
-}
-
-fn size(event: &Event) -> usize {
-    match event {
-        Event::Message { topic, payload } => topic.len() + payload.len(),
-        Event::Connected | Event::Disconnected { .. } => 0,
-    }
+    Some(())
 }
 
 /// Hands a message to the library; `None` when that is on its way out and tells why itself.

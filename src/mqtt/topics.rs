@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! sampan/<cluster>/master                     the master's boot id, retained
+//! sampan/<cluster>/shared                     what has changed of what all nodes are told
 //! sampan/<cluster>/node/<node>/up/<leaf>      what a node says
 //! sampan/<cluster>/node/<node>/down/<leaf>    what it is told
 //! sampan/<cluster>/join/<id>/up               what a board says that wants to become a node
@@ -35,6 +36,11 @@ impl Leaf {
 /// The topic of the master's boot id.
 pub fn master(cluster: &str) -> String {
     format!("sampan/{cluster}/master")
+}
+
+/// The topic of what all nodes are told.
+pub fn shared(cluster: &str) -> String {
+    format!("sampan/{cluster}/shared")
 }
 
 /// Whether the broker keeps the last message of a topic for those who subscribe later.
@@ -113,7 +119,7 @@ pub fn parse_join_up(topic: &str) -> Option<&str> {
 
 /// What a node subscribes to.
 pub fn node_filters(cluster: &str, node: &str) -> Vec<String> {
-    vec![format!("sampan/{cluster}/node/{node}/down/#"), master(cluster)]
+    vec![format!("sampan/{cluster}/node/{node}/down/#"), master(cluster), shared(cluster)]
 }
 
 /// What the master subscribes to.
@@ -132,10 +138,14 @@ pub fn parse_up(topic: &str) -> Option<(&str, Leaf)> {
     Leaf::of(leaf).map(|leaf| (node, leaf))
 }
 
-/// The leaf of a topic that a node receives; `None` for the master's boot id.
+/// The leaf of a topic that a node receives; what all nodes are told are typed messages too. `None`
+/// for the master's boot id.
 pub fn parse_down(topic: &str) -> Option<Leaf> {
     let (rest, leaf) = topic.rsplit_once('/')?;
-    rest.ends_with("/down").then(|| Leaf::of(leaf)).flatten()
+    match leaf {
+        "shared" if !rest.contains("/node/") => Some(Leaf::Control),
+        _ => rest.ends_with("/down").then(|| Leaf::of(leaf)).flatten(),
+    }
 }
 
 /// Whether a node may publish to a topic.
@@ -156,7 +166,16 @@ mod tests {
     fn topics_are_read_as_they_are_written() {
         assert_eq!(parse_up(&up("c", "n", Leaf::Stream)), Some(("n", Leaf::Stream)));
         assert_eq!(parse_down(&down("c", "n", Leaf::Control)), Some(Leaf::Control));
-        for strange in ["sampan/c/master", "sampan/c/node/n/up/x", "sampan/c/node/n/up/will/x", "", "a/b/c"] {
+        assert_eq!(parse_down(&shared("c")), Some(Leaf::Control));
+        assert_eq!(parse_down(&master("c")), None);
+        for strange in [
+            "sampan/c/master",
+            "sampan/c/shared",
+            "sampan/c/node/n/up/x",
+            "sampan/c/node/n/up/will/x",
+            "",
+            "a/b/c",
+        ] {
             assert_eq!(parse_up(strange), None, "{strange}");
         }
     }
@@ -184,6 +203,7 @@ mod tests {
             "sampan/c/node/n/down/control",
             "sampan/c/node/n/up/",
             "sampan/c/master",
+            "sampan/c/shared",
         ] {
             assert!(!node_may_publish("c", "n", topic), "{topic}");
         }

@@ -44,7 +44,7 @@ use crate::{
         self, Bus, Event, Events, Priority, Will,
         messages::{
             self, Desired, Down, Hello, Item, ItemKey, ItemKind, NodeConfig, NodeEvent, NodeState, PROTOCOL,
-            Status, Up,
+            SharedChange, Status, Up,
         },
         stream::Mux,
         topics::{self, Leaf},
@@ -181,6 +181,7 @@ pub struct Agent {
     /// What [`Self::seq`] was at the last beat: what has no acknowledgement since is said again.
     seq_of_beat: u64,
     parts: Option<(Desired, usize)>,
+    shared_parts: Option<(SharedChange, usize)>,
     pods: BTreeMap<String, Entry>,
     workers: JoinSet<String>,
     mux: Mux,
@@ -264,6 +265,7 @@ impl Agent {
             seq: 0,
             seq_of_beat: 0,
             parts: None,
+            shared_parts: None,
             pods: BTreeMap::new(),
             workers: JoinSet::new(),
             stop_workers: CancellationToken::new(),
@@ -448,7 +450,7 @@ impl Agent {
                 self.hello_again = None;
                 self.hello_pause = HELLO_AGAIN_FIRST;
                 self.state = None;
-                self.parts = None;
+                (self.parts, self.shared_parts) = (None, None);
                 self.mux.lost(MASTER);
                 self.shared.outbox.unsend();
                 self.shared.asks.unsend();
@@ -497,6 +499,7 @@ impl Agent {
             info: self.shared.info(),
             generation: ledger.generation(),
             digest: ledger.digest(),
+            shared: ledger.shared_digest().to_string(),
             hashes: hashes.then(|| ledger.hashes()),
         };
         self.say(&Up::Hello(Box::new(hello))).await;
@@ -519,8 +522,9 @@ impl Agent {
             self.hello(false).await;
             self.tell_all(Mail::Look).await;
         } else if self.bus.connected() {
-            let generation = self.shared.ledger.generation();
-            self.say(&Up::Beat { session: self.session.clone(), generation }).await;
+            let ledger = &self.shared.ledger;
+            let (generation, shared) = (ledger.generation(), ledger.shared_digest().brief());
+            self.say(&Up::Beat { session: self.session.clone(), generation, shared }).await;
         }
         self.shared.outbox.unsend_up_to(self.seq_of_beat);
         if self.state_seq.is_some_and(|told| told <= self.seq_of_beat) {
@@ -549,6 +553,7 @@ impl Agent {
         };
         match message {
             Down::Desired(desired) => self.desired(desired).await?,
+            Down::Shared(change) => self.shared_changed(change).await?,
             Down::StatusAck { seq } => {
                 self.state_seq = self.state_seq.filter(|told| *told != seq);
                 self.shared.outbox.acknowledged(seq);
@@ -573,20 +578,70 @@ impl Agent {
         Ok(())
     }
 
+    /// Whether the master is not one of before the cluster was restored elsewhere; else it is left.
+    async fn is_obeyed(&self, epoch: u64) -> Result<bool, LedgerError> {
+        if epoch < self.shared.ledger.epoch() {
+            tracing::error!(
+                epoch,
+                "a master that was left behind when the cluster was restored elsewhere is not obeyed"
+            );
+            self.bus.leave();
+            return Ok(false);
+        }
+        self.shared.ledger.set_epoch(epoch).await?;
+        Ok(true)
+    }
+
+    /// As [`Self::desired`], of what all nodes share. It may come before the master's answer to a hello,
+    /// which then says whether something is missing.
+    async fn shared_changed(&mut self, part: SharedChange) -> Result<(), LedgerError> {
+        if !self.is_obeyed(part.epoch).await? {
+            return Ok(());
+        }
+        let size: usize = part.put.iter().map(|i| i.body.len()).sum();
+        let (mut whole, total) = match self.shared_parts.take() {
+            Some((whole, total)) => (whole, total + size),
+            None => (SharedChange::default(), size),
+        };
+        if total > PARTS_BYTES_MAX {
+            tracing::error!(bytes = total, "what all nodes share is too large for this node");
+            return Ok(());
+        }
+        whole.put.extend(part.put);
+        whole.delete.extend(part.delete);
+        let Some(digest) = part.digest else {
+            self.shared_parts = Some((whole, total));
+            return Ok(());
+        };
+        let ledger = &self.shared.ledger;
+        if ledger.shared_digest().to_string() == digest {
+            return Ok(());
+        }
+        let sound = whole
+            .put
+            .iter()
+            .all(|item| item.key.kind.is_shared() && item.hash == messages::hash_of(&item.body))
+            && whole.delete.iter().all(|key| key.kind.is_shared());
+        if !sound || ledger.digest_with(&whole.put, &whole.delete, true) != digest {
+            if self.welcome {
+                self.hello(true).await;
+            }
+            return Ok(());
+        }
+        let keys = keys(&whole.put, &whole.delete);
+        ledger.apply(ledger.generation(), whole.put, whole.delete).await?;
+        self.use_items(&keys).await;
+        Ok(())
+    }
+
     /// Collects the parts of a change; the last one says what the whole has to come to.
     async fn desired(&mut self, part: Desired) -> Result<(), LedgerError> {
         if !part.session.is_empty() && part.session != self.session {
             return Ok(());
         }
-        if part.epoch < self.shared.ledger.epoch() {
-            tracing::error!(
-                epoch = part.epoch,
-                "a master that was left behind when the cluster was restored elsewhere is not obeyed"
-            );
-            self.bus.leave();
+        if !self.is_obeyed(part.epoch).await? {
             return Ok(());
         }
-        self.shared.ledger.set_epoch(part.epoch).await?;
         if part.generation < self.shared.ledger.generation() {
             tracing::debug!(generation = %part.generation, "an older generation is refused");
             return Ok(());
@@ -606,13 +661,16 @@ impl Agent {
             self.parts = Some((whole, total));
             return Ok(());
         };
-        let sound = whole.put.iter().all(|item| item.hash == messages::hash_of(&item.body));
-        if !sound || self.shared.ledger.digest_with(&whole.put, &whole.delete) != digest {
+        let sound = whole
+            .put
+            .iter()
+            .all(|item| !item.key.kind.is_shared() && item.hash == messages::hash_of(&item.body))
+            && !whole.delete.iter().any(|key| key.kind.is_shared());
+        if !sound || self.shared.ledger.digest_with(&whole.put, &whole.delete, false) != digest {
             self.hello(true).await;
             return Ok(());
         }
-        let keys: BTreeSet<ItemKey> =
-            whole.put.iter().map(|i| i.key.clone()).chain(whole.delete.iter().cloned()).collect();
+        let keys = keys(&whole.put, &whole.delete);
         self.shared.ledger.apply(whole.generation, whole.put, whole.delete).await?;
         self.say(&Up::Ack { generation: whole.generation }).await;
         if !self.welcome {
@@ -621,11 +679,17 @@ impl Agent {
             self.look_at_state();
             self.send_news().await;
         }
+        self.use_items(&keys).await;
+        Ok(())
+    }
+
+    /// Brings everything up to date that items serve.
+    async fn use_items(&mut self, keys: &BTreeSet<ItemKey>) {
         let touches = |kinds: &[ItemKind]| keys.iter().any(|k| kinds.contains(&k.kind));
         if touches(&[ItemKind::Config]) {
             self.apply_config().await;
         }
-        if touches(&[ItemKind::Peer]) {
+        if touches(&[ItemKind::Peers]) {
             self.apply_peers().await;
         }
         if touches(&[ItemKind::Policy]) {
@@ -637,8 +701,7 @@ impl Agent {
         if touches(&[ItemKind::Config, ItemKind::Dns, ItemKind::Ingress]) {
             self.publish_tables();
         }
-        self.reconcile(&keys).await;
-        Ok(())
+        self.reconcile(keys).await;
     }
 
     /// Makes the workers be those of the wanted pods, and tells them of what has changed.
@@ -847,6 +910,10 @@ async fn arrived(arrivals: &mut Option<watch::Receiver<u64>>) -> bool {
         *arrivals = None;
     }
     known
+}
+
+fn keys(put: &[Item], delete: &[ItemKey]) -> BTreeSet<ItemKey> {
+    put.iter().map(|item| &item.key).chain(delete).cloned().collect()
 }
 
 fn uid_of(item: &Item) -> Option<String> {

@@ -52,8 +52,17 @@ enum Write {
 struct Set {
     generation: Generation,
     items: BTreeMap<ItemKey, Arc<Item>>,
-    digest: SetDigest,
+    /// Of the node's own items.
+    own: SetDigest,
+    /// Of those that all nodes share.
+    shared: SetDigest,
     epoch: u64,
+}
+
+impl Set {
+    fn digest(&mut self, kind: ItemKind) -> &mut SetDigest {
+        if kind.is_shared() { &mut self.shared } else { &mut self.own }
+    }
 }
 
 /// The ledger. Share it in an `Arc`.
@@ -102,8 +111,14 @@ impl Ledger {
         lock(&self.set).generation
     }
 
+    /// Of the node's own items.
     pub fn digest(&self) -> String {
-        lock(&self.set).digest.to_string()
+        lock(&self.set).own.to_string()
+    }
+
+    /// Of the items that all nodes share.
+    pub fn shared_digest(&self) -> SetDigest {
+        lock(&self.set).shared
     }
 
     /// Every key with its hash.
@@ -119,10 +134,11 @@ impl Ledger {
         lock(&self.set).items.values().filter(|i| i.key.kind == kind).cloned().collect()
     }
 
-    /// What the set's digest would be with these changes.
-    pub fn digest_with(&self, put: &[Item], delete: &[ItemKey]) -> String {
+    /// What the digest of the node's own items would be with these changes, or, when `shared`, of those
+    /// that all nodes share.
+    pub fn digest_with(&self, put: &[Item], delete: &[ItemKey], shared: bool) -> String {
         let set = lock(&self.set);
-        let mut digest = set.digest;
+        let mut digest = if shared { set.shared } else { set.own };
         let put_keys: BTreeSet<&ItemKey> = put.iter().map(|item| &item.key).collect();
         let gone = delete.iter().collect::<BTreeSet<_>>();
         for item in put_keys.union(&gone).filter_map(|key| set.items.get(*key)) {
@@ -148,15 +164,15 @@ impl Ledger {
             let mut set = lock(&self.set);
             for key in delete {
                 if let Some(old) = set.items.remove(&key) {
-                    set.digest.remove(&key, &old.hash);
+                    set.digest(key.kind).remove(&key, &old.hash);
                     writes.push(Write::Delete(key));
                 }
             }
             for item in put {
                 let item = Arc::new(item);
-                set.digest.add(&item.key, &item.hash);
+                set.digest(item.key.kind).add(&item.key, &item.hash);
                 if let Some(old) = set.items.insert(item.key.clone(), Arc::clone(&item)) {
-                    set.digest.remove(&old.key, &old.hash);
+                    set.digest(old.key.kind).remove(&old.key, &old.hash);
                 }
                 writes.push(Write::Put(item));
             }
@@ -302,13 +318,13 @@ fn connect(path: &Path) -> rusqlite::Result<Opened> {
             let Ok(kind) = serde_json::from_value::<ItemKind>(kind.into()) else { continue };
             let key = ItemKey { kind, namespace: row.get(1)?, name: row.get(2)? };
             let item = Item { key: key.clone(), hash: row.get(3)?, body: row.get(4)? };
+            set.digest(kind).add(&key, &item.hash);
             set.items.insert(key, Arc::new(item));
         }
     }
     let notes = pairs(&connection, "SELECT name, value FROM meta")?;
     set.generation = Generation(notes.get("generation").and_then(|v| v.parse().ok()).unwrap_or(0));
     set.epoch = notes.get("epoch").and_then(|v| v.parse().ok()).unwrap_or(0);
-    set.digest = SetDigest::of(set.items.iter().map(|(k, i)| (k, i.hash.as_str())));
     let saved = pairs(&connection, "SELECT uid, record FROM pods")?;
     Ok(Opened { connection, set, saved })
 }
@@ -376,9 +392,17 @@ mod tests {
         let ledger = Ledger::open(&dir.path().join("ledger.db")).unwrap();
         ledger.apply(Generation(1), vec![item("a", "1"), item("b", "1")], vec![]).await.unwrap();
         let (put, delete) = (vec![item("b", "2"), item("c", "1")], vec![item("a", "").key]);
-        let foretold = ledger.digest_with(&put, &delete);
+        let foretold = ledger.digest_with(&put, &delete, false);
         ledger.apply(Generation(2), put, delete).await.unwrap();
         assert_eq!(ledger.digest(), foretold);
+        // What all nodes share has a digest of its own.
+        let put = vec![Item::new(ItemKey::new(ItemKind::Service, "ns", "s"), "[]".to_owned())];
+        let shared = ledger.digest_with(&put, &[], true);
+        ledger.apply(Generation(2), put, vec![]).await.unwrap();
+        assert_eq!((ledger.digest(), ledger.shared_digest().to_string()), (foretold, shared.clone()));
+        drop(ledger);
+        let ledger = Ledger::open(&dir.path().join("ledger.db")).unwrap();
+        assert_eq!(ledger.shared_digest().to_string(), shared);
     }
 
     #[tokio::test]

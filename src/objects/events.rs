@@ -3,6 +3,7 @@
 //! The name of an Event is made from what it says, so that saying it again counts it up instead of
 //! adding another one.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, ObjectReference};
 use serde_json::json;
 
@@ -13,6 +14,19 @@ use crate::{clock, kinds::registry};
 const DEFAULT_NAMESPACE: &str = "default";
 /// Longer messages are cut (bytes), as upstream's API refuses them.
 const MESSAGE_LEN_MAX: usize = 1024;
+
+/// What is said about an object.
+#[derive(Debug, Clone, Copy)]
+pub struct Said<'a> {
+    pub warning: bool,
+    pub reason: &'a str,
+    pub message: &'a str,
+    pub component: &'a str,
+    /// The node that says it; empty for the master.
+    pub host: &'a str,
+    /// When it happened; `None` for now.
+    pub time: Option<Timestamp>,
+}
 
 impl Objects {
     /// Records an Event of type `Warning` or `Normal`, said by `component`. An Event that cannot
@@ -25,32 +39,31 @@ impl Objects {
         message: &str,
         component: &str,
     ) {
-        if let Err(error) = self.try_event(about, warning, reason, message, component).await {
-            tracing::debug!(%error, reason, "event not recorded");
+        self.say(about, Said { warning, reason, message, component, host: "", time: None }).await;
+    }
+
+    /// As [`Self::event`], for who speaks for others.
+    pub async fn say(&self, about: &ObjectReference, said: Said<'_>) {
+        if let Err(error) = self.try_say(about, said).await {
+            tracing::debug!(%error, said.reason, "event not recorded");
         }
     }
 
-    async fn try_event(
-        &self,
-        about: &ObjectReference,
-        warning: bool,
-        reason: &str,
-        message: &str,
-        component: &str,
-    ) -> Result<(), Error> {
+    async fn try_say(&self, about: &ObjectReference, said: Said<'_>) -> Result<(), Error> {
+        let Said { warning, reason, message, component, host, time } = said;
         let message = cut(message);
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
         let namespace = about.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or(DEFAULT_NAMESPACE);
-        let said =
+        let same =
             [&text(&about.uid), &text(&about.field_path), reason, message, component].map(str::to_owned);
-        let name = format!("{}.{:016x}", text(&about.name), fnv64a(&said));
+        let name = format!("{}.{:016x}", text(&about.name), fnv64a(&same));
         let row = registry::of::<Event>();
-        let now = clock::rfc3339_seconds(self.clock.now());
+        let when = clock::rfc3339_seconds(time.unwrap_or_else(|| self.clock.now()));
         let options = WriteOptions::system(component);
         let again = self
             .modify(row, None, namespace, &name, &options, |event| {
                 event["count"] = (event["count"].as_i64().unwrap_or(1) + 1).into();
-                event["lastTimestamp"] = now.as_str().into();
+                event["lastTimestamp"] = when.as_str().into();
                 Ok(())
             })
             .await;
@@ -58,17 +71,21 @@ impl Objects {
             Err(error) if error.is_not_found() => {}
             done => return done.map(drop),
         }
+        let mut source = json!({ "component": component });
+        if !host.is_empty() {
+            source["host"] = host.into();
+        }
         let event = json!({
             "metadata": { "name": name, "namespace": namespace },
             "involvedObject": about,
             "reason": reason,
             "message": message,
             "type": if warning { "Warning" } else { "Normal" },
-            "source": { "component": component },
+            "source": source,
             "reportingComponent": component,
-            "reportingInstance": "",
-            "firstTimestamp": now,
-            "lastTimestamp": now,
+            "reportingInstance": host,
+            "firstTimestamp": when,
+            "lastTimestamp": when,
             "eventTime": null,
             "count": 1,
         });

@@ -28,6 +28,7 @@ mod verbs;
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use error::Error;
+pub use events::Said;
 use k8s_openapi::{NamespaceResourceScope, Resource};
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -52,7 +52,7 @@ impl Agent {
     }
 
     pub(super) async fn apply_peers(&mut self) {
-        let mut peers: Vec<Peer> = self.bodies(ItemKind::Peer);
+        let mut peers: Vec<Peer> = self.bodies::<Vec<Peer>>(ItemKind::Peers).into_iter().flatten().collect();
         peers.retain(|peer| peer.node != self.shared.options.node);
         if self.peers.as_ref() == Some(&peers) || self.network_start.is_empty() {
             return;
