@@ -167,6 +167,12 @@ impl Node {
         }
     }
 
+    fn part(&mut self) {
+        if std::mem::replace(&mut self.welcome, false) {
+            self.counts.in_sync.fetch_sub(1, Relaxed);
+        }
+    }
+
     async fn run(mut self, mut events: Events) -> Result<(), std::convert::Infallible> {
         let mut beat = tokio::time::interval(Duration::from_mins(1));
         let mut again = tokio::time::interval(Duration::from_secs(5));
@@ -174,11 +180,7 @@ impl Node {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(Event::Connected) => self.hello(false).await,
-                    Some(Event::Disconnected { .. }) => {
-                        if std::mem::replace(&mut self.welcome, false) {
-                            self.counts.in_sync.fetch_sub(1, Relaxed);
-                        }
-                    }
+                    Some(Event::Disconnected { .. }) => self.part(),
                     Some(Event::Message { topic, payload }) => {
                         self.counts.down_bytes.fetch_add(payload.len() as u64, Relaxed);
                         if topics::parse_down(&topic).is_none() {
@@ -187,7 +189,10 @@ impl Node {
                             match messages::decode(&payload) {
                                 Ok(Down::Desired(part)) => self.desired(part).await,
                                 Ok(Down::Shared(change)) => self.shared(change).await,
-                                Ok(Down::SayHello { hashes }) => self.hello(hashes).await,
+                                Ok(Down::SayHello { hashes }) => {
+                                    self.part();
+                                    self.hello(hashes).await;
+                                }
                                 _ => {}
                             }
                         }

@@ -8,7 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Namespace, Node, SAMPAN, Switch, must, output, unique, wait_for};
+use common::{
+    Namespace, Node, SAMPAN, Switch, must, output,
+    several::{agent, pod_processes, sampan, server, token, two_ready},
+    unique, wait_for,
+};
 
 const POD: &str = r"
 apiVersion: v1
@@ -21,32 +25,6 @@ spec:
     image: sampan.dev/demo
 ";
 
-fn token(master: &Node, args: &[&str]) -> Vec<String> {
-    let mut command = master.space.command(SAMPAN);
-    command.args(["token", "create", "--data-dir"]).arg(master.dir.path().join("data")).args(args);
-    let line = must(&mut command);
-    let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
-    assert_eq!(words[..3], ["sampan", "agent", "--join"], "{line}");
-    words[2..].to_vec()
-}
-
-/// The binary on a node's machine, with its data and run directories.
-fn sampan(node: &Node, args: &[&str]) -> Command {
-    let mut command = node.space.command(SAMPAN);
-    command.args(args).env("SAMPAN_DATA_DIR", node.dir.path().join("data"));
-    command.env("SAMPAN_RUN_DIR", node.dir.path().join("run"));
-    command.env("KUBECONFIG", node.kubeconfig());
-    command
-}
-
-fn server(name: &str, switch: &Switch, address: &str, args: &[&str]) -> Node {
-    Node::start("server", name, Namespace::on_switch(&unique("jn"), switch, address), args)
-}
-
-fn two_ready(text: &str) -> bool {
-    text.matches(" Ready").count() == 2
-}
-
 /// Runs the pod `web` on a node until it is Running; its processes.
 fn run_web(master: &Node, board: &Node) -> String {
     let manifest = master.dir.path().join("pod.yaml");
@@ -55,11 +33,6 @@ fn run_web(master: &Node, board: &Node) -> String {
     let phase = ["get", "pod", "web", "-o", "jsonpath={.status.phase}"];
     master.wait_output(&phase, "the pod to run on the board", |text| text == "Running");
     pod_processes(board)
-}
-
-fn agent(name: &str, switch: &Switch, address: &str, args: &[String]) -> Node {
-    let args: Vec<_> = args.iter().map(String::as_str).collect();
-    Node::start("agent", name, Namespace::on_switch(&unique("js"), switch, address), &args)
 }
 
 /// Starts an agent that is refused; what it says.
@@ -71,12 +44,6 @@ fn refusal(name: &str, switch: &Switch, address: &str, args: &[String]) -> Strin
     let out = output(command.arg("--run-dir").arg(dir.path().join("run")).args(args));
     assert_eq!(out.status.code(), Some(1));
     String::from_utf8(out.stderr).unwrap()
-}
-
-/// The processes of a node's pods.
-fn pod_processes(node: &Node) -> String {
-    let script = "find /sys/fs/cgroup -path \"*/sampan-$0/*\" -name cgroup.procs -exec cat {} + | sort -u";
-    must(Command::new("sh").args(["-c", script, &node.name]))
 }
 
 #[test]

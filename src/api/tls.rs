@@ -76,6 +76,10 @@ impl Clock for TrustedTime {
         let floor = self.floor.load(Ordering::Relaxed);
         jiff::Timestamp::from_second(floor).map_or(now, |floor| now.max(floor))
     }
+
+    fn steady(&self) -> Duration {
+        self.clock.steady()
+    }
 }
 
 impl std::fmt::Debug for TrustedTime {

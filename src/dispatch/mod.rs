@@ -46,6 +46,7 @@ use tokio::time::{Instant, sleep_until};
 use work::{Context, Desk, Loss, Work};
 
 use crate::{
+    clock::Jumps,
     config::Cidr,
     ids,
     mqtt::{
@@ -122,6 +123,7 @@ pub struct Dispatch {
     desk: Option<join::Desk>,
     /// Of this start of the master; nodes that hear a new one say hello.
     boot: String,
+    clock: Jumps,
     started: Instant,
     links: BTreeMap<String, Link>,
     /// Nodes that have said hello since the master connected last, and when the others are lost.
@@ -175,6 +177,7 @@ impl Dispatch {
     ) -> Self {
         let streams = Streams::new(Arc::clone(&bus), options.cluster.clone());
         let writer = WriteOptions::system("node").tracked_as("kubelet");
+        let clock = Jumps::new(&**objects.clock());
         Self {
             context: Context {
                 objects,
@@ -189,6 +192,7 @@ impl Dispatch {
             events,
             desk: None,
             boot: ids::hex(&ids::random_bytes::<8>()),
+            clock,
             started: Instant::now(),
             links: BTreeMap::new(),
             present: BTreeSet::new(),
@@ -328,6 +332,7 @@ impl Dispatch {
     }
 
     fn listen(&mut self, node: &str, message: Up) {
+        self.follow_clock();
         if let Up::Hello(hello) = message {
             return self.hello(node, *hello);
         }
@@ -356,6 +361,18 @@ impl Dispatch {
             Up::Ack { .. } | Up::Hello(_) | Up::Bye { .. } => return,
         };
         self.work.put(&self.context, node, work);
+    }
+
+    /// The master's own clock may have been set: nodes are as far from it as before, less that.
+    fn follow_clock(&mut self) {
+        let by = self.clock.since_last(&**self.context.objects.clock());
+        if by.is_zero() {
+            return;
+        }
+        tracing::info!(seconds = by.as_secs(), "the clock was set");
+        for link in self.links.values_mut() {
+            link.offset = significant(link.offset + by);
+        }
     }
 
     /// Refuses a hello, or has its node registered; [`Self::welcome`] comes after that.
@@ -408,8 +425,7 @@ impl Dispatch {
         let own = self.own_of(node, hello.info.serves_ingress);
         let protocol = hello.protocol.min(PROTOCOL);
         let now = self.context.objects.clock().now();
-        let offset = hello.now.map_or(SignedDuration::ZERO, |theirs| now.duration_since(theirs));
-        let offset = if offset.abs() < CLOCK_OFFSET_MIN { SignedDuration::ZERO } else { offset };
+        let offset = significant(hello.now.map_or(SignedDuration::ZERO, |theirs| now.duration_since(theirs)));
         if !offset.is_zero() && self.links.get(node).is_none_or(|link| link.offset.is_zero()) {
             tracing::warn!(
                 node,
@@ -456,6 +472,9 @@ impl Dispatch {
         if clean {
             return self.work.put(&self.context, node, Work::Lost(Loss::Clean));
         }
+        // The will of a connection that was given up may come after the hello of the next one: who is
+        // there after all says so.
+        self.context.say(node, &Down::SayHello { hashes: false });
         match self.losses.count(node, Instant::now()) {
             None => self.work.put(&self.context, node, Work::Lost(Loss::Silent)),
             Some(number) => {
@@ -676,6 +695,11 @@ impl Dispatch {
             }
         }
     }
+}
+
+/// A clock's offset, when it is more than a message's time on its way.
+fn significant(offset: SignedDuration) -> SignedDuration {
+    if offset.abs() < CLOCK_OFFSET_MIN { SignedDuration::ZERO } else { offset }
 }
 
 /// The nodes' names, for logs and tests.

@@ -147,6 +147,16 @@ impl Board {
         }
     }
 
+    /// The next message that is for this node alone.
+    async fn answer(&mut self) -> Down {
+        loop {
+            match self.next().await {
+                Down::Shared(_) => {}
+                other => return other,
+            }
+        }
+    }
+
     /// Takes a desired set in; returns what it put.
     async fn desired(&mut self) -> Vec<ItemKey> {
         let desired = loop {
@@ -316,7 +326,7 @@ async fn a_lost_node_is_unknown_and_a_second_board_of_its_name_is_refused() {
     board.join().await;
     let mut clone = world.board("a", "s2");
     clone.hello(true, "another machine").await;
-    assert!(matches!(clone.next().await, Down::Refused { session, .. } if session == "s2"));
+    assert!(matches!(clone.answer().await, Down::Refused { session, .. } if session == "s2"));
 
     let ready = || world.ready("a");
     board.say(&Up::Bye { session: "an old one".to_owned(), clean: false }).await;
@@ -394,6 +404,42 @@ async fn a_node_one_version_newer_is_understood_and_others_are_told() {
 }
 
 #[tokio::test]
+async fn a_node_that_sends_garbage_harms_nobody() {
+    let world = World::new();
+    world.pod("p", "good").await;
+    let mut good = world.board("good", "s1");
+    good.join().await;
+    let bad = world.board("bad", "s1");
+    let huge = messages::encode(&json!({"hello": {"session": "x".repeat(1 << 20), "protocol": 1}})).unwrap();
+    // Unpacks to far more than is allowed.
+    let bomb = [&[1][..], &zstd::bulk::compress(&vec![b' '; 40 << 20], 3).unwrap()].concat();
+    let garbage =
+        [Bytes::new(), Bytes::from_static(b"\x00{"), Bytes::from_static(b"\x07x"), huge, bomb.into()];
+    for leaf in [Leaf::Control, Leaf::Stream, Leaf::Will] {
+        for payload in &garbage {
+            bad.bus.publish(&topics::up("c", "bad", leaf), payload.clone(), Priority::Control).await.unwrap();
+        }
+    }
+    // It speaks of a pod that is not its own.
+    let uid = world.get_pod("p").unwrap().metadata.uid.clone().unwrap();
+    let report = |phase: &str| PodReport {
+        namespace: "default".into(),
+        name: "p".into(),
+        uid: uid.clone(),
+        status: RawValue::from_string(json!({"phase": phase}).to_string()).unwrap(),
+        gone: true,
+    };
+    let mut liar = world.board("liar", "s1");
+    liar.join().await;
+    liar.say(&Up::Status(Status { seq: 1, pods: vec![report("Failed")], node: None })).await;
+    while !matches!(liar.next().await, Down::StatusAck { seq: 1 }) {}
+    good.say(&Up::Status(Status { seq: 1, pods: vec![report("Running")], node: None })).await;
+    let phase = || world.get_pod("p").and_then(|p| p.status.as_ref()?.phase.clone());
+    until("the status of the good one", || phase().as_deref() == Some("Running")).await;
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
 async fn a_removed_node_is_told_and_nothing_else() {
     let world = World::new();
     world.pod("p", "a").await;
@@ -412,7 +458,7 @@ async fn a_removed_node_is_told_and_nothing_else() {
     assert_eq!(told(&mut board).await, "s1");
     let mut again = world.board("a", "s2");
     again.hello(true, "machine").await;
-    assert!(matches!(again.next().await, Down::Removed { session } if session == "s2"));
+    assert!(matches!(again.answer().await, Down::Removed { session } if session == "s2"));
     // It joins anew.
     world.objects.set_credential("a", "0123", &writer).await.unwrap();
     again.hello(true, "machine").await;
@@ -526,6 +572,21 @@ async fn a_node_that_dies_while_the_master_hears_nothing_is_found_out() {
 }
 
 #[tokio::test]
+async fn a_will_that_comes_too_late_is_contradicted() {
+    let world = World::new();
+    let mut board = world.board("a", "s1");
+    let status = Up::Status(Status { seq: 1, pods: Vec::new(), node: Some(NodeState::default()) });
+    for _ in 0..2 {
+        board.join().await;
+        board.say(&status).await;
+        until("the node to be Ready", || world.ready("a").as_deref() == Some("True")).await;
+        board.say(&Up::Bye { session: "s1".to_owned(), clean: false }).await;
+        while !matches!(board.next().await, Down::SayHello { hashes: false }) {}
+    }
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
 async fn a_node_that_is_lost_before_it_is_welcome_is_not_called_connected() {
     let world = World::new();
     let board = world.board("a", "s1");
@@ -536,6 +597,6 @@ async fn a_node_that_is_lost_before_it_is_welcome_is_not_called_connected() {
     // What such a node says before its next hello is not taken.
     let mut again = world.board("a", "s1");
     again.say(&Up::Beat { session: "s1".to_owned(), generation: Generation(0), shared: String::new() }).await;
-    assert!(matches!(again.next().await, Down::SayHello { hashes: false }));
+    assert!(matches!(again.answer().await, Down::SayHello { hashes: false }));
     world.tasks.stop().await;
 }

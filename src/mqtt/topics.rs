@@ -117,9 +117,11 @@ pub fn parse_join_up(topic: &str) -> Option<&str> {
     (leaf == "up").then_some(id)
 }
 
-/// What a node subscribes to.
+/// What a node subscribes to. No wildcards: a broker finds a topic's own subscribers at once, and compares
+/// it with every filter that has one.
 pub fn node_filters(cluster: &str, node: &str) -> Vec<String> {
-    vec![format!("sampan/{cluster}/node/{node}/down/#"), master(cluster), shared(cluster)]
+    let own = [Leaf::Control, Leaf::Stream].map(|leaf| down(cluster, node, leaf));
+    own.into_iter().chain([master(cluster), shared(cluster)]).collect()
 }
 
 /// What the master subscribes to.
@@ -207,8 +209,15 @@ mod tests {
         ] {
             assert!(!node_may_publish("c", "n", topic), "{topic}");
         }
-        assert!(node_may_subscribe("c", "n", "sampan/c/node/n/down/#"));
-        for filter in ["#", "sampan/#", "sampan/c/node/+/down/#", "sampan/c/node/m/down/#"] {
+        assert!(node_may_subscribe("c", "n", "sampan/c/node/n/down/control"));
+        for filter in [
+            "#",
+            "sampan/c/node/n/down/#",
+            "sampan/c/node/m/down/control",
+            "sampan/#",
+            "sampan/c/node/+/down/#",
+            "sampan/c/node/m/down/#",
+        ] {
             assert!(!node_may_subscribe("c", "n", filter), "{filter}");
         }
     }

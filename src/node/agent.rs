@@ -37,7 +37,7 @@ use super::{
     worker::{Mail, Mailbox, Worker},
 };
 use crate::{
-    clock::SharedClock,
+    clock::{Jumps, SharedClock},
     ids,
     image::Images,
     mqtt::{
@@ -168,9 +168,12 @@ pub struct Agent {
     session: String,
     hardware: String,
     boot: String,
+    clock: Jumps,
     address: Option<Ipv4Addr>,
     /// The master has answered on this connection.
     welcome: bool,
+    /// The master has asked for a hello: its answer to that is followed by the node's state.
+    asked: bool,
     /// When a hello without an answer is said again.
     hello_again: Option<Instant>,
     hello_pause: Duration,
@@ -248,6 +251,7 @@ impl Agent {
         };
         let topic = topics::up(&shared.options.cluster, &shared.options.node, Leaf::Stream);
         Ok(Self {
+            clock: Jumps::new(&*shared.clock),
             shared: Arc::new(shared),
             mux: Mux::new(Arc::clone(&bus), move |_| topic.clone()),
             streams: JoinSet::new(),
@@ -258,6 +262,7 @@ impl Agent {
             boot: ids::hex(&ids::random_bytes::<8>()),
             address,
             welcome: false,
+            asked: false,
             hello_again: None,
             hello_pause: HELLO_AGAIN_FIRST,
             removed: false,
@@ -518,7 +523,9 @@ impl Agent {
             *info = fresh;
             changed
         });
-        if changed {
+        // The master judges the times that this node tells by the clock of its hello.
+        let clock_was_set = !self.clock.since_last(&*self.shared.clock).is_zero();
+        if changed || clock_was_set {
             self.hello(false).await;
             self.tell_all(Mail::Look).await;
         } else if self.bus.connected() {
@@ -560,8 +567,9 @@ impl Agent {
             }
             Down::Answer { id, answer } => self.shared.asks.answer(id, answer),
             Down::SayHello { hashes } => {
-                // The master may have dropped what it did not acknowledge.
+                // The master may have dropped what it did not acknowledge, or have called this node lost.
                 self.shared.outbox.unsend();
+                self.asked = true;
                 self.hello(hashes).await;
             }
             Down::Refused { session, reason } if session == self.session => {
@@ -673,7 +681,10 @@ impl Agent {
         let keys = keys(&whole.put, &whole.delete);
         self.shared.ledger.apply(whole.generation, whole.put, whole.delete).await?;
         self.say(&Up::Ack { generation: whole.generation }).await;
-        if !self.welcome {
+        if std::mem::take(&mut self.asked) {
+            self.state = None;
+        }
+        if !self.welcome || self.state.is_none() {
             self.welcome = true;
             self.hello_again = None;
             self.look_at_state();

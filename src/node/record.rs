@@ -381,6 +381,24 @@ pub struct Live {
 }
 
 impl Live {
+    /// The node's clock was set: what is waited for is as far away as before.
+    pub fn clock_was_set(&mut self, by: SignedDuration) {
+        let retry = match &mut self.setup {
+            Setup::Failed { retry_at, .. } => Some(retry_at),
+            _ => None,
+        };
+        move_times([retry, self.resize_retry.as_mut(), self.ending.as_mut()].into_iter().flatten(), by);
+    }
+}
+
+/// Moves times with a clock that was set.
+pub fn move_times<'a>(times: impl IntoIterator<Item = &'a mut Timestamp>, by: SignedDuration) {
+    for time in times {
+        *time = time.checked_add(by).unwrap_or(*time);
+    }
+}
+
+impl Live {
     pub fn container(&self, name: &str) -> LiveContainer {
         self.containers.get(name).cloned().unwrap_or_default()
     }

@@ -22,7 +22,7 @@ use super::{
     probes::{self, Kind},
     record::{
         Failure, Identity, Job, LOST_EXIT_CODE, Live, LiveContainer, Now, Past, Record, Role, Setup, Verdict,
-        Wanted, container_id,
+        Wanted, container_id, move_times,
     },
     resize,
     shared::Shared,
@@ -30,6 +30,7 @@ use super::{
     volumes::{Mounted, Token},
 };
 use crate::{
+    clock::Jumps,
     mqtt::messages::Item,
     runtime::{self, ContainerState, Exit},
     tasks::CancellationToken,
@@ -91,6 +92,7 @@ pub struct Worker {
     waiting: Waiting,
     reported: bool,
     next_refresh: Option<Instant>,
+    clock: Jumps,
     /// The contents of volumes are being brought up to date, and may have changed since that began.
     refreshing: bool,
     stale: bool,
@@ -119,6 +121,7 @@ impl Worker {
         let mut wanted = wanted;
         wanted.allocate(&record.allocated);
         let worker = Self {
+            clock: Jumps::new(&*shared.clock),
             shared,
             wanted,
             removed,
@@ -146,6 +149,7 @@ impl Worker {
     pub async fn run(mut self, stop: CancellationToken) -> String {
         let uid = self.wanted.uid.clone();
         loop {
+            self.follow_clock();
             self.observe().await;
             let wake = if self.record.gone { None } else { self.step().await };
             self.tell().await;
@@ -178,6 +182,17 @@ impl Worker {
                 self.refresh();
             }
         }
+    }
+
+    /// Somebody may have set the clock: what this pod waits for does not come sooner or later by that.
+    fn follow_clock(&mut self) {
+        let by = self.clock.since_last(&*self.shared.clock);
+        if by.is_zero() {
+            return;
+        }
+        tracing::info!(pod = self.wanted.full_name(), seconds = by.as_secs(), "the clock was set");
+        self.live.clock_was_set(by);
+        move_times(self.record.status.start_time.as_mut().map(|time| &mut time.0), by);
     }
 
     fn say(&self, container: Option<&str>, warning: bool, reason: &str, message: impl Into<String>) {

@@ -5,15 +5,20 @@
 //! Real store, dispatcher, agents and ledgers; a broker in memory; a runtime that runs in words. Longer:
 //! `SAMPAN_CHAOS_STEPS=20000`; the same again: `SAMPAN_CHAOS_SEED=…`.
 
+#[path = "../common/dice.rs"]
+mod dice;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use dice::Dice;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use sampan::{
-    clock::SystemClock,
+    clock::{Clock, SystemClock},
     dispatch::{self, Dispatch, IssueToken},
     image::fake::AnyImages,
     kinds::registry,
@@ -34,16 +39,21 @@ const PODS_MAX: usize = 12;
 /// How long the world may take to come to rest.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// splitmix64: small, and the same everywhere.
-struct Dice(u64);
+/// The machine's clock as somebody has set it.
+#[derive(Default)]
+struct WrongClock(Mutex<SignedDuration>);
 
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
+impl WrongClock {
+    /// Up to ten years off, either way.
+    fn set(&self, dice: &mut Dice) {
+        let hours = dice.roll(2 * 87_600) as i64 - 87_600;
+        *self.0.lock().unwrap() = SignedDuration::from_hours(hours);
+    }
+}
+
+impl Clock for WrongClock {
+    fn now(&self) -> Timestamp {
+        SystemClock.now() + *self.0.lock().unwrap()
     }
 }
 
@@ -72,6 +82,7 @@ struct Master {
 struct Board {
     name: String,
     runtime: Arc<FakeRuntime>,
+    clock: Arc<WrongClock>,
     client: String,
     agent: Option<Running>,
 }
@@ -79,6 +90,7 @@ struct Board {
 struct World {
     dir: tempfile::TempDir,
     broker: MemoryBroker,
+    clock: Arc<WrongClock>,
     master: Option<Master>,
     boards: Vec<Board>,
     /// Acknowledged: pods by name, with their board.
@@ -93,6 +105,7 @@ impl World {
         let mut world = Self {
             dir: tempfile::tempdir().unwrap(),
             broker: MemoryBroker::new(),
+            clock: Arc::default(),
             master: None,
             boards: Vec::new(),
             pods: BTreeMap::new(),
@@ -101,9 +114,11 @@ impl World {
         };
         world.start_master();
         for n in 0..BOARDS {
+            let clock = Arc::<WrongClock>::default();
             world.boards.push(Board {
                 name: format!("b{n}"),
-                runtime: Arc::new(FakeRuntime::new(Arc::new(SystemClock))),
+                runtime: Arc::new(FakeRuntime::new(clock.clone())),
+                clock,
                 client: String::new(),
                 agent: None,
             });
@@ -114,7 +129,7 @@ impl World {
 
     fn start_master(&mut self) {
         let store = Store::open(&self.dir.path().join("state.db")).unwrap();
-        let objects = Objects::new(store, Arc::new(SystemClock));
+        let objects = Objects::new(store, self.clock.clone());
         let (bus, events) = self.broker.connect("master", topics::master_filters("c"), None);
         let options = dispatch::Options {
             cluster: "c".to_owned(),
@@ -153,7 +168,7 @@ impl World {
             runtime: board.runtime.clone(),
             images: Arc::new(AnyImages),
             network: Arc::new(FakeNetwork::new()),
-            clock: Arc::new(SystemClock),
+            clock: board.clock.clone(),
         };
         let agent = Agent::new(options, (link.session, link.hardware), (bus, events), ground, None).unwrap();
         let stop = CancellationToken::new();
@@ -231,7 +246,7 @@ impl World {
     async fn step(&mut self, dice: &mut Dice) {
         let board = dice.roll(BOARDS as u64) as usize;
         let client = self.boards[board].client.clone();
-        match dice.roll(20) {
+        match dice.roll(22) {
             0..=4 if self.pods.len() < PODS_MAX => self.create_pod(board).await,
             5..=6 => {
                 let which = dice.roll(100);
@@ -266,6 +281,8 @@ impl World {
                 let which = dice.roll(100);
                 self.kill_container(board, which).await;
             }
+            19 => self.boards[board].clock.set(dice),
+            20 => self.clock.set(dice),
             _ => tokio::time::sleep(Duration::from_millis(dice.roll(60))).await,
         }
         tokio::time::sleep(Duration::from_millis(dice.roll(12))).await;

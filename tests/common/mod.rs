@@ -2,6 +2,8 @@
 //! own, all of which are gone when the value is dropped, also after a failed test.
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+pub mod several;
+
 use std::{
     ffi::OsStr,
     fs,

@@ -4,10 +4,14 @@
 //! running.
 //!
 //! Watches: pods, and nodes for their taints. The key is a pod.
+//!
+//! How long a node has been tainted is measured, not read from a clock: a board that boots with a wrong
+//! one and is told the time a minute later must not lose its pods by that.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -33,10 +37,44 @@ use crate::{
 /// How long after its time the reason for staying is said.
 const STAYS_SAID_WITHIN: SignedDuration = SignedDuration::from_secs(10);
 
+/// How far the time since a taint may be from what was measured: its stamp has whole seconds, and the
+/// clock is steered.
+const CLOCK_ERROR_MAX: SignedDuration = SignedDuration::from_secs(10);
+
 #[derive(Default)]
 pub struct TaintEvictionController {
     /// Pods (uids) that will have to leave when their tolerations end.
     planned: Mutex<HashMap<Key, String>>,
+    /// By node: the oldest taint's time, and when it was seen first, as [`Clock::steady`].
+    ///
+    /// [`Clock::steady`]: crate::clock::Clock::steady
+    seen: Mutex<BTreeMap<String, (Timestamp, Duration)>>,
+}
+
+impl TaintEvictionController {
+    /// The time to judge a node's taints by: `now`, when no more has passed on the clock since the
+    /// oldest of them than has really passed since it was seen.
+    fn judged_at(&self, node: &Node, now: Timestamp, steady: Duration) -> Timestamp {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = placement::node_name(node);
+        let taints = placement::taints(node).into_iter().flatten().filter(|taint| is_no_execute(taint));
+        let Some(oldest) = taints.filter_map(|taint| taint.time_added.as_ref()).map(|time| time.0).min()
+        else {
+            seen.remove(name);
+            return now;
+        };
+        let (since, first) = *seen
+            .entry(name.to_owned())
+            .and_modify(|entry| {
+                if entry.0 != oldest {
+                    *entry = (oldest, steady);
+                }
+            })
+            .or_insert((oldest, steady));
+        let passed = SignedDuration::try_from(steady.saturating_sub(first)).unwrap_or_default();
+        let measured = since.checked_add(passed).unwrap_or(now);
+        if now.duration_since(measured).abs() > CLOCK_ERROR_MAX { measured } else { now }
+    }
 }
 
 impl Controller for TaintEvictionController {
@@ -65,7 +103,8 @@ impl Controller for TaintEvictionController {
             return was_planned.map_or_else(Plan::default, |uid| cancelled(Plan::default(), key, uid));
         };
         let uid = owner::uid(&pod.metadata).to_owned();
-        let plan = reconcile(&pod, &node, local_volume(objects, &pod).as_deref(), round.now);
+        let now = self.judged_at(&node, round.now, objects.clock().steady());
+        let plan = reconcile(&pod, &node, local_volume(objects, &pod).as_deref(), now);
         if plan.requeue_after.is_some() {
             planned.insert(key.clone(), uid);
         } else if let Some(uid) = was_planned.filter(|_| plan.is_empty() && pods::is_active(&pod)) {

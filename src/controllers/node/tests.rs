@@ -87,6 +87,27 @@ async fn a_lost_node_is_tainted_and_its_pods_leave_when_their_tolerations_end() 
 }
 
 #[tokio::test]
+async fn a_clock_that_is_set_neither_hastens_nor_delays_a_pods_leaving() {
+    for years in [10, -10] {
+        let mut sim = sim();
+        node(&sim).await;
+        let tolerations = json!([{"key": TAINT_UNREACHABLE, "operator": "Exists", "effect": NO_EXECUTE, "tolerationSeconds": 60}]);
+        pod(&sim, "p", tolerations).await;
+        ready(&sim, "Unknown").await;
+        sim.settle(|_| Fate::Leave, |_| {}).await;
+        sim.pass(20);
+        sim.clock.jump(jiff::SignedDuration::from_hours(24 * 365 * years));
+        sim.step(&mut |_| {}).await;
+        sim.pass(35);
+        sim.step(&mut |_| {}).await;
+        assert_eq!(names(&sim), ["p"], "it left before its time when the clock was set by {years} years");
+        sim.pass(10);
+        sim.step(&mut |_| {}).await;
+        assert!(names(&sim).is_empty(), "it did not leave when the clock was set by {years} years");
+    }
+}
+
+#[tokio::test]
 async fn a_pod_whose_data_is_on_the_lost_node_stays_and_says_why() {
     let mut sim = sim();
     node(&sim).await;
