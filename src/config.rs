@@ -205,9 +205,18 @@ pub struct Server {
     /// How long pods stay on a node that is lost or not ready, unless they say so themselves
     #[arg(long, env = "SAMPAN_EVICTION_SECONDS", default_value_t = 300, value_name = "SECONDS")]
     pub eviction_seconds: u32,
-    /// Addresses of pods; each node gets a /24 of it
+    /// Addresses of pods; each node gets a part of it
     #[arg(long, env = "SAMPAN_CLUSTER_CIDR", default_value = "10.42.0.0/16", value_name = "CIDR")]
     pub cluster_cidr: Cidr,
+    /// How large a new node's part is: /24 has room for 253 pods, /22 for 1,021
+    #[arg(
+        long,
+        env = "SAMPAN_NODE_CIDR_MASK_SIZE",
+        default_value_t = 24,
+        value_parser = clap::value_parser!(u8).range(16..=30),
+        value_name = "BITS"
+    )]
+    pub node_cidr_mask_size: u8,
     /// Addresses of Services
     #[arg(long, env = "SAMPAN_SERVICE_CIDR", default_value = "10.43.0.0/16", value_name = "CIDR")]
     pub service_cidr: Cidr,

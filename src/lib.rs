@@ -19,6 +19,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod controllers;
+pub mod crash;
 pub mod demo;
 pub mod dispatch;
 pub mod dns;

@@ -11,8 +11,8 @@ use std::{
 /// each other; on the others they do not.
 const FLOORS: &[&[&str]] = &[
     &[
-        "check", "config", "ids", "clock", "tasks", "kinds", "manifest", "patch", "streams", "trust", "http",
-        "demo", "usage", "oci", "install",
+        "check", "config", "crash", "ids", "clock", "tasks", "kinds", "manifest", "patch", "streams",
+        "trust", "http", "demo", "usage", "oci", "install",
     ],
     &["store", "mqtt", "runtime", "image", "net"],
     &["objects", "control"],

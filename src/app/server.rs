@@ -134,6 +134,7 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         cluster: cluster.clone(),
         epoch: backup::epoch(&state)?,
         cluster_cidr: config.cluster_cidr,
+        node_prefix: config.node_cidr_mask_size,
         service_cidr: config.service_cidr,
         cluster_dns: dns.map(|address| address.to_string()).unwrap_or_default(),
         cluster_domain: config.cluster_domain.clone(),

@@ -1,7 +1,7 @@
 //! `sampan server` and `sampan agent`: set up logging and the runtime, build the app, run it until
 //! a signal.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,6 +13,8 @@ use crate::{
 
 /// Worker threads of the daemon: enough for a board, each costs memory.
 const WORKER_THREADS: usize = 2;
+/// How long work that cannot be interrupted is waited for at the end.
+const STUCK_WAIT: Duration = Duration::from_secs(2);
 /// Stack of a worker thread (bytes).
 const THREAD_STACK: usize = 1 << 20;
 
@@ -39,8 +41,10 @@ fn run(daemon: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitC
         .enable_all()
         .build()
         .context("start the async runtime")?;
-    runtime.block_on(daemon)?;
-    Ok(ExitCode::SUCCESS)
+    let ended = runtime.block_on(daemon);
+    // A thread that waits for a file system which is silent ends with the process.
+    runtime.shutdown_timeout(STUCK_WAIT);
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 /// Resolves at SIGTERM or SIGINT.

@@ -101,6 +101,8 @@ pub struct Options {
     /// How often the cluster was restored from a backup.
     pub epoch: u64,
     pub cluster_cidr: Cidr,
+    /// How large the part of it is that a node gets: the length of its prefix.
+    pub node_prefix: u8,
     pub service_cidr: Cidr,
     /// The address of the cluster's DNS; empty when that part is off.
     pub cluster_dns: String,

@@ -1,8 +1,7 @@
 //! A node that says hello becomes a Node object.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -17,9 +16,6 @@ use crate::{
     objects::{Error, Objects},
 };
 
-/// The prefix of one node's pod network: 254 pods.
-const NODE_PREFIX: u8 = 24;
-const NODE_ADDRESSES: u32 = 1 << (32 - NODE_PREFIX as u32);
 /// The domains of annotations that a node gives itself.
 const OWN_DOMAINS: [&str; 2] = ["sampan.dev", "sampan.io"];
 /// Notes which board is the node.
@@ -45,7 +41,11 @@ pub async fn register(context: &Context, name: &str, info: &NodeInfo, hardware: 
     let has_network = objects
         .get_typed::<Node>("", name)
         .is_some_and(|n| n.spec.as_ref().is_some_and(|s| s.pod_cidr.is_some()));
-    let network = if has_network { None } else { Some(networks.choose(objects, options.cluster_cidr)?) };
+    let network = if has_network {
+        None
+    } else {
+        Some(networks.choose(objects, options.cluster_cidr, options.node_prefix)?)
+    };
     objects
         .modify(kind, None, "", name, writer, |node| {
             for (key, value) in &labels {
@@ -58,6 +58,7 @@ pub async fn register(context: &Context, name: &str, info: &NodeInfo, hardware: 
             if let Some(Chosen { cidr, .. }) = &network
                 && node["spec"]["podCIDR"].as_str().unwrap_or_default().is_empty()
             {
+                let cidr = cidr.to_string();
                 node["spec"]["podCIDR"] = cidr.as_str().into();
                 node["spec"]["podCIDRs"] = json!([cidr]);
             }
@@ -106,50 +107,50 @@ fn labels(name: &str, info: &NodeInfo, is_master: bool) -> BTreeMap<String, Stri
 
 /// Networks that were chosen for nodes and are not written yet. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Networks(Arc<Mutex<BTreeSet<Ipv4Addr>>>);
+pub struct Networks(Arc<Mutex<Vec<Cidr>>>);
 
 /// A network that nobody else is given.
 struct Chosen {
-    cidr: String,
-    address: Ipv4Addr,
+    cidr: Cidr,
     among: Networks,
 }
 
 impl Networks {
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<Ipv4Addr>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Cidr>> {
         self.0.lock().expect("no holder of the networks' lock panics")
     }
 
-    fn choose(&self, objects: &Objects, cluster: Cidr) -> Result<Chosen, Error> {
+    fn choose(&self, objects: &Objects, cluster: Cidr, prefix: u8) -> Result<Chosen, Error> {
         // Locked first: what is written meanwhile is in one of the two.
         let mut chosen = self.lock();
-        let (address, cidr) = free_cidr(cluster, &(&taken(objects) | &chosen)).ok_or_else(|| {
-            Error::Internal(format!("no /{NODE_PREFIX} of {cluster} is left for another node"))
-        })?;
-        chosen.insert(address);
+        let taken = [taken(objects), chosen.clone()].concat();
+        let cidr = free_cidr(cluster, prefix, &taken)
+            .ok_or_else(|| Error::Internal(format!("no /{prefix} of {cluster} is left for another node")))?;
+        chosen.push(cidr);
         drop(chosen);
-        Ok(Chosen { cidr, address, among: self.clone() })
+        Ok(Chosen { cidr, among: self.clone() })
     }
 }
 
 impl Drop for Chosen {
     fn drop(&mut self) {
-        self.among.lock().remove(&self.address);
+        self.among.lock().retain(|cidr| *cidr != self.cidr);
     }
 }
 
-fn taken(objects: &Objects) -> BTreeSet<Ipv4Addr> {
-    let cidr = |node: &Node| node.spec.as_ref()?.pod_cidr.as_ref()?.split('/').next()?.parse().ok();
+/// The networks that nodes have.
+fn taken(objects: &Objects) -> Vec<Cidr> {
+    let cidr = |node: &Node| node.spec.as_ref()?.pod_cidr.as_ref()?.parse().ok();
     objects.list_typed::<Node>(None).iter().filter_map(|node| cidr(node)).collect()
 }
 
-/// The first free network for a node; the cluster's whole one when it is not larger.
-fn free_cidr(cluster: Cidr, taken: &BTreeSet<Ipv4Addr>) -> Option<(Ipv4Addr, String)> {
-    let prefix = cluster.prefix.max(NODE_PREFIX);
+/// The first free network of a node; the cluster's whole one when it is not larger.
+fn free_cidr(cluster: Cidr, prefix: u8, taken: &[Cidr]) -> Option<Cidr> {
+    let prefix = cluster.prefix.max(prefix);
     (0..)
-        .map_while(|index| cluster.nth(index * NODE_ADDRESSES))
-        .find(|network| !taken.contains(network))
-        .map(|network| (network, format!("{network}/{prefix}")))
+        .map_while(|index: u32| cluster.nth(index.checked_mul(1 << (32 - prefix))?))
+        .map(|address| Cidr { address, prefix })
+        .find(|network| !taken.iter().any(|t| t.contains(network.address) || network.contains(t.address)))
 }
 
 fn describe(status: &mut Value, info: &NodeInfo) {
@@ -190,14 +191,16 @@ mod tests {
     #[test]
     fn nodes_get_the_first_free_network() {
         let cluster: Cidr = "10.42.0.0/16".parse().unwrap();
-        let taken = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<BTreeSet<_>>();
-        let free_cidr = |all, taken: &BTreeSet<_>| free_cidr(all, taken).map(|(_, cidr)| cidr);
-        assert_eq!(free_cidr(cluster, &taken(&[])).as_deref(), Some("10.42.0.0/24"));
-        let two = taken(&["10.42.0.0", "10.42.2.0"]);
-        assert_eq!(free_cidr(cluster, &two).as_deref(), Some("10.42.1.0/24"));
+        let taken = |list: &[&str]| list.iter().map(|a| a.parse().unwrap()).collect::<Vec<Cidr>>();
+        let free = |prefix, list: &[&str]| free_cidr(cluster, prefix, &taken(list)).unwrap().to_string();
+        assert_eq!(free(24, &[]), "10.42.0.0/24");
+        assert_eq!(free(24, &["10.42.0.0/24", "10.42.2.0/24"]), "10.42.1.0/24");
+        // Nodes of another size are there already.
+        assert_eq!(free(22, &["10.42.1.0/24"]), "10.42.4.0/22");
+        assert_eq!(free(24, &["10.42.0.0/22"]), "10.42.4.0/24");
         let small: Cidr = "10.42.0.0/25".parse().unwrap();
-        assert_eq!(free_cidr(small, &taken(&[])).as_deref(), Some("10.42.0.0/25"));
-        assert_eq!(free_cidr(small, &taken(&["10.42.0.0"])), None);
+        assert_eq!(free_cidr(small, 24, &taken(&[])), Some(small));
+        assert_eq!(free_cidr(small, 24, &taken(&["10.42.0.0/25"])), None);
     }
 
     #[test]

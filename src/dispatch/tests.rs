@@ -51,6 +51,7 @@ impl World {
         let options = Options {
             cluster: "c".to_owned(),
             cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+            node_prefix: 24,
             service_cidr: "10.43.0.0/16".parse().unwrap(),
             cluster_dns: "10.43.0.10".to_owned(),
             cluster_domain: "cluster.local".to_owned(),

@@ -17,6 +17,7 @@ use super::{
     volumes::{self, Mounted, Token},
 };
 use crate::{
+    crash,
     mqtt::messages::{Answer, Ask, ItemKind},
     net::{HostPort, Protocol},
     runtime::{self, ContainerSpec, ContainerState, Exit, SandboxSpec},
@@ -89,6 +90,7 @@ pub async fn set_up(
     let mounted = volumes::set_up(shared, wanted, ip, &tokens).await.map_err(|e| ("FailedMount", e))?;
     let failed =
         |e: &dyn std::fmt::Display| ("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {e}"));
+    crash::point(crash::DAEMON);
     let spec = sandbox(shared, wanted).map_err(|e| failed(&e))?;
     let netns = shared.runtime.ensure_sandbox(&spec).await.map_err(|e| failed(&e))?;
     if let (Some(ip), false) = (ip, wanted.host_network()) {
@@ -99,6 +101,7 @@ pub async fn set_up(
         }
         shared.network.attach(&wanted.uid, &netns, ip).await.map_err(|e| failed(&e))?;
     }
+    crash::point(crash::DAEMON);
     Ok((mounted, tokens))
 }
 
@@ -406,8 +409,11 @@ pub async fn tear_down(
             });
         }
     }
+    crash::point(crash::DAEMON);
     note(shared.network.detach(&wanted.uid).await.map_err(|e| e.to_string()));
+    crash::point(crash::DAEMON);
     note(shared.runtime.remove_sandbox(&wanted.uid).await.map_err(|e| e.to_string()));
+    crash::point(crash::DAEMON);
     note(volumes::tear_down(shared, &wanted.uid, forever).await);
     if forever {
         for (name, known) in &record.containers {
@@ -417,6 +423,7 @@ pub async fn tear_down(
         }
         note(remove_all(&shared.log_dir(wanted)).await);
     }
+    crash::point(crash::DAEMON);
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
 }
 

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     clock::Jumps,
+    crash,
     mqtt::messages::Item,
     runtime::{self, ContainerState, Exit},
     tasks::CancellationToken,
@@ -154,6 +155,7 @@ impl Worker {
             let wake = if self.record.gone { None } else { self.step().await };
             self.tell().await;
             if self.removed && self.record.gone {
+                crash::point(crash::DAEMON);
                 if let Err(error) = self.shared.ledger.forget(&uid).await {
                     tracing::error!(pod = self.wanted.full_name(), %error, "forgetting a pod");
                 }
@@ -753,6 +755,7 @@ impl Worker {
             self.ended(&name, attempt, exit).await;
             return;
         }
+        crash::point(crash::DAEMON);
         self.shared.images_used.notify_one();
         self.say(Some(&name), false, "Created", "Container created");
         let (shared, wanted) = (Arc::clone(&self.shared), self.wanted.clone());

@@ -30,10 +30,11 @@ use super::{
     cgroup::Cgroups,
     exec,
     monitor::Role,
-    oci, sandbox,
+    mounts, oci, sandbox,
     state::{self, Folder, Record},
     sys, wire,
 };
+use crate::crash;
 
 /// Changes kept for a slow reader of [`Runtime::watch`].
 const CHANGES_MAX: usize = 1024;
@@ -110,6 +111,7 @@ impl ShimRuntime {
             fs::create_dir_all(options.run_dir.join(folder)).map_err(&fail)?;
         }
         fs::create_dir_all(options.data_dir.join("containers")).map_err(&fail)?;
+        mounts::make_skeleton(&options.run_dir).map_err(&fail)?;
         let cgroups = Cgroups::detect().map_err(&fail)?;
         cgroups.favor_dynamic_moves();
         let inner = Arc::new(Inner {
@@ -294,16 +296,21 @@ impl Inner {
             entry.cgroup.clone_from(&record.cgroup);
         }
         state::remove_folder(&record.data).map_err(&fail)?;
+        crash::point(crash::DAEMON);
         let folder = self.folder(&spec.id);
         // Whole or not there: the name comes last.
         let unnamed = Folder(self.unnamed(&spec.id));
         state::remove_folder(&unnamed.0).map_err(&fail)?;
         fs::create_dir_all(&unnamed.0).map_err(&fail)?;
+        crash::point(crash::DAEMON);
         fs::write(unnamed.file("lock"), "").map_err(&fail)?;
         unnamed.write_record(&record).map_err(&fail)?;
+        crash::point(crash::DAEMON);
         fs::rename(&unnamed.0, &folder.0).map_err(&fail)?;
+        crash::point(crash::DAEMON);
         let spawned = wire::spawn_helper(&self.options.self_exe, "shim", &[&folder.0])
             .and_then(|(child, control)| Ok((sys::pidfd_open(child.id() as i32)?, control)));
+        crash::point(crash::DAEMON);
         spawned.map_err(|error| {
             let _ = state::remove_folder(&folder.0);
             fail(error)
@@ -321,9 +328,11 @@ impl Inner {
         if let Some((control, done)) = start {
             let running = shim_says_running(control).await;
             if running {
+                crash::point(crash::DAEMON);
                 self.set(&id, folder.state());
                 let _ = done.send(());
                 ended(monitor).await;
+                crash::point(crash::DAEMON);
                 self.settle_soon(&id).await;
             } else {
                 ended(monitor).await;
@@ -404,15 +413,22 @@ impl Inner {
     /// Removes an ended container's things, the folder that tells of them last.
     fn clear(&self, id: &str, cgroup: &str) -> io::Result<()> {
         self.cgroups.kill(cgroup)?;
+        crash::point(crash::DAEMON);
         self.cgroups.delete(cgroup)?;
+        crash::point(crash::DAEMON);
         state::remove_folder(&self.data(id))?;
+        crash::point(crash::DAEMON);
         // Away under its name at once: a late shim must not find half of it, and go on.
         let unnamed = self.unnamed(id);
         state::remove_folder(&unnamed)?;
         match fs::rename(self.folder(id).0, &unnamed) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => state::remove_folder(&unnamed)?,
+            _ => {
+                crash::point(crash::DAEMON);
+                state::remove_folder(&unnamed)?;
+            }
         }
+        crash::point(crash::DAEMON);
         self.containers().remove(id);
         Ok(())
     }
@@ -481,13 +497,16 @@ impl Runtime for ShimRuntime {
                     fs::create_dir_all(file.parent().unwrap_or(&file)).map_err(&fail)?;
                     state::write(&file, &spec).map_err(&fail)?;
                 }
+                crash::point(crash::DAEMON);
                 let cgroup = inner.pod_cgroup(&spec);
                 inner.cgroups.create(&cgroup, &spec.resources).map_err(&fail)?;
+                crash::point(crash::DAEMON);
                 if known.is_some_and(|known| known.resources != spec.resources) {
                     inner.cgroups.update(&cgroup, &spec.resources).map_err(&fail)?;
                 }
                 let namespaces = inner.namespaces(&spec.id);
                 sandbox::ensure(&spec, &namespaces, &inner.options.self_exe).map_err(&fail)?;
+                crash::point(crash::DAEMON);
                 let host = spec.host_network;
                 inner.sandboxes().insert(spec.id.clone(), spec.clone());
                 Ok(if host { PathBuf::from("/proc/self/ns/net") } else { namespaces.join("net") })
@@ -512,10 +531,13 @@ impl Runtime for ShimRuntime {
                 }
                 let Some(spec) = inner.sandboxes().get(&name).cloned() else { return Ok(()) };
                 sandbox::remove(&inner.namespaces(&name)).map_err(&fail)?;
+                crash::point(crash::DAEMON);
                 let cgroup = inner.pod_cgroup(&spec);
                 inner.cgroups.kill(&cgroup).map_err(&fail)?;
                 inner.cgroups.delete(&cgroup).map_err(&fail)?;
+                crash::point(crash::DAEMON);
                 state::remove_folder(&inner.options.run_dir.join("sandboxes").join(&name)).map_err(&fail)?;
+                crash::point(crash::DAEMON);
                 inner.sandboxes().remove(&name);
                 Ok(())
             })

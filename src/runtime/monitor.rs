@@ -33,6 +33,7 @@ use super::{
     state::Folder,
     sys,
 };
+use crate::crash;
 
 /// How long a client may refuse what it is sent before it is dropped (seconds).
 const CLIENT_PATIENCE_SECONDS: u64 = 5;
@@ -74,6 +75,8 @@ impl Role {
 /// All that the shim hands over through the arguments of `execve`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handover {
+    /// The state folder as it is called outside: what a list of processes shows.
+    pub name: String,
     pub folder: PathBuf,
     pub cgroup: String,
     pub log_path: PathBuf,
@@ -95,6 +98,7 @@ impl Handover {
     pub fn to_args(&self) -> Vec<String> {
         let fd = |fd: Option<RawFd>| fd.unwrap_or(-1).to_string();
         vec![
+            self.name.clone(),
             self.folder.to_string_lossy().into_owned(),
             self.cgroup.clone(),
             self.log_path.to_string_lossy().into_owned(),
@@ -116,6 +120,7 @@ impl Handover {
         let mut next = || args.next();
         let fd = |text: String| text.parse::<RawFd>().ok().map(|fd| (fd >= 0).then_some(fd));
         Some(Self {
+            name: next()?,
             folder: next()?.into(),
             cgroup: next()?,
             log_path: next()?.into(),
@@ -208,8 +213,10 @@ fn watch_over(handover: Handover) -> io::Result<()> {
         let flags = nix::fcntl::OFlag::O_NONBLOCK;
         nix::fcntl::fcntl(stdin.as_raw_fd(), nix::fcntl::FcntlArg::F_SETFL(flags))?;
     }
+    crash::point(crash::SHIM);
     while !monitor.round(Some((&process, &listener)), PollTimeout::NONE)? {}
 
+    crash::point(crash::SHIM);
     let finished_at = Timestamp::now();
     // Not reaped: the pid stays ours until this process has ended.
     let status = waitid(Id::Pid(Pid::from_raw(handover.pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
@@ -226,6 +233,7 @@ fn watch_over(handover: Handover) -> io::Result<()> {
         }
     }
     monitor.finish();
+    crash::point(crash::SHIM);
     let (code, signal) = match status {
         Ok(WaitStatus::Exited(_, code)) => (code, None),
         Ok(WaitStatus::Signaled(_, signal, _)) => (128 + signal as i32, Some(signal as i32)),
@@ -239,6 +247,7 @@ fn watch_over(handover: Handover) -> io::Result<()> {
         finished_at,
         error: None,
     })?;
+    crash::point(crash::SHIM);
     for client in monitor.clients.iter_mut().filter(|client| client.role == Some(Role::Control)) {
         let _ = client.stream.write_all(&code.to_le_bytes());
     }
@@ -428,7 +437,8 @@ mod tests {
     #[test]
     fn a_handover_survives_its_arguments() {
         let handover = Handover {
-            folder: "/run/x".into(),
+            name: "/run/sampan/x".into(),
+            folder: "/c".into(),
             cgroup: "/c/p".into(),
             log_path: "/l g".into(),
             log_bytes_max: 10,

@@ -1,8 +1,11 @@
 //! The mounts that the shim makes in its own mount namespace: the overlay and the staged volumes.
 //!
 //! Invariants: the host's mount table is never touched; all of it ends with the last process that
-//! lives in the namespace. Volumes are staged, not bound by libcontainer from their source, because
-//! libcontainer knows one propagation only: a stage carries the one that was asked for.
+//! lives in the namespace. The namespace holds only what shim and monitor need, at fixed places on a
+//! skeleton that all containers share: a copy of the host's table in every shim would cost time and
+//! kernel memory by the square of the number of pods. Volumes are staged, not bound by libcontainer
+//! from their source, because libcontainer knows one propagation only: a stage carries the one that
+//! was asked for.
 
 use std::{
     fs, io,
@@ -12,19 +15,51 @@ use std::{
 };
 
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
+    unistd::{chdir, pivot_root},
 };
 
 use super::{
     Propagation,
+    sandbox::SHM,
     state::{Folder, Record},
     sys,
 };
 
-/// Leaves the host's mount namespace: what is mounted from here on is ours, and what the host
-/// unmounts goes here too. Returns a stage for each of the spec's mounts, in their order.
-pub fn enter_and_stage(folder: &Folder, record: &Record) -> Result<Vec<PathBuf>, String> {
+/// The skeleton below the runtime's folder.
+const SKELETON: &str = "skeleton";
+/// What is bound onto it: the container's state folder, its sandbox's namespaces, its log's folder.
+const STATE: &str = "/c";
+const NAMESPACES: &str = "/n";
+const LOGS: &str = "/l";
+const CGROUPS: &str = "/sys/fs/cgroup";
+const FOLDERS: [&str; 6] = ["proc", "sys/fs/cgroup", "dev/shm", "c", "n", "l"];
+const NULL: &str = "dev/null";
+
+/// Makes the skeleton.
+pub fn make_skeleton(run_dir: &Path) -> io::Result<()> {
+    let skeleton = run_dir.join(SKELETON);
+    for folder in FOLDERS {
+        fs::create_dir_all(skeleton.join(folder))?;
+    }
+    fs::write(skeleton.join(NULL), "")
+}
+
+/// Where things are in the shim's namespace.
+pub struct Ready {
+    pub folder: Folder,
+    /// The record with the paths that hold here.
+    pub record: Record,
+    /// The mounted root file system.
+    pub root: PathBuf,
+    /// A stage for each of the spec's mounts, in their order.
+    pub staged: Vec<PathBuf>,
+}
+
+/// Leaves the host's mount namespace for one with the container's mounts and little else.
+pub fn enter(folder: &Folder, record: &Record) -> Result<Ready, String> {
+    let say = |what: &'static str| move |error: io::Error| format!("{what}: {}", reason(&error));
     unshare(CloneFlags::CLONE_NEWNS).map_err(|error| format!("unshare mount namespace: {error}"))?;
     // Copied while the mounts are still the host's peers, which only Bidirectional stays.
     let trees = record
@@ -40,30 +75,95 @@ pub fn enter_and_stage(folder: &Folder, record: &Record) -> Result<Vec<PathBuf>,
         .collect::<Result<Vec<OwnedFd>, String>>()?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
         .map_err(|error| format!("make mounts slaves of the host's: {error}"))?;
-    let stages = folder.file("m");
-    let stage = |n: usize, tree: &OwnedFd| -> io::Result<PathBuf> {
-        let target = stages.join(n.to_string());
-        if fs::metadata(&record.spec.mounts[n].source)?.is_dir() {
-            fs::create_dir_all(&target)?;
-        } else {
-            fs::create_dir_all(&stages)?;
-            fs::write(&target, "")?;
-        }
-        sys::attach_mounts(tree.as_fd(), &target)?;
-        Ok(target)
-    };
-    trees
+    mount_root(folder, record).map_err(say("mount root file system"))?;
+    let parts = parts(folder, record).map_err(say("prepare mounts"))?;
+    move_in(folder, parts).map_err(say("leave the host's mounts"))?;
+
+    let here = Folder(STATE.into());
+    let staged = trees
         .iter()
+        .zip(&record.spec.mounts)
         .enumerate()
-        .map(|(n, tree)| {
-            let source = record.spec.mounts[n].source.display();
-            stage(n, tree).map_err(|error| format!("error mounting {source:?}: {}", reason(&error)))
+        .map(|(n, (tree, wanted))| {
+            stage(&here, n, tree)
+                .map_err(|error| format!("error mounting {:?}: {}", wanted.source.display(), reason(&error)))
         })
-        .collect()
+        .collect::<Result<Vec<_>, String>>()?;
+    let mut record = record.clone();
+    record.namespaces = NAMESPACES.into();
+    if let Some(name) = record.spec.log_path.file_name() {
+        record.spec.log_path = Path::new(LOGS).join(name);
+    }
+    Ok(Ready { root: here.file("rootfs"), folder: here, record, staged })
+}
+
+/// A detached mount, and its place below the new root.
+type Part = (OwnedFd, &'static str);
+
+fn parts(folder: &Folder, record: &Record) -> io::Result<Vec<Part>> {
+    let alone = |path: &Path| sys::clone_mounts(path, false);
+    let with_inner = |path: &Path| sys::clone_mounts(path, true);
+    let mut parts = vec![(alone(Path::new("/proc"))?, "/proc")];
+    if record.spec.apparmor_profile.is_some() {
+        parts.push((alone(Path::new("/sys"))?, "/sys"));
+    }
+    parts.push((with_inner(Path::new(CGROUPS))?, CGROUPS));
+    parts.push((alone(Path::new("/dev/null"))?, "/dev/null"));
+    if record.sandbox.host_ipc {
+        parts.push((alone(Path::new("/dev/shm"))?, "/dev/shm"));
+    }
+    if record.namespaces.exists() {
+        parts.push((with_inner(&record.namespaces)?, NAMESPACES));
+    }
+    // A log whose folder cannot be made is none: the skeleton is read-only.
+    if let Some(logs) = record.spec.log_path.parent().filter(|logs| fs::create_dir_all(logs).is_ok()) {
+        parts.push((alone(logs)?, LOGS));
+    }
+    parts.push((alone(&folder.0)?, STATE));
+    parts.push((with_inner(&folder.file("rootfs"))?, "/c/rootfs"));
+    Ok(parts)
+}
+
+/// Makes the skeleton the root, with the parts on it, and forgets all other mounts.
+fn move_in(folder: &Folder, parts: Vec<Part>) -> io::Result<()> {
+    let skeleton = folder.0.ancestors().nth(2).unwrap_or(Path::new("/")).join(SKELETON);
+    let tree = sys::clone_mounts(&skeleton, false)?;
+    sys::attach_mounts(tree.as_fd(), &skeleton)?;
+    for (part, place) in parts {
+        sys::set_propagation(part.as_fd(), sys::PROPAGATION_PRIVATE)?;
+        sys::attach_mounts(part.as_fd(), &skeleton.join(&place[1..]))?;
+    }
+    sys::set_propagation(tree.as_fd(), sys::PROPAGATION_PRIVATE)?;
+    sys::set_read_only(tree.as_fd())?;
+    chdir(&skeleton)?;
+    match pivot_root(".", ".") {
+        // The old root lies over the new one.
+        Ok(()) => umount2(".", MntFlags::MNT_DETACH)?,
+        // An initial RAM disk cannot be left; what is below the new root stays.
+        Err(nix::Error::EINVAL) => {
+            mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
+            nix::unistd::chroot(".")?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(chdir(STATE)?)
+}
+
+fn stage(folder: &Folder, n: usize, tree: &OwnedFd) -> io::Result<PathBuf> {
+    let stages = folder.file("m");
+    let target = stages.join(n.to_string());
+    fs::create_dir_all(&stages)?;
+    if sys::is_folder(tree.as_fd())? {
+        fs::create_dir(&target)?;
+    } else {
+        fs::write(&target, "")?;
+    }
+    sys::attach_mounts(tree.as_fd(), &target)?;
+    Ok(target)
 }
 
 fn detach(source: &Path, propagation: Propagation) -> io::Result<OwnedFd> {
-    let tree = sys::clone_mounts(source)?;
+    let tree = sys::clone_mounts(source, true)?;
     match propagation {
         Propagation::Private => sys::set_propagation(tree.as_fd(), sys::PROPAGATION_PRIVATE)?,
         Propagation::HostToContainer => sys::set_propagation(tree.as_fd(), sys::PROPAGATION_SLAVE)?,
@@ -74,7 +174,7 @@ fn detach(source: &Path, propagation: Propagation) -> io::Result<OwnedFd> {
 
 /// Mounts the root file system. The layers are named by short links, so that any number of them fits
 /// into the one page that `mount(2)` takes, and no character of a path needs escaping.
-pub fn mount_root(folder: &Folder, record: &Record) -> io::Result<PathBuf> {
+fn mount_root(folder: &Folder, record: &Record) -> io::Result<()> {
     let links = folder.file("l");
     fs::create_dir_all(&links)?;
     let mut lower = String::new();
@@ -97,7 +197,6 @@ pub fn mount_root(folder: &Folder, record: &Record) -> io::Result<PathBuf> {
     }
     let root = folder.file("rootfs");
     fs::create_dir_all(&root)?;
-    let back = std::env::current_dir()?;
     std::env::set_current_dir(&links)?;
     let overlay = |options: &str| {
         let data = format!("lowerdir={lower},upperdir=u,workdir=w{options}");
@@ -109,9 +208,13 @@ pub fn mount_root(folder: &Folder, record: &Record) -> io::Result<PathBuf> {
         Err(nix::Error::EINVAL) => overlay(""),
         other => other,
     };
-    std::env::set_current_dir(back)?;
-    mounted?;
-    Ok(root)
+    std::env::set_current_dir(&folder.0)?;
+    Ok(mounted?)
+}
+
+/// The shared memory of the container's pod.
+pub fn shared_memory(record: &Record) -> PathBuf {
+    if record.sandbox.host_ipc { "/dev/shm".into() } else { record.namespaces.join(SHM) }
 }
 
 /// An error in the words people know, without Rust's `(os error 2)`.

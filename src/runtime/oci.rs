@@ -17,7 +17,7 @@ use oci_spec::{
 };
 
 use super::{
-    ContainerSpec, Propagation, Seccomp,
+    ContainerSpec, Propagation, Seccomp, mounts,
     process::{self, DEFAULT_PATH},
     state::Record,
 };
@@ -195,7 +195,7 @@ pub fn spec(record: &Record, machine: &Machine, rootfs: &Path, bits: u64) -> Res
         .version("1.0.2")
         .root(RootBuilder::default().path(rootfs).readonly(c.read_only_root).build()?)
         .process(process.build()?)
-        .mounts(mounts(record, machine)?)
+        .mounts(all_mounts(record, machine)?)
         .linux(linux)
         .build()
         .map(|mut spec| {
@@ -236,7 +236,7 @@ fn namespaces(record: &Record, machine: &Machine) -> Result<Vec<LinuxNamespace>,
     wanted.into_iter().map(build).collect()
 }
 
-fn mounts(record: &Record, machine: &Machine) -> Result<Vec<Mount>, OciSpecError> {
+fn all_mounts(record: &Record, machine: &Machine) -> Result<Vec<Mount>, OciSpecError> {
     let c = &record.spec;
     let mount = |target: &str, typ: &str, source: &str, options: &[&str]| {
         MountBuilder::default()
@@ -276,11 +276,7 @@ fn mounts(record: &Record, machine: &Machine) -> Result<Vec<Mount>, OciSpecError
             )?);
         }
     }
-    let shm = if record.sandbox.host_ipc {
-        "/dev/shm".to_owned()
-    } else {
-        record.namespaces.join("shm").to_string_lossy().into_owned()
-    };
+    let shm = mounts::shared_memory(record).to_string_lossy().into_owned();
     if !c.mounts.iter().any(|m| m.target == Path::new("/dev/shm")) {
         out.push(mount("/dev/shm", "bind", &shm, &["rbind", "nosuid", "noexec", "nodev"])?);
     }

@@ -30,6 +30,9 @@ const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// `/dev/shm` of a pod (bytes), unless a container asks for more.
 pub const SHM_BYTES_DEFAULT: u64 = 64 << 20;
 
+/// The name of the shared memory beside the namespaces.
+pub const SHM: &str = "shm";
+
 /// The names of the namespaces that a sandbox pins by a thread.
 fn pinned(spec: &SandboxSpec) -> Vec<(&'static str, CloneFlags)> {
     let mut names = Vec::new();
@@ -64,7 +67,7 @@ pub fn ensure(spec: &SandboxSpec, folder: &Path, exe: &Path) -> io::Result<()> {
             .map_err(|_| io::Error::other("the thread that makes namespaces panicked"))??;
     }
     if !spec.host_ipc {
-        ensure_shm(&folder.join("shm"))?;
+        ensure_shm(&folder.join(SHM))?;
     }
     if spec.share_pid && !spec.host_pid {
         ensure_reaper(folder, exe)?;
@@ -134,7 +137,7 @@ fn ensure_shm(path: &Path) -> io::Result<()> {
 pub fn resize_shm(folder: &Path, bytes: u64) -> io::Result<()> {
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let data = format!("mode=1777,size={bytes}");
-    Ok(mount(Some("shm"), &folder.join("shm"), Some("tmpfs"), flags, Some(data.as_str()))?)
+    Ok(mount(Some("shm"), &folder.join(SHM), Some("tmpfs"), flags, Some(data.as_str()))?)
 }
 
 fn ensure_reaper(folder: &Path, exe: &Path) -> io::Result<()> {
@@ -164,7 +167,7 @@ pub fn remove(folder: &Path) -> io::Result<()> {
     for name in ["net", "uts", "ipc", "pid"] {
         failed = failed.and(unpin(&folder.join(name)));
     }
-    let shm: PathBuf = folder.join("shm");
+    let shm: PathBuf = folder.join(SHM);
     while umount2(&shm, MntFlags::MNT_DETACH).is_ok() {}
     failed.and(state::remove_folder(folder))
 }

@@ -41,11 +41,14 @@ use super::{
     state::{Folder, Record, Started},
     sys, wire,
 };
+use crate::crash;
 
 /// Exit code of a container that never ran.
 pub const CODE_NOT_STARTED: i32 = 128;
 /// The shim and the monitor go last when memory runs out.
 const OOM_SCORE_OF_MONITOR: &str = "-998";
+/// Set for shims whose bundle is wanted afterwards (the benchmark hands it to crun).
+const KEEP_BUNDLE: &str = "SAMPAN_TEST_KEEP_BUNDLE";
 /// What every message about a container that could not be made starts with.
 const PREFIX: &str = "OCI runtime create failed: ";
 
@@ -57,11 +60,14 @@ pub fn run(mut args: impl Iterator<Item = String>) -> ExitCode {
     let _ = std::env::set_current_dir(&folder.0);
     // Another shim works here, or a daemon cleans up: it is theirs.
     let Ok(Some(lock)) = folder.lock() else { return ExitCode::FAILURE };
+    crash::point(crash::SHIM);
     // A daemon that came while nobody held the lock may have settled it all already, and even be
     // taking the folder away: then the record, read last, is gone too.
     let (None, Ok(record)) = (folder.exit(), folder.record()) else { return ExitCode::FAILURE };
-    let failure = match create(&folder, &record) {
-        Ok(running) => hand_over(&folder, &record, running, lock, control),
+    let name = folder.0.display().to_string();
+    let mut folder = folder;
+    let failure = match create(&mut folder, &record) {
+        Ok(running) => hand_over(name, &folder, running, lock, control),
         Err(message) => message,
     };
     clean_up(&record);
@@ -86,6 +92,7 @@ fn clean_up(record: &Record) {
 
 /// A container whose process runs.
 struct Running {
+    record: Record,
     started: Started,
     listener: UnixListener,
     stdout: OwnedFd,
@@ -93,7 +100,8 @@ struct Running {
     stdin: Option<OwnedFd>,
 }
 
-fn create(folder: &Folder, record: &Record) -> Result<Running, String> {
+/// Makes the container and starts it. `folder` becomes what it is called where this process is then.
+fn create(folder: &mut Folder, record: &Record) -> Result<Running, String> {
     let say = |what: &'static str| move |error: std::io::Error| format!("{what}: {}", mounts::reason(&error));
     let c = &record.spec;
     let bits = oci::capabilities(record)?;
@@ -107,8 +115,10 @@ fn create(folder: &Folder, record: &Record) -> Result<Running, String> {
     {
         devices::attach(&group, &nodes).map_err(say("filter devices"))?;
     }
-    let staged = mounts::enter_and_stage(folder, record)?;
-    let root = mounts::mount_root(folder, record).map_err(say("mount root file system"))?;
+    crash::point(crash::SHIM);
+    let mounts::Ready { folder: here, record, root, staged } = mounts::enter(folder, record)?;
+    *folder = here;
+    let record = &record;
     process::make_folder(&root, oci::cwd(record)).map_err(say("create working directory"))?;
     let machine = oci::Machine {
         cgroup_v2: cgroups.is_v2(),
@@ -124,6 +134,7 @@ fn create(folder: &Folder, record: &Record) -> Result<Running, String> {
     let spec = oci::spec(record, &machine, &root, bits).map_err(|error| error.to_string())?;
     spec.save(folder.file("config.json")).map_err(|error| format!("write config.json: {error}"))?;
 
+    crash::point(crash::SHIM);
     let listener = UnixListener::bind("attach").map_err(say("listen on the attach socket"))?;
     let (report, reporter) = pipe2(OFlag::O_CLOEXEC).map_err(|error| error.to_string())?;
     let executor = Program {
@@ -191,15 +202,18 @@ fn create(folder: &Folder, record: &Record) -> Result<Running, String> {
             _ => return Err("no standard output".to_owned()),
         },
     };
+    crash::point(crash::SHIM);
     let pid = container.pid().ok_or("libcontainer told no pid")?.as_raw();
     let started = Started { pid, at: Timestamp::now() };
     folder.write_started(&started).map_err(say("write started"))?;
+    crash::point(crash::SHIM);
     container.start().map_err(|error| chain(&error))?;
+    crash::point(crash::SHIM);
     drop(reporter);
     // Ends when the program has replaced the init process, which closes its copy.
     let reported = read_report(report);
     if reported.is_empty() {
-        Ok(Running { started, listener, stdout, stderr, stdin })
+        Ok(Running { record: record.clone(), started, listener, stdout, stderr, stdin })
     } else {
         Err(format!("unable to start container process: {reported}"))
     }
@@ -213,17 +227,19 @@ fn read_report(report: OwnedFd) -> String {
 
 /// Tells the daemon and becomes the monitor; returns only a reason why not.
 fn hand_over(
+    name: String,
     folder: &Folder,
-    record: &Record,
     running: Running,
     lock: OwnedFd,
     mut control: UnixStream,
 ) -> String {
-    let c = &record.spec;
+    let Running { record, .. } = &running;
+    let (c, cgroup) = (record.spec.clone(), record.cgroup.clone());
     let arguments = || -> std::io::Result<Vec<CString>> {
         let handover = Handover {
+            name,
             folder: folder.0.clone(),
-            cgroup: record.cgroup.clone(),
+            cgroup,
             log_path: c.log_path.clone(),
             log_bytes_max: c.log_bytes_max,
             log_files_max: c.log_files_max,
@@ -246,10 +262,24 @@ fn hand_over(
     };
     // libcontainer has set the container's score on this process.
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE_OF_MONITOR);
+    crash::point(crash::SHIM);
     let _ = control.write_all(b"R");
+    crash::point(crash::SHIM);
+    if std::env::var_os(KEEP_BUNDLE).is_none() {
+        forget_bundle(folder);
+    }
     let _ = std::env::set_current_dir("/");
-    let Err(error) = nix::unistd::execve(c"/proc/self/exe", &args, &[] as &[CString]);
+    let env: Vec<CString> = crash::left(crash::SHIM).into_iter().flat_map(CString::new).collect();
+    let Err(error) = nix::unistd::execve(c"/proc/self/exe", &args, &env);
     format!("start the monitor: {error}")
+}
+
+/// Takes away what only the start has needed: on most boards it would lie in memory.
+fn forget_bundle(folder: &Folder) {
+    let _ = fs::remove_file(folder.file("config.json"));
+    for made in ["lc", "l"] {
+        let _ = fs::remove_dir_all(folder.file(made));
+    }
 }
 
 /// libcontainer's errors say little by themselves; their sources do.

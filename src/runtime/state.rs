@@ -10,6 +10,7 @@
 //! <data_dir>/containers/<id>/upper work the writable layer; never there without the folder above
 //! <run_dir>/sandboxes/<id>/spec.json    a sandbox
 //! <run_dir>/ns/<id>/net ipc uts pid shm its pinned namespaces and shared memory
+//! <run_dir>/skeleton                    the root of every shim's mounts (see `mounts`)
 //! ```
 //! The lock is a POSIX record lock: it does not pass to children, survives `execve`, ends with the
 //! process, and the kernel tells who holds it. "The lock is held" is therefore "the monitor lives".

@@ -84,10 +84,11 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// A detached copy of the mounts at and below `path`.
-pub fn clone_mounts(path: &Path) -> io::Result<OwnedFd> {
+/// A detached copy of the mount at `path`, and of those below it when `with_inner`.
+pub fn clone_mounts(path: &Path, with_inner: bool) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE as libc::c_uint;
+    let inner = if with_inner { libc::AT_RECURSIVE as libc::c_uint } else { 0 };
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | inner;
     // SAFETY: the path is a valid C string; the result is a new descriptor.
     let fd = check(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })?;
     Ok(own(fd as RawFd))
@@ -96,18 +97,35 @@ pub fn clone_mounts(path: &Path) -> io::Result<OwnedFd> {
 /// Changes the propagation of a detached tree of mounts.
 pub fn set_propagation(tree: BorrowedFd<'_>, propagation: u64) -> io::Result<()> {
     let attributes = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation, userns_fd: 0 };
+    set_attributes(tree, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE, attributes)
+}
+
+/// Makes one mount read-only; those on it stay as they are.
+pub fn set_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    set_attributes(mount, libc::AT_EMPTY_PATH, attributes)
+}
+
+fn set_attributes(tree: BorrowedFd<'_>, flags: libc::c_int, attributes: libc::mount_attr) -> io::Result<()> {
     // SAFETY: the structure outlives the call and its size is passed; the path is an empty C string.
     check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            flags,
             &raw const attributes,
             size_of::<libc::mount_attr>(),
         )
     })?;
     Ok(())
+}
+
+/// Whether the descriptor is of a folder.
+pub fn is_folder(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let data = nix::sys::stat::fstat(fd.as_raw_fd())?;
+    Ok(data.st_mode & libc::S_IFMT == libc::S_IFDIR)
 }
 
 /// Attaches a detached tree of mounts at `target`.

@@ -142,6 +142,28 @@ impl Node {
 
     /// The same with environment variables.
     pub fn start_with(mode: &str, name: &str, space: Namespace, args: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::make(mode, name, space, args, env, |_| ())
+    }
+
+    /// The same in a folder that `prepare` has seen before the daemon starts.
+    pub fn start_on(
+        mode: &str,
+        name: &str,
+        space: Namespace,
+        args: &[&str],
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
+        Self::make(mode, name, space, args, &[], prepare)
+    }
+
+    fn make(
+        mode: &str,
+        name: &str,
+        space: Namespace,
+        args: &[&str],
+        env: &[(&str, &str)],
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let dir = tempfile::Builder::new().prefix("sampan-test-").tempdir().unwrap();
         let path = |part: &str| dir.path().join(part).display().to_string();
         let mut all = vec![mode.to_owned()];
@@ -157,8 +179,20 @@ impl Node {
         all.extend(args.iter().map(ToString::to_string));
         let mut node = Self { name: name.to_owned(), dir, space, args: all, env: Vec::new(), child: None };
         node.env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        prepare(node.dir.path());
         node.spawn();
         node
+    }
+
+    /// A variable of the daemon's environment, from its next start on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.retain(|(known, _)| known != name);
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Whether the daemon has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
     }
 
     /// Flags for the next start.

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Persis
 
 use super::{
     super::{record::Wanted, shared::Shared},
-    Mounted, at, blocking, dir_of, host, nfs, payload, quota,
+    Mounted, at, blocking, dir_of, nfs, patiently, payload, quota,
 };
 use crate::{
     kinds::{quantity::Quantity, volumes},
@@ -89,15 +89,9 @@ async fn source(
     }
     let path = if let Some(local) = spec.local {
         let path = PathBuf::from(local.path);
-        if !path.exists() {
-            return Err(format!("path {:?} does not exist", path.display().to_string()));
-        }
-        if !path.is_dir() {
-            return Err(format!(
-                "path {:?} is not a directory: file systems on devices are not mounted by Sampan",
-                path.display().to_string()
-            ));
-        }
+        let what = format!("looking at {:?}", path.display().to_string());
+        let (key, there) = (dir_of(shared, wanted, "local-volume", name), path.clone());
+        patiently(shared, &key, &what, move || is_folder(&there), || ()).await?;
         path
     } else if let Some(source) = spec.host_path.clone() {
         let path = PathBuf::from(&source.path);
@@ -105,7 +99,7 @@ async fn source(
             folder(shared, wanted, &spec, name, &path).await?;
         } else {
             // Upstream does not change the ownership of a path of the host.
-            blocking(move || host::prepare(&source)).await?;
+            super::host_path(shared, wanted, name, source).await?;
             return Ok(Mounted { path, read_only });
         }
         path
@@ -120,6 +114,17 @@ async fn source(
         blocking(move || payload::own(&path, group, false).map_err(at(&path))).await?;
     }
     Ok(Mounted { path, read_only })
+}
+
+fn is_folder(path: &Path) -> Result<(), String> {
+    let shown = path.display().to_string();
+    match std::fs::metadata(path) {
+        Err(_) => Err(format!("path {shown:?} does not exist")),
+        Ok(data) if data.is_dir() => Ok(()),
+        Ok(_) => Err(format!(
+            "path {shown:?} is not a directory: file systems on devices are not mounted by Sampan"
+        )),
+    }
 }
 
 /// The name of the field that says what a volume is.

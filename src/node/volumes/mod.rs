@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Container, Volume};
+use k8s_openapi::api::core::v1::{Container, HostPathVolumeSource, Volume};
 use nix::mount::MntFlags;
 
 pub use content::Token;
@@ -119,9 +119,8 @@ async fn own(
         return Ok(Mounted { path, read_only: false });
     }
     if let Some(source) = &volume.host_path {
-        let source = source.clone();
         let path = PathBuf::from(&source.path);
-        blocking(move || host::prepare(&source)).await?;
+        host_path(shared, wanted, &volume.name, source.clone()).await?;
         return Ok(Mounted { path, read_only: false });
     }
     if let Some(source) = &volume.nfs {
@@ -144,40 +143,71 @@ async fn own(
     Err(format!("volumes of type {kind:?} are not supported by Sampan"))
 }
 
-/// Mounts an export. A mount that does not come back holds nobody else up: it has a thread of its
-/// own, is not begun a second time, and is undone when it comes back too late.
+/// Mounts an export.
 async fn mount_nfs(shared: &Shared, export: nfs::Export, path: &Path) -> Result<(), String> {
     if is_mount_point(path) {
         return Ok(());
     }
-    let what = format!("{}:{}", export.server, export.path);
+    let what = format!("mounting {}:{}", export.server, export.path);
+    let (target, undone) = (path.to_owned(), path.to_owned());
+    let mount = move || {
+        std::fs::create_dir_all(&target).map_err(at(&target))?;
+        nfs::mount(&export, &target)
+    };
+    patiently(shared, path, &what, mount, move || {
+        // The pod may be gone meanwhile; its next try mounts anew.
+        let _ = nix::mount::umount2(&undone, MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_dir(&undone);
+    })
+    .await
+}
+
+/// Does what may wait for a file system that is silent. It holds nobody else up: it has a thread of its
+/// own, is not begun a second time meanwhile (`key` tells what it is), and is undone when it comes back
+/// too late.
+async fn patiently(
+    shared: &Shared,
+    key: &Path,
+    what: &str,
+    work: impl FnOnce() -> Result<(), String> + Send + 'static,
+    undo: impl FnOnce() + Send + 'static,
+) -> Result<(), String> {
     let silent =
-        || format!("mounting {what} has not come back for {} s: the server is silent", MOUNT_WAIT.as_secs());
-    if !shared.mounting().insert(path.to_owned()) {
+        || format!("{what} has not come back for {} s: the file system is silent", MOUNT_WAIT.as_secs());
+    if !shared.mounting().insert(key.to_owned()) {
         return Err(silent());
     }
     let (sender, done) = tokio::sync::oneshot::channel();
-    let (target, mounting) = (path.to_owned(), std::sync::Arc::clone(&shared.mounting));
+    let (own_key, mounting) = (key.to_owned(), std::sync::Arc::clone(&shared.mounting));
     let begun = std::thread::Builder::new().name("mount".to_owned()).spawn(move || {
-        let result =
-            std::fs::create_dir_all(&target).map_err(at(&target)).and_then(|()| nfs::mount(&export, &target));
-        let mounted = result.is_ok();
-        if sender.send(result).is_err() && mounted {
-            // The pod may be gone meanwhile; its next try mounts anew.
-            let _ = nix::mount::umount2(&target, MntFlags::MNT_DETACH);
-            let _ = std::fs::remove_dir(&target);
+        let result = work();
+        let worked = result.is_ok();
+        if sender.send(result).is_err() && worked {
+            undo();
         }
-        mounting.lock().expect("no holder of the mounts' lock panics").remove(&target);
+        mounting.lock().expect("no holder of the mounts' lock panics").remove(&own_key);
     });
     if let Err(error) = begun {
-        shared.mounting().remove(path);
-        return Err(format!("mounting {what}: {error}"));
+        shared.mounting().remove(key);
+        return Err(format!("{what}: {error}"));
     }
     match tokio::time::timeout(MOUNT_WAIT, done).await {
         Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err(format!("mounting {what} came to nothing")),
+        Ok(Err(_)) => Err(format!("{what} came to nothing")),
         Err(_) => Err(silent()),
     }
+}
+
+/// Makes a path of the host ready.
+async fn host_path(
+    shared: &Shared,
+    wanted: &Wanted,
+    name: &str,
+    source: HostPathVolumeSource,
+) -> Result<(), String> {
+    let what = format!("looking at {:?}", source.path);
+    let key = dir_of(shared, wanted, "host-path", name);
+    patiently(shared, &key, &what, move || host::prepare(&source), || ()).await
 }
 
 async fn blocking<T: Send + 'static>(

@@ -1,0 +1,225 @@
+//! Faults of a board as its user sees them.
+
+use std::{
+    fs::{self, File},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use sampan::crash;
+
+use crate::{
+    common::{self, Namespace, Node, board, mounts_below, output, processes_of, unique, wait_for},
+    images,
+};
+
+/// A pod of the demo image that sleeps.
+fn sleeper(name: &str, rest: &str) -> String {
+    format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: sampan.dev/demo
+    command: [/sampan, demo, sleep, "3600"]
+{rest}
+"#
+    )
+}
+
+/// A file system whose server never answers.
+struct Silent {
+    at: PathBuf,
+    server: Option<File>,
+}
+
+impl Silent {
+    fn mount(at: &Path) -> Self {
+        fs::create_dir_all(at).unwrap();
+        let server = File::options().read(true).write(true).open("/dev/fuse").unwrap();
+        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", server.as_raw_fd());
+        mount(Some("silent"), at, Some("fuse"), MsFlags::MS_NOSUID, Some(data.as_str())).unwrap();
+        Self { at: at.to_owned(), server: Some(server) }
+    }
+
+    /// Who waits for it hears that there is nobody.
+    fn give_up(&mut self) {
+        self.server = None;
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        self.give_up();
+        let _ = umount2(&self.at, MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_file_system_that_is_silent_stalls_no_other_pod() {
+    let mut node = board("silent");
+    let mut silent = Silent::mount(&node.dir.path().join("silent"));
+    let volumes = format!(
+        "    volumeMounts: [{{name: v, mountPath: /v}}]\n  volumes: [{{name: v, hostPath: {{path: {}, type: Directory}}}}]",
+        silent.at.display()
+    );
+    // More than the daemon has threads.
+    for n in 0..5 {
+        node.apply(&sleeper(&format!("stuck{n}"), &volumes));
+    }
+    node.wait_output(&["get", "pods", "--no-headers"], "all to wait", |text| {
+        text.matches("ContainerCreating").count() == 5
+    });
+    node.apply(&sleeper("free", ""));
+    node.k(&["wait", "--for=condition=Ready", "pod/free", "--timeout=60s"]);
+    assert_eq!(node.k(&["exec", "free", "--", "/sampan", "demo", "echo", "hi"]), "hi\n");
+    node.k(&["delete", "pod", "free"]);
+    node.wait_output(&["get", "events"], "the reason to be told", |text| {
+        text.contains("FailedMount") && text.contains("the file system is silent")
+    });
+    // The daemon ends and comes back with all of them waiting.
+    let begun = Instant::now();
+    node.stop();
+    assert!(begun.elapsed() < Duration::from_secs(15), "a waiting thread holds the daemon");
+    node.spawn();
+    node.wait_ready();
+    node.apply(&sleeper("later", ""));
+    node.k(&["wait", "--for=condition=Ready", "pod/later", "--timeout=60s"]);
+    silent.give_up();
+    node.k(&["delete", "pods", "--all"]);
+}
+
+/// What is left of pods on the board.
+fn left(node: &Node) -> Vec<String> {
+    let dir = node.dir.path();
+    let mut left: Vec<String> = processes_of(dir).into_iter().filter(|p| !p.contains("--data-dir")).collect();
+    left.extend(mounts_below(dir).into_iter().filter(|m| m.contains("/pods/") || m.contains("/ns/")));
+    for folder in ["run/containers", "run/sandboxes", "run/ns", "data/agent/pods", "log/pods"] {
+        let entries = fs::read_dir(dir.join(folder)).into_iter().flatten().flatten();
+        left.extend(entries.map(|entry| entry.path().display().to_string()));
+    }
+    let links = common::must(node.space.command("ip").args(["-o", "link", "show", "type", "veth"]));
+    left.extend(links.lines().map(str::to_owned));
+    left
+}
+
+fn wait_for_nothing(node: &Node) {
+    wait_for("nothing to be left", || {
+        let left = left(node);
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+}
+
+#[test]
+fn a_daemon_may_die_at_every_step_of_a_pods_life() {
+    let mut node = board("steps");
+    let place = node.dir.path().join("place");
+    node.stop();
+    node.set_env(crash::DAEMON, &place.display().to_string());
+    node.spawn();
+    node.wait_ready();
+    let mut deaths = 0;
+    loop {
+        fs::write(&place, (deaths + 1).to_string()).unwrap();
+        let manifest = node.dir.path().join("pod.yaml");
+        fs::write(&manifest, sleeper("p", "")).unwrap();
+        let manifest = manifest.display().to_string();
+        let went = |node: &Node, args: &[&str]| output(node.kubectl().args(args)).status.success();
+        let lived = went(&node, &["apply", "-f", &manifest])
+            && went(&node, &["wait", "--for=condition=Ready", "pod/p", "--timeout=20s"])
+            && went(&node, &["delete", "pod", "p", "--timeout=20s"]);
+        if node.has_ended() {
+            deaths += 1;
+            node.spawn();
+            node.wait_ready();
+            let known = "jsonpath={.metadata.name} {.metadata.deletionTimestamp}";
+            let pod = node.k(&["get", "pod", "p", "--ignore-not-found", "-o", known]);
+            if pod.trim() == "p" {
+                node.k(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"]);
+                node.k(&["delete", "pod", "p"]);
+            }
+            node.wait_output(&["get", "pods", "--no-headers"], "no pod", |text| text.trim().is_empty());
+            wait_for_nothing(&node);
+            continue;
+        }
+        assert!(lived, "neither dead nor done after {deaths} deaths: {}", node.log());
+        break;
+    }
+    wait_for_nothing(&node);
+    assert!(deaths >= 20, "only {deaths} steps");
+}
+
+fn large_image() -> Vec<u8> {
+    let file = images::File {
+        path: "large",
+        kind: tar::EntryType::Regular,
+        body: &vec![7; 8 << 20],
+        link: "",
+        mode: 0o644,
+    };
+    let architecture = common::must(Command::new("dpkg").arg("--print-architecture"));
+    images::docker_archive("test.local/large:1", &[images::layer(&[file])], architecture.trim())
+}
+
+#[test]
+fn a_disk_that_fills_up_breaks_nothing_that_runs() {
+    let name = unique("full");
+    let space = Namespace::new(&name, "192.0.2.10/24");
+    let small = |dir: &Path| {
+        let data = dir.join("data");
+        fs::create_dir(&data).unwrap();
+        mount(Some("small"), &data, Some("tmpfs"), MsFlags::empty(), Some("size=512m")).unwrap();
+    };
+    let node = Node::start_on("server", &name, space, &["--eviction-hard", "pid.available<1"], small);
+    let dir = node.dir.path().to_owned();
+    node.wait_ready();
+    node.apply(&sleeper("before", ""));
+    node.k(&["wait", "--for=condition=Ready", "pod/before", "--timeout=60s"]);
+    let filler = dir.join("data/filler");
+    let full = Command::new("dd")
+        .args(["if=/dev/zero", "bs=64k"])
+        .arg(format!("of={}", filler.display()))
+        .output()
+        .unwrap();
+    assert!(!full.status.success(), "the disk is full");
+    // What cannot be stored is refused by name; what runs goes on.
+    let large = serde_json::json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "large"}, "data": {"k": "x".repeat(600_000)},
+    });
+    let file = dir.join("large.yaml");
+    fs::write(&file, large.to_string()).unwrap();
+    wait_for("a write to be refused", || {
+        let out = output(node.kubectl().args(["create", "-f"]).arg(&file));
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        let _ = output(node.kubectl().args(["delete", "configmap", "large", "--ignore-not-found"]));
+        if !out.status.success() && said.contains("full") { Ok(()) } else { Err(said) }
+    });
+    let archive = dir.join("image.tar");
+    fs::write(&archive, large_image()).unwrap();
+    let mut import = node.space.command(common::SAMPAN);
+    import.args(["image", "import", "--run-dir"]).arg(node.dir.path().join("run")).arg(&archive);
+    let out = output(&mut import);
+    let said = String::from_utf8_lossy(&out.stderr).to_lowercase();
+    assert!(!out.status.success() && said.contains("no space left"), "{said}");
+    assert_eq!(node.k(&["exec", "before", "--", "/sampan", "demo", "echo", "hi"]), "hi\n");
+    fs::remove_file(&filler).unwrap();
+    common::must(&mut import);
+    wait_for("writes to be taken", || {
+        let out = output(node.kubectl().args(["create", "configmap", "small"]));
+        if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+    });
+    node.apply(&sleeper("after", ""));
+    node.k(&["wait", "--for=condition=Ready", "pod/after", "pod/before", "--timeout=60s"]);
+    assert_eq!(
+        node.k(&["get", "pod", "before", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]),
+        "0"
+    );
+    node.k(&["delete", "pods", "--all"]);
+}
