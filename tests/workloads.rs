@@ -208,6 +208,165 @@ fn jobs_end_as_their_policies_say_and_budgets_hold() {
 }
 
 #[test]
+fn plain_sets_adopt_replace_and_let_go() {
+    let node = board("plain");
+    let short = r#"--overrides={"spec": {"terminationGracePeriodSeconds": 1}}"#;
+    node.k(&["run", "orphan", "--image=sampan.dev/demo", "--labels=app=rs", short]);
+    node.apply(&workload("ReplicaSet", "rs", r#""replicas": 3"#));
+    node.wait_output(&["get", "rs", "rs"], "three pods", |t| words(t, 1) == ["rs", "3", "3", "3"]);
+    assert_eq!(field(&node, "pod/orphan", ".metadata.ownerReferences[0].name"), "rs");
+    // The cheapest goes first.
+    node.k(&["annotate", "pod", "orphan", "controller.kubernetes.io/pod-deletion-cost=-1"]);
+    node.k(&["scale", "rs/rs", "--replicas=2"]);
+    node.wait_output(&["get", "pods", "-l", "app=rs", "-o", "name"], "the orphan to go", |t| {
+        !t.contains("orphan")
+    });
+    // A relabelled pod is let go and replaced; a deleted one is replaced.
+    let before = uids(&node, "rs");
+    let name = node.k(&["get", "pods", "-l", "app=rs", "-o", "jsonpath={.items[0].metadata.name}"]);
+    node.k(&["label", "pod", &name, "app=free", "--overwrite"]);
+    node.wait_output(&["get", "pod", &name, "-o", "yaml"], "the pod to be free", |t| {
+        !t.contains("ownerReferences")
+    });
+    node.wait_output(&["get", "rs", "rs"], "two pods", |t| words(t, 1) == ["rs", "2", "2", "2"]);
+    assert_eq!(uids(&node, "rs").iter().filter(|uid| before.contains(uid)).count(), 1);
+
+    let rc = workload("ReplicationController", "rc", r#""replicas": 2"#)
+        .replace("apps/v1", "v1")
+        .replace(r#"{"matchLabels": {"app": "rc"}}"#, r#"{"app": "rc"}"#);
+    node.apply(&rc);
+    node.wait_output(&["get", "rc", "rc"], "two pods", |t| words(t, 1) == ["rc", "2", "2", "2"]);
+    let before = uids(&node, "rc");
+    node.k(&["delete", "pod", "-l", "app=rc"]);
+    node.wait_output(&["get", "rc", "rc"], "two new pods", |t| words(t, 1) == ["rc", "2", "2", "2"]);
+    assert!(uids(&node, "rc").iter().all(|uid| !before.contains(uid)));
+    node.k(&["delete", "rc", "rc", "--cascade=orphan"]);
+    node.wait_output(&["get", "pods", "-l", "app=rc", "-o", "yaml"], "orphans", |t| {
+        !t.contains("ownerReferences")
+    });
+    assert_eq!(uids(&node, "rc").len(), 2);
+}
+
+/// The first words of a line of a table.
+fn words(table: &str, line: usize) -> Vec<&str> {
+    table.lines().nth(line).unwrap_or_default().split_whitespace().take(4).collect()
+}
+
+#[test]
+fn what_a_node_refuses_is_made_anew_ever_later() {
+    let node = board("refused");
+    let unsafe_sysctl = |kind: &str, name: &str, spec: &str| {
+        workload(kind, name, spec).replace(
+            r#""terminationGracePeriodSeconds""#,
+            r#""securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}, "terminationGracePeriodSeconds""#,
+        )
+    };
+    node.apply(&unsafe_sysctl("ReplicaSet", "rs", r#""replicas": 1"#));
+    node.apply(&unsafe_sysctl("DaemonSet", "ds", r#""minReadySeconds": 0"#));
+    let times = ["get", "pods", "-l", "app=rs", "-o", "jsonpath={.items[*].metadata.creationTimestamp}"];
+    let times = node.wait_output(&times, "four refused pods", |t| t.split_whitespace().count() >= 4);
+    let mut times: Vec<jiff::Timestamp> = times.split_whitespace().map(|t| t.parse().unwrap()).collect();
+    times.sort();
+    // After one second, two and four, by clocks that tell whole seconds.
+    assert!(times[3].duration_since(times[0]).as_secs() >= 6, "{times:?}");
+    let reason = ["get", "pods", "-l", "app=rs", "-o", "jsonpath={.items[0].status.reason}"];
+    assert_eq!(node.k(&reason), "SysctlForbidden");
+    node.wait_output(
+        &["get", "events", "--field-selector=reason=FailedDaemonPod"],
+        "the daemon to be told of",
+        |t| t.contains("Found failed daemon pod default/ds-") && t.contains("will try to kill it"),
+    );
+    let daemons = node.k(&["get", "pods", "-l", "app=ds", "-o", "name"]);
+    assert!(daemons.lines().count() <= 1, "{daemons}");
+}
+
+#[test]
+fn cron_jobs_run_by_the_clock_as_their_policies_say() {
+    let node = board("cron");
+    let policies = ["Allow", "Forbid", "Replace"];
+    for policy in policies {
+        let name = policy.to_lowercase();
+        let run = job(&name, "", "sleep 1000")
+            .replace(r#""restartPolicy""#, r#""terminationGracePeriodSeconds": 1, "restartPolicy""#);
+        let (_, spec) = run.split_once(r#""spec": "#).unwrap();
+        let spec = spec.strip_suffix('}').unwrap();
+        node.apply(&format!(
+            r#"{{"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {{"name": "{name}"}}, "spec": {{"schedule": "* * * * *",
+            "timeZone": "Asia/Tokyo", "concurrencyPolicy": "{policy}", "jobTemplate": {{"spec": {spec}}}}}}}"#
+        ));
+    }
+    // As after a downtime: the last run was an hour ago, and one is made up for.
+    let last = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(1);
+    let status =
+        format!(r#"{{"status": {{"lastScheduleTime": "{}"}}}}"#, last.strftime("%Y-%m-%dT%H:%M:%SZ"));
+    for policy in policies {
+        node.k(&[
+            "patch",
+            "cronjob",
+            &policy.to_lowercase(),
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &status,
+        ]);
+    }
+    let runs = |node: &Node, name: &str| {
+        let all = node.k(&["get", "jobs", "-o", "jsonpath={.items[*].metadata.name}"]);
+        all.split_whitespace().filter(|job| job.starts_with(name)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    node.wait_output(&["get", "jobs"], "a run of each", |t| {
+        policies.iter().all(|p| t.contains(&p.to_lowercase()))
+    });
+    let first = policies.map(|p| runs(&node, &p.to_lowercase()));
+    assert!(first.iter().all(|runs| runs.len() == 1), "one missed run is made up for, not sixty: {first:?}");
+    // The next minute.
+    node.wait_output(&["get", "jobs", "-o", "name"], "a second run", |t| t.matches("allow-").count() == 2);
+    node.wait_output(
+        &["get", "events", "--field-selector=reason=JobAlreadyActive"],
+        "what is forbidden to be told",
+        |t| {
+            t.contains("Not starting job because prior execution is running and concurrency policy is Forbid")
+        },
+    );
+    assert_eq!(runs(&node, "forbid"), first[1]);
+    node.wait_output(&["get", "jobs", "-o", "name"], "the first run to be replaced", |t| {
+        t.matches("replace-").count() == 1 && !t.contains(&first[2][0])
+    });
+    node.k(&["patch", "cronjob", "allow", "-p", r#"{"spec": {"suspend": true}}"#]);
+    assert_eq!(field(&node, "cronjob/allow", ".status.active").matches("allow-").count(), 2);
+}
+
+#[test]
+fn folders_grow_and_what_their_file_system_cannot_hold_them_to_is_said() {
+    let node = board("folder");
+    node.apply(
+        r#"{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c"}, "spec": {
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "8Mi"}}}}"#,
+    );
+    let volume = r#"{"spec": {"terminationGracePeriodSeconds": 1, "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}}"#;
+    node.k(&["run", "p", "--image=sampan.dev/demo", &format!("--overrides={volume}")]);
+    node.k(&["wait", "--for=condition=Ready", "pod/p", "--timeout=60s"]);
+    node.k(&["patch", "pvc", "c", "-p", r#"{"spec": {"resources": {"requests": {"storage": "16Mi"}}}}"#]);
+    node.wait_output(&["get", "pvc", "c"], "the claim to grow", |t| t.contains("16Mi"));
+    let events = node.k(&["get", "events"]);
+    assert!(events.contains("VolumeResizeSuccessful"), "{events}");
+    // Where the kernel or the mount has project quotas, the size holds; else that is said.
+    let held = !events.contains("VolumeSizeNotEnforced");
+    let folder = node.k(&["get", "pv", "-o", "jsonpath={.items[0].spec.hostPath.path}"]);
+    let full = std::fs::write(std::path::Path::new(&folder).join("much"), vec![0; 17 << 20]).is_err();
+    assert_eq!(held, full, "{events}");
+    node.k(&["patch", "pvc", "c", "-p", r#"{"spec": {"resources": {"requests": {"storage": "100Ti"}}}}"#]);
+    node.wait_output(&["get", "events", "--field-selector=reason=VolumeResizeFailed"], "the refusal", |t| {
+        t.contains("does not have enough free storage")
+    });
+    assert_eq!(field(&node, "pvc/c", ".status.capacity.storage"), "16Mi");
+    node.k(&["delete", "pod", "p"]);
+    node.k(&["delete", "pvc", "c"]);
+    node.wait_output(&["get", "pv", "-o", "name"], "the volume to go", str::is_empty);
+    assert!(!std::path::Path::new(&folder).exists());
+}
+
+#[test]
 fn a_rolling_update_under_load_loses_no_request() {
     let node = board("load");
     // The demo ends at once when told to, also in the middle of an answer. As everywhere, its pods

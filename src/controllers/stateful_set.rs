@@ -310,6 +310,12 @@ impl Work<'_> {
         if pods::phase(pod) == "Pending" && !pods::is_deleting(pod) {
             self.create_claims(self.ordinal(pod));
         }
+        // One that was adopted is called by its name, as all are.
+        let name = owner::name(&pod.metadata);
+        if owner::label(&pod.metadata, POD_NAME_LABEL) != Some(name) && !pods::is_deleting(pod) {
+            let labels = json!({ POD_NAME_LABEL: name, POD_INDEX_LABEL: self.ordinal(pod).to_string() });
+            self.plan.merge(&**pod, json!({ "metadata": { "labels": labels } }));
+        }
         self.is_healthy(pod)
     }
 
@@ -605,6 +611,21 @@ mod tests {
         sim.change_status::<Pod>("db-6", json!({"phase": "Failed"})).await;
         sim.settle(|_| Fate::Run, |_| {}).await;
         assert_ne!(sim.get::<Pod>("db-6").metadata.uid, before);
+    }
+
+    #[tokio::test]
+    async fn an_adopted_pod_is_called_by_its_name() {
+        let mut sim = sim();
+        sim.create(
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "db-0", "labels": {"app": "db"}},
+            "spec": {"containers": [{"name": "c", "image": "a"}]}}),
+        )
+        .await;
+        sim.create(set(1, &json!({"spec": {"updateStrategy": {"type": "OnDelete"}}}))).await;
+        sim.settle(|_| Fate::Run, |_| {}).await;
+        let pod = sim.get::<Pod>("db-0");
+        assert_eq!(owner::controller_of(&pod.metadata).unwrap().name, "db");
+        assert_eq!(owner::label(&pod.metadata, POD_NAME_LABEL), Some("db-0"));
     }
 
     #[tokio::test]

@@ -36,6 +36,35 @@ pub fn local_path_node(volume: &PersistentVolume) -> Option<&str> {
     fields.filter(|f| f.key == "metadata.name").find_map(|f| f.values.as_ref()?.first()).map(String::as_str)
 }
 
+/// The labels that say where a volume or a node is.
+const ZONES: [&str; 4] = [
+    "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "failure-domain.beta.kubernetes.io/region",
+];
+
+/// Whether a volume's zone, where its labels name one (or several: `a__b`), is the node's; a node that
+/// is in none has all (upstream's VolumeZone).
+pub fn in_zone(volume: &PersistentVolume, node: &Node) -> bool {
+    let placed = ZONES.iter().any(|key| placement::node_label(node, key).is_some());
+    let labels = volume.metadata.labels.iter().flatten().filter(|(key, _)| ZONES.contains(&key.as_str()));
+    let mut labels = labels.map(|(key, zones)| (placement::node_label(node, key), zones));
+    !placed || labels.all(|(zone, zones)| zone.is_some_and(|zone| zones.split("__").any(|z| z == zone)))
+}
+
+/// Bytes of the folders that a node has promised to `local-path` volumes.
+pub fn promised<'a>(node: &Node, volumes: impl Iterator<Item = &'a PersistentVolume>) -> Quantity {
+    let own = volumes.filter(|volume| local_path_node(volume) == Some(placement::node_name(node)));
+    own.fold(Quantity::ZERO, |sum, volume| sum + volume_size(volume))
+}
+
+/// Whether a node's file system holds folders of so many bytes; a node that does not say holds any.
+pub fn has_room(node: &Node, bytes: Quantity) -> bool {
+    let said = node.metadata.annotations.as_ref().and_then(|a| a.get(LOCAL_PATH_CAPACITY));
+    said.and_then(|text| text.parse::<Quantity>().ok()).is_none_or(|capacity| bytes <= capacity)
+}
+
 /// Whether a `local-path` volume's folder has to be removed by its node: it is deleted, its claim
 /// is gone, and it is not to be retained.
 pub fn local_path_doomed(volume: &PersistentVolume) -> bool {
@@ -150,4 +179,40 @@ where
         }
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_fit_beside_those_that_are_promised() {
+        let node: Node = serde_json::from_value(serde_json::json!({"metadata": {"name": "n",
+            "annotations": {LOCAL_PATH_CAPACITY: "10737418240"}}}))
+        .unwrap();
+        let folder = |node: &str, size: &str| -> PersistentVolume {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"annotations": {PROVISIONED_BY: LOCAL_PATH}},
+                "spec": {"capacity": {"storage": size}, "nodeAffinity": {"required": {"nodeSelectorTerms": [
+                    {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]}}},
+            }))
+            .unwrap()
+        };
+        let all = [folder("n", "6Gi"), folder("other", "9Gi")];
+        let with = |more: &str| promised(&node, all.iter()) + more.parse().unwrap();
+        assert!(has_room(&node, with("4Gi")));
+        assert!(!has_room(&node, with("5Gi")));
+        assert!(has_room(&Node::default(), with("5Ti")), "a node that does not say");
+    }
+
+    #[test]
+    fn a_volume_is_used_in_its_zones() {
+        let labelled = |value: &str| serde_json::json!({"metadata": {"labels": {ZONES[0]: value}}});
+        let volume: PersistentVolume = serde_json::from_value(labelled("a__b")).unwrap();
+        for (zone, is_in) in [("a", true), ("b", true), ("c", false)] {
+            assert_eq!(in_zone(&volume, &serde_json::from_value(labelled(zone)).unwrap()), is_in, "{zone}");
+        }
+        assert!(in_zone(&volume, &Node::default()));
+        assert!(in_zone(&PersistentVolume::default(), &serde_json::from_value(labelled("c")).unwrap()));
+    }
 }

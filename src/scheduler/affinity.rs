@@ -13,6 +13,9 @@ use crate::kinds::{
     placement::{self, NO_EXECUTE, NO_SCHEDULE},
 };
 
+const HOSTNAME: &str = "kubernetes.io/hostname";
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// A topology: label key and value.
 type Place = (String, String);
 
@@ -97,28 +100,13 @@ struct Constraint {
     counts_itself: bool,
     /// Pods by domain; only domains of nodes that are eligible.
     domains: HashMap<String, i32>,
+    /// What a pod counts in scores: the more domains there are, the more (upstream's
+    /// `podtopologyspread/scoring.go`).
+    weight: f64,
 }
 
-/// Which pods a constraint counts.
-enum Counted<'a> {
-    Selected(Selector),
-    /// Those of the same controller (uid).
-    Siblings(&'a str),
-}
-
-impl Counted<'_> {
-    fn counts(&self, pod: &PodInfo, of: &PodInfo) -> bool {
-        pod.namespace() == of.namespace()
-            && match self {
-                Self::Selected(selector) => selector.matches(|key| pod.label(key)),
-                Self::Siblings(uid) => controller(pod) == Some(uid),
-            }
-    }
-}
-
-fn controller(pod: &PodInfo) -> Option<&str> {
-    let owners = pod.pod.metadata.owner_references.as_ref()?;
-    owners.iter().find(|o| o.controller == Some(true)).map(|o| o.uid.as_str())
+fn weight(domains: usize) -> f64 {
+    (domains as f64 + 2.0).ln()
 }
 
 impl Spread {
@@ -139,21 +127,35 @@ impl Spread {
             let wished = constraints.iter().filter(|c| c.when_unsatisfiable == "ScheduleAnyway").collect();
             return Self::count(snapshot, pod, wished, &|_| false);
         }
-        let Some(uid) = controller(pod) else { return Self::default() };
-        let siblings = Counted::Siblings(uid);
+        let Some(controller) = pod.controller() else { return Self::default() };
         let mut constraints = Vec::new();
-        for (key, max_skew) in [("kubernetes.io/hostname", 3), ("topology.kubernetes.io/zone", 5)] {
-            let mut constraint = Constraint {
+        for (key, max_skew) in [(HOSTNAME, 3), (ZONE, 5)] {
+            // Every node is a host of its own; zones have to be counted.
+            let count = if key == HOSTNAME {
+                snapshot.node_count()
+            } else {
+                let zones = snapshot.nodes().filter_map(|(node, _)| placement::node_label(node, key));
+                zones.collect::<HashSet<&str>>().len()
+            };
+            if count == 0 {
+                continue;
+            }
+            // Where there is none of them is not told: that counts as zero.
+            let mut domains: HashMap<String, i32> = HashMap::new();
+            for (node, here) in snapshot.siblings(controller) {
+                let node = snapshot.node(node).and_then(|info| info.node.as_ref());
+                if let Some(domain) = node.and_then(|node| placement::node_label(node, key)) {
+                    *domains.entry(domain.to_owned()).or_default() += here;
+                }
+            }
+            constraints.push(Constraint {
                 key: key.to_owned(),
                 max_skew,
                 min_domains: 1,
                 counts_itself: true,
-                domains: HashMap::new(),
-            };
-            constraint.fill(snapshot, pod, &siblings, &|_| true, &|_| false);
-            if !constraint.domains.is_empty() {
-                constraints.push(constraint);
-            }
+                domains,
+                weight: weight(count),
+            });
         }
         Self { constraints }
     }
@@ -195,15 +197,18 @@ impl Spread {
                         )
                         .is_none())
             };
-            let counted = Counted::Selected(selector);
+            let counts =
+                |of: &PodInfo| of.namespace() == pod.namespace() && selector.matches(|key| of.label(key));
             let mut constraint = Constraint {
                 key: c.topology_key.clone(),
                 max_skew: c.max_skew,
                 min_domains: c.min_domains.and_then(|n| usize::try_from(n).ok()).unwrap_or(1),
-                counts_itself: counted.counts(pod, pod),
+                counts_itself: counts(pod),
                 domains: HashMap::new(),
+                weight: 0.0,
             };
-            constraint.fill(snapshot, pod, &counted, &eligible, gone);
+            constraint.fill(snapshot, &counts, &eligible, gone);
+            constraint.weight = weight(constraint.domains.len());
             constraint
         };
         Self { constraints: wanted.into_iter().map(build).collect() }
@@ -238,15 +243,11 @@ impl Spread {
     }
 
     /// How crowded a node is; less is better. `None` where a constraint's label is missing.
-    ///
-    /// Each count is weighed by the logarithm of the number of domains, as in upstream's
-    /// `podtopologyspread/scoring.go`.
     pub fn crowd(&self, node: &Node) -> Option<f64> {
         self.constraints.iter().try_fold(0.0, |sum, constraint| {
             let domain = placement::node_label(node, &constraint.key)?;
             let here = f64::from(constraint.domains.get(domain).copied().unwrap_or(0));
-            let weight = (constraint.domains.len() as f64 + 2.0).ln();
-            Some(sum + here * weight + f64::from(constraint.max_skew - 1))
+            Some(sum + here * constraint.weight + f64::from(constraint.max_skew - 1))
         })
     }
 }
@@ -255,8 +256,7 @@ impl Constraint {
     fn fill(
         &mut self,
         snapshot: &Snapshot,
-        pod: &PodInfo,
-        counted: &Counted<'_>,
+        counts: &dyn Fn(&PodInfo) -> bool,
         eligible: &dyn Fn(&Node) -> bool,
         gone: &dyn Fn(&PodInfo) -> bool,
     ) {
@@ -265,8 +265,7 @@ impl Constraint {
             if !eligible(node) {
                 continue;
             }
-            let here =
-                info.pods.iter().filter(|p| !p.is_deleting() && !gone(p) && counted.counts(p, pod)).count();
+            let here = info.pods.iter().filter(|p| !p.is_deleting() && !gone(p) && counts(p)).count();
             *self.domains.entry(domain.to_owned()).or_default() += i32::try_from(here).unwrap_or(i32::MAX);
         }
     }

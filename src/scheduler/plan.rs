@@ -12,6 +12,17 @@ use super::{
     volumes::{Claims, Step},
 };
 
+/// So many nodes are all looked at; of more nodes only a part, once enough fit (upstream's
+/// `minFeasibleNodesToFind`, and `percentageOfNodesToScore` left to the scheduler).
+const NODES_ENOUGH_MIN: usize = 100;
+const PERCENT_ENOUGH_MIN: usize = 5;
+
+/// How many nodes that fit are enough to choose among.
+pub(super) fn enough(nodes: usize) -> usize {
+    let percent = 50_usize.saturating_sub(nodes / 125).max(PERCENT_ENOUGH_MIN);
+    (nodes * percent / 100).max(NODES_ENOUGH_MIN).min(nodes)
+}
+
 /// What is to be done with a pod.
 #[derive(Debug)]
 pub enum Decision {
@@ -40,9 +51,22 @@ pub fn schedule(snapshot: &Snapshot, pod: &PodInfo, claims: &Claims, budgets: &[
         return Decision::Refuse { message, causes: vec![Cause::Volumes], preemption: None };
     }
     let cycle = Cycle::new(snapshot, pod, claims, &|_| false);
-    let mut fitting: Vec<(&Node, &NodeInfo)> = Vec::new();
+    // A node that preemption made room on is taken when it fits.
+    let nominated = snapshot.nominated.get(pod.uid()).and_then(|(name, _)| snapshot.node(name));
+    if let Some((info, node)) = nominated.and_then(|info| Some((info, info.node.as_ref()?)))
+        && cycle.refusal(node, info, &beside(snapshot, pod, node)).is_none()
+    {
+        let name = crate::kinds::placement::node_name(node).to_owned();
+        return Decision::Bind { node: name, steps: claims.steps(node) };
+    }
+    let (enough, first) = (enough(total), dice(pod) % total);
+    let mut fitting: Vec<(&Node, &NodeInfo)> = Vec::with_capacity(enough);
     let mut refused: Vec<(&Arc<Node>, Refusal)> = Vec::new();
-    for (node, info) in snapshot.nodes() {
+    // Each pod begins elsewhere, so that all nodes have their turn.
+    for (node, info) in snapshot.nodes().skip(first).chain(snapshot.nodes().take(first)) {
+        if fitting.len() >= enough {
+            break;
+        }
         match cycle.refusal(node, info, &beside(snapshot, pod, node)) {
             None => fitting.push((node, info)),
             Some(refusal) => refused.push((node, refusal)),
@@ -82,19 +106,16 @@ fn best<'a>(snapshot: &Snapshot, pod: &PodInfo, fitting: &[(&'a Node, &NodeInfo)
     if let [(only, _)] = fitting {
         return Some(only);
     }
-    // A node that preemption made room on is taken when it fits.
-    let nominated = snapshot.nominated.get(pod.uid()).map(|(node, _)| node.as_str());
-    if let Some((node, _)) =
-        fitting.iter().find(|(n, _)| Some(crate::kinds::placement::node_name(n)) == nominated)
-    {
-        return Some(node);
-    }
     let scores = scores::score(snapshot, pod, fitting);
     let most = scores.iter().copied().max()?;
     let ties: Vec<&Node> =
         fitting.iter().zip(&scores).filter(|(_, s)| **s == most).map(|((n, _), _)| *n).collect();
-    let dice = pod.uid().bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
-    ties.get(dice % ties.len()).copied()
+    ties.get(dice(pod) % ties.len()).copied()
+}
+
+/// A number that depends on the pod.
+fn dice(pod: &PodInfo) -> usize {
+    pod.uid().bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()))
 }
 
 /// `1 Insufficient cpu, 2 Too many pods`: counted and sorted as text.

@@ -80,6 +80,9 @@ fn node_affinity(pod: &PodInfo, nodes: &[(&Node, &NodeInfo)]) -> Vec<i64> {
         .spec()
         .and_then(|s| s.affinity.as_ref()?.node_affinity.as_ref())
         .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+    if preferred.is_none() {
+        return vec![0; nodes.len()];
+    }
     let weigh = |node: &Node| {
         let terms = preferred.into_iter().flatten();
         terms.filter(|p| placement::term_selects(&p.preference, node)).map(|p| i64::from(p.weight)).sum()
@@ -121,29 +124,22 @@ fn image_locality(pod: &PodInfo, nodes: &[(&Node, &NodeInfo)]) -> Vec<i64> {
     // Nodes know images by their full names.
     let full = |image: &String| image.parse::<Reference>().map_or_else(|_| image.clone(), |r| r.to_string());
     let wanted: Vec<String> = containers.iter().filter_map(|c| c.image.as_ref()).map(full).collect();
-    let sizes = |node: &Node| -> Vec<i64> {
-        let images = node.status.as_ref().and_then(|s| s.images.as_ref());
-        let size = |wanted: &String| {
-            let is_it = |name: &String| name == wanted;
-            images
-                .into_iter()
-                .flatten()
-                .find(|image| image.names.iter().flatten().any(is_it))
-                .and_then(|image| image.size_bytes)
-                .unwrap_or(0)
-        };
-        wanted.iter().map(size).collect()
-    };
-    let all: Vec<Vec<i64>> = nodes.iter().map(|(node, _)| sizes(node)).collect();
-    let holders: Vec<i64> =
-        (0..wanted.len()).map(|i| all.iter().filter(|sizes| sizes[i] > 0).count() as i64).collect();
+    let size = |info: &NodeInfo, image: &String| info.images.get(image.as_str()).copied().unwrap_or(0);
+    let holders: Vec<i64> = wanted
+        .iter()
+        .map(|image| nodes.iter().filter(|(_, info)| size(info, image) > 0).count() as i64)
+        .collect();
+    if holders.iter().all(|count| *count == 0) {
+        return vec![0; nodes.len()];
+    }
     let total = nodes.len().max(1) as i64;
     let upper = IMAGE_SIZE_MAX * wanted.len().max(1) as i64;
-    let one = |sizes: &Vec<i64>| {
-        let sum: i64 = sizes.iter().zip(&holders).map(|(size, holders)| size * holders / total).sum();
+    let one = |(_, info): &(&Node, &NodeInfo)| {
+        let shares = wanted.iter().zip(&holders);
+        let sum: i64 = shares.map(|(image, holders)| size(info, image) * holders / total).sum();
         SCORE_MAX * (sum.clamp(IMAGE_SIZE_MIN, upper) - IMAGE_SIZE_MIN) / (upper - IMAGE_SIZE_MIN)
     };
-    all.iter().map(one).collect()
+    nodes.iter().map(one).collect()
 }
 
 /// Scales to 0..=100 by the greatest.

@@ -3,7 +3,10 @@
 //! Built from lists and kept up to date by events; a copy of sums, the objects themselves are the
 //! store's. Pods on nodes that are not known (yet) count as soon as the node is.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodSpec};
 
@@ -129,6 +132,12 @@ impl PodInfo {
     pub fn is_deleting(&self) -> bool {
         self.pod.metadata.deletion_timestamp.is_some()
     }
+
+    /// The uid of the pod's controller.
+    pub fn controller(&self) -> Option<&str> {
+        let owners = self.pod.metadata.owner_references.as_ref()?;
+        owners.iter().find(|o| o.controller == Some(true)).map(|o| o.uid.as_str())
+    }
 }
 
 /// A term of pod (anti)affinity, compiled.
@@ -203,6 +212,8 @@ pub struct NodeInfo {
     pub node: Option<Arc<Node>>,
     /// What the node knows of images.
     learned: Learned,
+    /// The sizes (bytes) of the images that the node has, by name.
+    pub images: HashMap<Box<str>, i64>,
     pub allocatable: Amounts,
     pub pods_max: i64,
     pub requested: Amounts,
@@ -215,6 +226,12 @@ impl NodeInfo {
         let list = resources::parse(node.status.as_ref().and_then(|s| s.allocatable.as_ref()));
         self.pods_max = list.get("pods").map_or(0, |q| q.value());
         self.allocatable = Amounts::of(&list);
+        let images = |node: &Node| node.status.as_ref().and_then(|s| s.images.clone()).unwrap_or_default();
+        let now = images(&node);
+        if self.node.as_ref().is_none_or(|before| images(before) != now) {
+            let named = now.iter().flat_map(|i| i.names.iter().flatten().map(|n| (&**n, i.size_bytes)));
+            self.images = named.map(|(name, size)| (name.into(), size.unwrap_or(0))).collect();
+        }
         self.node = Some(node);
     }
 
@@ -250,10 +267,12 @@ impl NodeInfo {
 /// The cluster as the scheduler sees it.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    /// By node name.
-    nodes: HashMap<String, NodeInfo>,
-    /// The names of the known nodes, sorted; decisions go through them in this order.
-    order: Vec<String>,
+    /// By node name; decisions go through them in this order.
+    nodes: BTreeMap<String, NodeInfo>,
+    /// How many of them are known.
+    known: usize,
+    /// How many placed pods that stay a controller (uid) has on each node.
+    siblings: HashMap<String, HashMap<String, i32>>,
     /// Where each placed pod (uid) is.
     placed: HashMap<String, String>,
     /// How many placed pods look for other pods or avoid them: where there are none, nobody has to
@@ -269,14 +288,17 @@ pub struct Snapshot {
 impl Snapshot {
     /// The known nodes in order.
     pub fn nodes(&self) -> impl Iterator<Item = (&Arc<Node>, &NodeInfo)> {
-        self.order.iter().filter_map(|name| {
-            let info = &self.nodes[name];
-            Some((info.node.as_ref()?, info))
-        })
+        self.nodes.values().filter_map(|info| Some((info.node.as_ref()?, info)))
     }
 
     pub fn node_count(&self) -> usize {
-        self.order.len()
+        self.known
+    }
+
+    /// How many pods of a controller (uid) are on which nodes.
+    pub fn siblings(&self, controller: &str) -> impl Iterator<Item = (&str, i32)> {
+        let all = self.siblings.get(controller).into_iter().flatten();
+        all.map(|(node, count)| (node.as_str(), *count))
     }
 
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
@@ -285,11 +307,9 @@ impl Snapshot {
 
     pub fn set_node(&mut self, node: Arc<Node>) {
         let name = placement::node_name(&node).to_owned();
-        if let Err(index) = self.order.binary_search(&name) {
-            self.order.insert(index, name.clone());
-        }
         let learned = builds::learned(&node);
         let info = self.nodes.entry(name).or_default();
+        self.known += usize::from(info.node.is_none());
         info.set_node(node);
         if info.learned != learned {
             info.learned = learned;
@@ -307,11 +327,8 @@ impl Snapshot {
     }
 
     pub fn remove_node(&mut self, name: &str) {
-        if let Ok(index) = self.order.binary_search_by(|n| n.as_str().cmp(name)) {
-            self.order.remove(index);
-        }
         let Some(info) = self.nodes.get_mut(name) else { return };
-        info.node = None;
+        self.known -= usize::from(info.node.take().is_some());
         let knew = !std::mem::take(&mut info.learned).is_empty();
         if info.pods.is_empty() {
             self.nodes.remove(name);
@@ -327,6 +344,10 @@ impl Snapshot {
         self.nominated.remove(pod.uid());
         self.placed.insert(pod.uid().to_owned(), node.to_owned());
         self.sociable += usize::from(pod.is_sociable());
+        if let Some(controller) = pod.controller().filter(|_| !pod.is_deleting()) {
+            let on = self.siblings.entry(controller.to_owned()).or_default();
+            *on.entry(node.to_owned()).or_default() += 1;
+        }
         self.nodes.entry(node.to_owned()).or_default().add(pod);
     }
 
@@ -335,7 +356,14 @@ impl Snapshot {
         let Some(node) = self.placed.remove(uid) else { return false };
         if let Some(info) = self.nodes.get_mut(&node) {
             let gone = info.remove(uid);
-            self.sociable -= usize::from(gone.is_some_and(|pod| pod.is_sociable()));
+            self.sociable -= usize::from(gone.as_ref().is_some_and(|pod| pod.is_sociable()));
+            if let Some(controller) = gone.as_ref().filter(|p| !p.is_deleting()).and_then(|p| p.controller())
+            {
+                let on = self.siblings.get_mut(controller);
+                if on.is_some_and(|on| less_one(on, &node)) {
+                    self.siblings.remove(controller);
+                }
+            }
             if info.node.is_none() && info.pods.is_empty() {
                 self.nodes.remove(&node);
             }
@@ -356,4 +384,15 @@ impl Snapshot {
     pub fn pods(&self) -> impl Iterator<Item = (&Arc<Node>, &Arc<PodInfo>)> {
         self.nodes().flat_map(|(node, info)| info.pods.iter().map(move |pod| (node, pod)))
     }
+}
+
+/// Counts one less; true when nothing is left to count.
+fn less_one(counts: &mut HashMap<String, i32>, key: &str) -> bool {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count <= 0 {
+            counts.remove(key);
+        }
+    }
+    counts.is_empty()
 }

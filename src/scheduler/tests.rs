@@ -171,6 +171,57 @@ fn pods_spread_and_prefer_what_they_are_told_to() {
 }
 
 #[test]
+fn of_many_nodes_a_part_is_enough() {
+    assert_eq!([1, 100, 250, 1000, 10_000].map(plan::enough), [1, 100, 120, 420, 500]);
+    let many: Vec<_> = (0..300).map(|n| node(&format!("n{n:03}"), "4", "4Gi", json!({}))).collect();
+    let snapshot = cluster(many, vec![]);
+    let only = json!({"spec": {"nodeSelector": {"kubernetes.io/hostname": "n299"}}});
+    assert_eq!(
+        decide(&snapshot, &pod("p", "1", only)).unwrap(),
+        "n299",
+        "the only one is found wherever it is"
+    );
+    let refused = decide(&snapshot, &pod("p", "9", json!({}))).unwrap_err();
+    assert!(refused.starts_with("0/300 nodes are available: 300 Insufficient cpu."), "{refused}");
+    let places: std::collections::BTreeSet<String> =
+        (0..50).map(|n| decide(&snapshot, &pod(&format!("p{n}"), "1", json!({}))).unwrap()).collect();
+    assert!(places.len() > 25, "{places:?}");
+}
+
+#[test]
+fn siblings_are_counted_through_all_that_happens() {
+    let owned = |name: u32, owner: u32, leaves: bool| {
+        let mut more = json!({"metadata": {"ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r",
+            "uid": format!("r{owner}"), "controller": true}]}});
+        if leaves {
+            more["metadata"]["deletionTimestamp"] = "2026-11-23T12:00:00Z".into();
+        }
+        pod(&format!("p{name}"), "1m", more)
+    };
+    let mut snapshot =
+        cluster((0..4).map(|n| node(&format!("n{n}"), "4", "4Gi", json!({}))).collect(), vec![]);
+    let mut dice = 1_u32;
+    for _ in 0..500 {
+        dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let (what, name, place) = (dice >> 28, (dice >> 20) % 12, (dice >> 16) % 4);
+        if what < 4 {
+            snapshot.remove_pod(&format!("p{name}"));
+        } else {
+            snapshot.place(owned(name, name % 3, what == 15), &format!("n{place}"));
+        }
+        for owner in ["r0", "r1", "r2"] {
+            let mut there: HashMap<&str, i32> = HashMap::new();
+            for (node, pod) in
+                snapshot.pods().filter(|(_, p)| p.controller() == Some(owner) && !p.is_deleting())
+            {
+                *there.entry(placement::node_name(node)).or_default() += 1;
+            }
+            assert_eq!(snapshot.siblings(owner).collect::<HashMap<&str, i32>>(), there);
+        }
+    }
+}
+
+#[test]
 fn a_pod_stays_off_boards_that_its_image_has_no_build_for() {
     let on = |platform: &str| json!({"metadata": {"annotations": {"sampan.dev/platform": platform}}});
     let mut told = on("linux/amd64");

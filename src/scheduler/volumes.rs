@@ -1,6 +1,6 @@
 //! A pod's claims: which nodes they allow, and what has to be bound before the pod can be.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use k8s_openapi::api::{
     core::v1::{Node, PersistentVolume, PersistentVolumeClaim},
@@ -22,6 +22,8 @@ pub struct Claims {
     /// Why no node will do.
     pub problem: Option<String>,
     items: Vec<Claim>,
+    /// Bytes of the folders that each node has promised, where that matters.
+    promised: HashMap<String, Quantity>,
 }
 
 #[derive(Debug)]
@@ -64,6 +66,15 @@ impl Claims {
                 Err(problem) => all.problem = all.problem.or(Some(problem)),
             }
         }
+        let folders = |claim: &Claim| matches!(claim, Claim::Delayed { class, .. } if class.provisioner == volumes::LOCAL_PATH);
+        if all.items.iter().any(folders) {
+            for volume in objects.list_typed::<PersistentVolume>(None) {
+                if let Some(node) = volumes::local_path_node(&volume) {
+                    *all.promised.entry(node.to_owned()).or_insert(Quantity::ZERO) +=
+                        volumes::volume_size(&volume);
+                }
+            }
+        }
         all
     }
 
@@ -83,13 +94,17 @@ impl Claims {
                         "node(s) didn't match PersistentVolume's node affinity".into(),
                     );
                 }
+                Claim::Bound(volume) if !volumes::in_zone(volume, node) => {
+                    return VolumeFit::Refused("node(s) had no available volume zone".into());
+                }
                 Claim::Bound(_) => {}
                 Claim::Delayed { claim, class, free } => match choose(claim, free, node, &taken) {
                     Some(volume) => taken.extend(volume.metadata.name.as_deref()),
                     None if provisions(class, node) => {
                         if class.provisioner == volumes::LOCAL_PATH {
                             folders += volumes::claim_size(claim);
-                            if !has_room(node, free, folders) {
+                            let promised = self.promised.get(placement::node_name(node)).copied();
+                            if !volumes::has_room(node, promised.unwrap_or(Quantity::ZERO) + folders) {
                                 return VolumeFit::Refused("node(s) did not have enough free storage".into());
                             }
                         }
@@ -147,18 +162,6 @@ fn provisions(class: &StorageClass, node: &Node) -> bool {
     class.provisioner != NO_PROVISIONER && (terms.is_empty() || terms.iter().any(allows))
 }
 
-/// Whether a node's file system holds folders of so many bytes beside those it has promised already.
-fn has_room(node: &Node, all: &[Arc<PersistentVolume>], wanted: Quantity) -> bool {
-    let said = node.metadata.annotations.as_ref().and_then(|a| a.get(volumes::LOCAL_PATH_CAPACITY));
-    let Some(capacity) = said.and_then(|text| text.parse::<Quantity>().ok()) else { return true };
-    let name = placement::node_name(node);
-    let mut promised = wanted;
-    for volume in all.iter().filter(|volume| volumes::local_path_node(volume) == Some(name)) {
-        promised += volumes::volume_size(volume);
-    }
-    promised <= capacity
-}
-
 fn find(objects: &Objects, snapshot: &Snapshot, pod: &PodInfo, name: &str) -> Result<Claim, String> {
     let namespace = pod.namespace();
     let Some(claim) = objects.get_typed::<PersistentVolumeClaim>(namespace, name) else {
@@ -194,31 +197,5 @@ fn find(objects: &Objects, snapshot: &Snapshot, pod: &PodInfo, name: &str) -> Re
             Ok(Claim::Delayed { claim, class, free })
         }
         None => Err("pod has unbound immediate PersistentVolumeClaims".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn folders_fit_beside_those_that_are_promised() {
-        let node: Node = serde_json::from_value(serde_json::json!({"metadata": {"name": "n",
-            "annotations": {volumes::LOCAL_PATH_CAPACITY: "10737418240"}}}))
-        .unwrap();
-        let folder = |node: &str, size: &str| -> Arc<PersistentVolume> {
-            Arc::new(
-                serde_json::from_value(serde_json::json!({
-                    "metadata": {"annotations": {volumes::PROVISIONED_BY: volumes::LOCAL_PATH}},
-                    "spec": {"capacity": {"storage": size}, "nodeAffinity": {"required": {"nodeSelectorTerms": [
-                        {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]}}},
-                }))
-                .unwrap(),
-            )
-        };
-        let all = [folder("n", "6Gi"), folder("other", "9Gi")];
-        assert!(has_room(&node, &all, "4Gi".parse().unwrap()));
-        assert!(!has_room(&node, &all, "5Gi".parse().unwrap()));
-        assert!(has_room(&Node::default(), &all, "5Ti".parse().unwrap()), "a node that does not say");
     }
 }

@@ -160,3 +160,54 @@ async fn suspension_deadline_and_ttl() {
         sim.objects.get_typed::<Job>("default", "j").is_none_or(|j| j.metadata.deletion_timestamp.is_some())
     );
 }
+
+#[tokio::test]
+async fn rules_let_failures_pass_or_end_an_index() {
+    let mut sim = sim();
+    let policy = json!({"rules": [
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {"action": "FailIndex", "onExitCodes": {"operator": "In", "values": [1]}}]});
+    let spec = json!({"completions": 2, "parallelism": 2, "completionMode": "Indexed", "backoffLimit": 0,
+        "backoffLimitPerIndex": 5, "podFailurePolicy": policy});
+    create(&sim, spec).await;
+    sim.settle(|_| Fate::Run, |_| {}).await;
+    let disturbed = sim.list::<Pod>().into_iter().find(|p| index(p) == Some(0)).unwrap();
+    let name = owner::name(&disturbed.metadata).to_owned();
+    let conditions = json!([{"type": "DisruptionTarget", "status": "True"}]);
+    sim.change_status::<Pod>(&name, json!({"phase": "Failed", "conditions": conditions})).await;
+    sim.settle(|p| if owner::name(&p.metadata) == name { Fate::Fail } else { Fate::Run }, |_| {}).await;
+    sim.pass(60);
+    sim.settle(|p| if owner::name(&p.metadata) == name { Fate::Fail } else { Fate::Run }, |_| {}).await;
+    assert_eq!((status(&sim).failed, status(&sim).active), (None, Some(2)), "a disruption is no failure");
+    end(&sim, "Failed", |p| index(p) == Some(1)).await;
+    sim.settle(|_| Fate::Leave, |_| {}).await;
+    let status = status(&sim);
+    assert_eq!(status.failed_indexes.as_deref(), Some("1"), "although it had five tries left");
+    assert_eq!(status.active, Some(1));
+}
+
+#[tokio::test]
+async fn a_pod_that_is_leaving_is_replaced_at_once_or_when_it_has_ended() {
+    for (policy, beside) in [("TerminatingOrFailed", 2), ("Failed", 1)] {
+        let mut sim = sim();
+        create(&sim, json!({"podReplacementPolicy": policy})).await;
+        sim.settle(|_| Fate::Run, |_| {}).await;
+        let first = sim.names::<Pod>().remove(0);
+        sim.delete::<Pod>(&first, None).await;
+        for seconds in [0, 30, 30] {
+            sim.pass(seconds);
+            sim.step(&mut |_| {}).await;
+        }
+        assert_eq!(sim.list::<Pod>().len(), beside, "{policy}");
+        assert_eq!(status(&sim).terminating, Some(1), "{policy}");
+    }
+}
+
+#[tokio::test]
+async fn a_job_of_another_controller_is_left_alone() {
+    let mut sim = sim();
+    create(&sim, json!({"managedBy": "example.com/other"})).await;
+    sim.settle(|_| Fate::Run, |_| {}).await;
+    assert!(sim.list::<Pod>().is_empty());
+    assert!(sim.get::<Job>("j").status.clone().unwrap_or_default().start_time.is_none());
+}

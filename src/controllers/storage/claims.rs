@@ -15,7 +15,7 @@ use k8s_openapi::{
         },
         storage::v1::StorageClass,
     },
-    apimachinery::pkg::api::resource::Quantity,
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Time},
 };
 use serde_json::json;
 
@@ -29,13 +29,18 @@ use super::{
     protection::claims_of,
 };
 use crate::{
-    kinds::volumes::{self, BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE},
+    kinds::{
+        placement,
+        volumes::{self, BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE},
+    },
     objects::Objects,
     store::{Key, Object},
 };
 
 const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
 const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
+/// The condition of a claim that could not grow (`PersistentVolumeClaimControllerResizeError`).
+const RESIZE_FAILED: &str = "ControllerResizeError";
 const STORAGE_PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
 
 pub struct ClaimController {
@@ -71,20 +76,26 @@ impl Controller for ClaimController {
             return Plan::default();
         };
         let class_name = volumes::claim_class(&claim);
+        let volumes: Vec<Arc<PersistentVolume>> = objects.list_typed(None);
+        let bound_to = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref());
+        let holder = volumes.iter().find(|v| v.metadata.name.as_deref() == bound_to);
+        let holder = holder.and_then(|v| volumes::local_path_node(v)).filter(|_| is_bound(&claim));
         let selected = owner::annotation(&claim.metadata, SELECTED_NODE);
+        let node = holder.or(selected).and_then(|name| objects.get_typed("", name));
         let observed = Observed {
-            volumes: objects.list_typed(None),
             class: objects.get_typed("", class_name),
             default_class: default_class(objects),
-            node: selected.and_then(|name| objects.get_typed("", name)),
+            node,
             waiting_pods: if selected.is_none() && !is_bound(&claim) {
                 waiting_pods(objects, key)
             } else {
                 Vec::new()
             },
             local_path: self.local_path.clone(),
+            volumes,
+            now: round.now,
         };
-        reconcile(&claim, &observed, round.now)
+        reconcile(&claim, &observed)
     }
 }
 
@@ -125,24 +136,25 @@ pub struct Observed {
     pub class: Option<Arc<StorageClass>>,
     /// The cluster's default class.
     pub default_class: Option<String>,
-    /// The node that the scheduler has chosen for the claim.
+    /// The node that has the claim's folder, or that the scheduler has chosen for it.
     pub node: Option<Arc<Node>>,
     /// Pods that use the claim and have no node yet.
     pub waiting_pods: Vec<String>,
     pub local_path: Option<String>,
+    pub now: Timestamp,
 }
 
 /// Upstream's `syncClaim` (`pkg/controller/volume/persistentvolume/pv_controller.go`).
-pub fn reconcile(claim: &PersistentVolumeClaim, observed: &Observed, now: Timestamp) -> Plan {
+pub fn reconcile(claim: &PersistentVolumeClaim, observed: &Observed) -> Plan {
     let mut plan = Plan::about(claim);
     let named = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
     let volume = observed.volumes.iter().find(|v| owner::name(&v.metadata) == named).map(Arc::as_ref);
     if is_bound(claim) {
-        bound(claim, named, volume, &mut plan);
+        bound(claim, named, volume, observed, &mut plan);
     } else if !named.is_empty() {
-        requested(claim, named, volume, &mut plan);
+        requested(claim, named, volume, observed, &mut plan);
     } else if claim.metadata.deletion_timestamp.is_none() {
-        search(claim, observed, now, &mut plan);
+        search(claim, observed, &mut plan);
     }
     // Events are said once a state, not once a look.
     if plan.actions.is_empty() && claim.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Pending") {
@@ -152,7 +164,13 @@ pub fn reconcile(claim: &PersistentVolumeClaim, observed: &Observed, now: Timest
 }
 
 /// A claim that was bound keeps its volume or is lost for good.
-fn bound(claim: &PersistentVolumeClaim, named: &str, volume: Option<&PersistentVolume>, plan: &mut Plan) {
+fn bound(
+    claim: &PersistentVolumeClaim,
+    named: &str,
+    volume: Option<&PersistentVolume>,
+    observed: &Observed,
+    plan: &mut Plan,
+) {
     let reference = volume.and_then(|v| v.spec.as_ref()?.claim_ref.as_ref());
     match (volume, reference) {
         _ if named.is_empty() => lose(
@@ -167,8 +185,10 @@ fn bound(claim: &PersistentVolumeClaim, named: &str, volume: Option<&PersistentV
             "ClaimLost",
             "Bound claim has lost its PersistentVolume. Data on the volume is lost!",
         ),
-        (Some(volume), None) => bind(claim, volume, plan),
-        (Some(volume), Some(reference)) if reference.uid == claim.metadata.uid => bind(claim, volume, plan),
+        (Some(volume), None) => bind(claim, volume, observed, plan),
+        (Some(volume), Some(reference)) if reference.uid == claim.metadata.uid => {
+            bind(claim, volume, observed, plan);
+        }
         (Some(_), Some(_)) => lose(
             claim,
             plan,
@@ -179,7 +199,13 @@ fn bound(claim: &PersistentVolumeClaim, named: &str, volume: Option<&PersistentV
 }
 
 /// An unbound claim whose user has named the volume.
-fn requested(claim: &PersistentVolumeClaim, named: &str, volume: Option<&PersistentVolume>, plan: &mut Plan) {
+fn requested(
+    claim: &PersistentVolumeClaim,
+    named: &str,
+    volume: Option<&PersistentVolume>,
+    observed: &Observed,
+    plan: &mut Plan,
+) {
     let Some(volume) = volume else { return phase(claim, "Pending", plan) };
     let reference = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
     if reference.is_none() {
@@ -188,9 +214,9 @@ fn requested(claim: &PersistentVolumeClaim, named: &str, volume: Option<&Persist
             plan.event(Note::warning("VolumeMismatch", message));
             return phase(claim, "Pending", plan);
         }
-        bind(claim, volume, plan);
+        bind(claim, volume, observed, plan);
     } else if volumes::refers_to(volume, claim) {
-        bind(claim, volume, plan);
+        bind(claim, volume, observed, plan);
     } else {
         let message = format!("volume {named:?} already bound to a different claim.");
         plan.event(Note::warning("FailedBinding", message));
@@ -199,7 +225,7 @@ fn requested(claim: &PersistentVolumeClaim, named: &str, volume: Option<&Persist
 }
 
 /// An unbound claim that names no volume looks for one, or has one made.
-fn search(claim: &PersistentVolumeClaim, observed: &Observed, now: Timestamp, plan: &mut Plan) {
+fn search(claim: &PersistentVolumeClaim, observed: &Observed, plan: &mut Plan) {
     let class = observed.class.as_deref();
     let delayed = class.is_some_and(|c| c.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"));
     let selected = owner::annotation(&claim.metadata, SELECTED_NODE);
@@ -207,7 +233,7 @@ fn search(claim: &PersistentVolumeClaim, observed: &Observed, now: Timestamp, pl
     let found = volumes::find(observed.volumes.iter(), claim, |_| !delayed)
         .filter(|volume| !delayed || volumes::refers_to(volume, claim));
     if let Some(volume) = found {
-        return bind(claim, volume, plan);
+        return bind(claim, volume, observed, plan);
     }
     let unset = claim.spec.as_ref().is_some_and(|s| s.storage_class_name.is_none());
     if let Some(default) = observed.default_class.as_deref().filter(|_| unset)
@@ -280,11 +306,11 @@ fn search(claim: &PersistentVolumeClaim, observed: &Observed, now: Timestamp, pl
             "Waiting for a volume to be created either by the external provisioner '{provisioner}' or manually by the system administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered."
         ),
     ));
-    plan.requeue_at(now + jiff::SignedDuration::from_mins(1), now);
+    plan.requeue_in(jiff::SignedDuration::from_mins(1));
 }
 
 /// Writes both sides of a binding, as far as they are not written.
-fn bind(claim: &PersistentVolumeClaim, volume: &PersistentVolume, plan: &mut Plan) {
+fn bind(claim: &PersistentVolumeClaim, volume: &PersistentVolume, observed: &Observed, plan: &mut Plan) {
     let name = owner::name(&volume.metadata);
     let reference = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
     if reference.and_then(|r| r.uid.as_ref()) != claim.metadata.uid.as_ref() {
@@ -307,7 +333,7 @@ fn bind(claim: &PersistentVolumeClaim, volume: &PersistentVolume, plan: &mut Pla
     }
     let old = claim.status.clone().unwrap_or_default();
     let spec = volume.spec.clone().unwrap_or_default();
-    let (capacity, conditions) = expand(claim, volume, plan);
+    let (capacity, conditions) = expand(claim, volume, observed, plan);
     let new = PersistentVolumeClaimStatus {
         phase: Some("Bound".into()),
         access_modes: spec.access_modes,
@@ -326,22 +352,51 @@ type Sizes = Option<BTreeMap<String, Quantity>>;
 fn expand(
     claim: &PersistentVolumeClaim,
     volume: &PersistentVolume,
+    observed: &Observed,
     plan: &mut Plan,
 ) -> (Sizes, Option<Vec<PersistentVolumeClaimCondition>>) {
     let spec = volume.spec.clone().unwrap_or_default();
-    let conditions = claim.status.as_ref().and_then(|s| s.conditions.clone());
+    let mut conditions = claim.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
+    let failed_before = conditions.iter().any(|c| c.type_ == RESIZE_FAILED);
     let asked = volumes::claim_size(claim);
     let before = claim.status.as_ref().and_then(|s| s.capacity.as_ref());
     // A claim may ask for less than its volume has from the start.
     let grown = is_bound(claim) && asked > volumes::volume_size(volume) && before.is_some();
+    let some = |all: Vec<PersistentVolumeClaimCondition>| Some(all).filter(|all| !all.is_empty());
     if !grown {
-        return (spec.capacity, conditions);
+        conditions.retain(|c| c.type_ != RESIZE_FAILED);
+        return (spec.capacity, some(conditions));
     }
     if volumes::is_local_path(volume) {
+        let others =
+            observed.volumes.iter().map(Arc::as_ref).filter(|v| v.metadata.uid != volume.metadata.uid);
+        let cramped = observed
+            .node
+            .as_deref()
+            .filter(|node| !volumes::has_room(node, volumes::promised(node, others) + asked));
+        if let Some(node) = cramped {
+            if !failed_before {
+                let (name, node) = (owner::name(&volume.metadata), placement::node_name(node));
+                let message = format!(
+                    "resize volume {name:?} by resizer {:?} failed: node {node:?} does not have enough free storage",
+                    volumes::LOCAL_PATH
+                );
+                conditions.push(PersistentVolumeClaimCondition {
+                    type_: RESIZE_FAILED.into(),
+                    status: "True".into(),
+                    message: Some(message.clone()),
+                    last_transition_time: Some(Time(observed.now)),
+                    ..PersistentVolumeClaimCondition::default()
+                });
+                plan.event(Note::warning("VolumeResizeFailed", message));
+            }
+            return (spec.capacity, some(conditions));
+        }
+        conditions.retain(|c| c.type_ != RESIZE_FAILED);
         let capacity: Sizes = Some([("storage".to_owned(), Quantity(asked.to_string()))].into());
         plan.merge(volume, json!({ "spec": { "capacity": capacity } }));
         plan.event(Note::normal("VolumeResizeSuccessful", "Resize volume succeeded"));
-        return (capacity, conditions);
+        return (capacity, some(conditions));
     }
     let message = "waiting for an external controller to expand this PVC";
     plan.event(if spec.csi.is_some() {
@@ -349,7 +404,7 @@ fn expand(
     } else {
         Note::warning("ExternalExpanding", message)
     });
-    (spec.capacity, conditions)
+    (spec.capacity, some(conditions))
 }
 
 fn phase(claim: &PersistentVolumeClaim, phase: &str, plan: &mut Plan) {

@@ -147,9 +147,10 @@ fn said(claim: &Value, volumes: &[Value], class: Option<Value>) -> (String, Stri
         node: None,
         waiting_pods: vec!["p".to_owned()],
         local_path: Some("/data".into()),
+        now: jiff::Timestamp::UNIX_EPOCH,
     };
     let claim: PersistentVolumeClaim = serde_json::from_value(claim.clone()).unwrap();
-    let plan = claims::reconcile(&claim, &observed, jiff::Timestamp::UNIX_EPOCH);
+    let plan = claims::reconcile(&claim, &observed);
     let phase = plan.actions.iter().find_map(|action| match action {
         crate::controllers::plan::Action::Status { status, .. } => {
             status["phase"].as_str().map(str::to_owned)
@@ -290,4 +291,30 @@ async fn a_retained_folder_stays_and_a_deleted_volume_waits_for_its_claim() {
         assert_eq!(left.len(), finalizers, "{policy}");
         assert!(left.iter().all(|volume| volumes::local_path_doomed(volume)));
     }
+}
+
+#[tokio::test]
+async fn a_folder_grows_as_far_as_its_node_has_room() {
+    let mut sim = sim();
+    sim.create(local_path::default_class()).await;
+    sim.create(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n",
+        "annotations": {volumes::LOCAL_PATH_CAPACITY: "3221225472"}}}))
+        .await;
+    claim(&sim, json!({"storageClassName": "local-path"})).await;
+    sim.change::<PersistentVolumeClaim>("c", json!({"metadata": {"annotations": {SELECTED_NODE: "n"}}}))
+        .await;
+    sim.settle(|_| Fate::Leave, |_| {}).await;
+    for (asked, capacity, failed) in [("4Gi", "1Gi", true), ("2Gi", "2Gi", false)] {
+        let size = json!({"spec": {"resources": {"requests": {"storage": asked}}}});
+        sim.change::<PersistentVolumeClaim>("c", size).await;
+        sim.settle(|_| Fate::Leave, |_| {}).await;
+        let status = sim.get::<PersistentVolumeClaim>("c").status.clone().unwrap();
+        assert_eq!(status.capacity.unwrap()["storage"].0, capacity);
+        assert_eq!(status.conditions.is_some_and(|c| c[0].type_ == "ControllerResizeError"), failed);
+    }
+    let events = sim.list::<k8s_openapi::api::core::v1::Event>();
+    let mut said: Vec<_> =
+        events.iter().filter_map(|e| e.reason.clone()).filter(|r| r.contains("Resize")).collect();
+    said.sort();
+    assert_eq!(said, ["VolumeResizeFailed", "VolumeResizeSuccessful"]);
 }
