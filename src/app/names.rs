@@ -15,11 +15,10 @@ use crate::{
 };
 
 const PORT: u16 = 53;
-/// Between two tries to listen: the address comes with the pod network.
+/// Between two tries to listen: whoever has the port may go.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Serves until told to stop. Waits for the address to be there, which it is once the node knows
-/// its network.
+/// Serves until told to stop. Whoever else listens on the port is waited for.
 ///
 /// # Errors
 /// The socket breaks while it serves.
@@ -29,10 +28,17 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), dns::Error> {
     let at = [SocketAddr::from((address, PORT))];
+    let mut said = String::new();
     let server = loop {
         match Server::bind(&at, ForwardOptions::default()).await {
             Ok(server) => break server,
-            Err(error) => tracing::trace!(%error, "the DNS address is not there yet"),
+            Err(error) => {
+                let error = error.to_string();
+                if said != error {
+                    tracing::warn!(error, "pods have no DNS: its address cannot be listened on");
+                    said = error;
+                }
+            }
         }
         if stop.run_until_cancelled(tokio::time::sleep(RETRY)).await.is_none() {
             return Ok(());

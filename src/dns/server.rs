@@ -53,7 +53,6 @@ const CONNECTION_IDLE: Duration = Duration::from_secs(10);
 const ALIASES_MAX: usize = 8;
 /// How long to wait after the socket itself has failed (milliseconds).
 const SOCKET_PAUSE: Duration = Duration::from_millis(100);
-const TCP_BACKLOG: i32 = 128;
 
 /// The DNS server of a node.
 pub struct Server {
@@ -83,7 +82,7 @@ fn open(address: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {
     }
     bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     if kind == SockType::Stream {
-        listen(&fd, Backlog::new(TCP_BACKLOG)?)?;
+        listen(&fd, Backlog::MAXALLOWABLE)?;
     }
     Ok(fd)
 }
