@@ -9,12 +9,18 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, oneshot};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, timeout_at},
+};
 
 use crate::mqtt::messages::{Answer, Ask};
 
-/// How long an answer is waited for.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a master may be silent while something is asked. As long as it answers others, it is busy:
+/// who asked a second time would only make it busier.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// The longest wait for one answer.
+const ANSWER_WAIT_MAX: Duration = Duration::from_mins(2);
 /// Questions that may be open at once.
 const OPEN_MAX: usize = 1024;
 
@@ -29,6 +35,8 @@ struct Open {
 pub struct Asks {
     next: AtomicU64,
     open: Mutex<BTreeMap<u64, Open>>,
+    /// When the master has last answered anything.
+    heard: Mutex<Option<Instant>>,
     pub changed: Notify,
 }
 
@@ -52,12 +60,28 @@ impl Asks {
             open.insert(id, Open { ask, sent: false, reply });
         }
         self.changed.notify_one();
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
+        let answer = self.wait(answer).await;
         self.lock().remove(&id);
         match answer {
-            Ok(Ok(Answer::Refused(reason))) => Err(reason),
-            Ok(Ok(answer)) => Ok(answer),
-            _ => Err("the master did not answer in time".to_owned()),
+            Some(Answer::Refused(reason)) => Err(reason),
+            Some(answer) => Ok(answer),
+            None => Err("the master did not answer in time".to_owned()),
+        }
+    }
+
+    async fn wait(&self, mut answer: oneshot::Receiver<Answer>) -> Option<Answer> {
+        let begun = Instant::now();
+        let until = || {
+            let heard = *self.heard.lock().expect("no holder of this lock panics");
+            (heard.map_or(begun, |heard| heard.max(begun)) + SILENCE_MAX).min(begun + ANSWER_WAIT_MAX)
+        };
+        loop {
+            let now = until();
+            match timeout_at(now, &mut answer).await {
+                Ok(answer) => return answer.ok(),
+                Err(_) if until() <= now => return None,
+                Err(_) => {}
+            }
         }
     }
 
@@ -79,9 +103,60 @@ impl Asks {
     }
 
     pub fn answer(&self, id: u64, answer: Answer) {
+        *self.heard.lock().expect("no holder of this lock panics") = Some(Instant::now());
         if let Some(open) = self.lock().remove(&id) {
             // Nobody waits any more when this fails.
             let _ = open.reply.send(answer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question() -> Ask {
+        Ask::Token {
+            namespace: "ns".into(),
+            service_account: "default".into(),
+            pod: "p".into(),
+            pod_uid: "u".into(),
+            audiences: Vec::new(),
+            expiration_seconds: 3600,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_master_that_answers_others_is_waited_for() {
+        let asks = Asks::default();
+        let begun = Instant::now();
+        let first = asks.ask(question());
+        let second = asks.ask(question());
+        let master = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            asks.answer(0, Answer::Done);
+        };
+        let (first, second, ()) = tokio::join!(first, second, master);
+        assert!(matches!(first, Ok(Answer::Done)));
+        assert_eq!(second.unwrap_err(), "the master did not answer in time");
+        assert_eq!(begun.elapsed(), Duration::from_secs(25), "15 s after the last sign of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_answer_is_waited_for_for_ever() {
+        let asks = Asks::default();
+        let begun = Instant::now();
+        let lost = asks.ask(question());
+        let busy = async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                asks.answer(7, Answer::Done);
+            }
+        };
+        tokio::select! {
+            answer = lost => assert!(answer.is_err()),
+            () = busy => {}
+        }
+        assert_eq!(begun.elapsed(), ANSWER_WAIT_MAX);
     }
 }

@@ -117,6 +117,18 @@ fn wait_for_nothing(node: &Node) {
     });
 }
 
+/// Waits until kubectl says what is wanted, or the daemon has ended; whether it was the former.
+fn comes(node: &mut Node, args: &[&str], wanted: impl Fn(&str) -> bool) -> bool {
+    wait_for("the pod or the end of the daemon", || {
+        if node.has_ended() {
+            return Ok(false);
+        }
+        let out = output(node.kubectl().args(args));
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        if out.status.success() && wanted(&said) { Ok(true) } else { Err(said) }
+    })
+}
+
 #[test]
 fn a_daemon_may_die_at_every_step_of_a_pods_life() {
     let mut node = board("steps");
@@ -131,10 +143,11 @@ fn a_daemon_may_die_at_every_step_of_a_pods_life() {
         let manifest = node.dir.path().join("pod.yaml");
         fs::write(&manifest, sleeper("p", "")).unwrap();
         let manifest = manifest.display().to_string();
-        let went = |node: &Node, args: &[&str]| output(node.kubectl().args(args)).status.success();
-        let lived = went(&node, &["apply", "-f", &manifest])
-            && went(&node, &["wait", "--for=condition=Ready", "pod/p", "--timeout=20s"])
-            && went(&node, &["delete", "pod", "p", "--timeout=20s"]);
+        let ready = "jsonpath={.status.containerStatuses[0].ready}";
+        let lived = comes(&mut node, &["apply", "-f", &manifest], |_| true)
+            && comes(&mut node, &["get", "pod", "p", "-o", ready], |text| text == "true")
+            && comes(&mut node, &["delete", "pod", "p", "--wait=false"], |_| true)
+            && comes(&mut node, &["get", "pods", "--no-headers"], str::is_empty);
         if node.has_ended() {
             deaths += 1;
             node.spawn();
