@@ -1,5 +1,8 @@
 //! The Ingress server over real sockets of the loopback, with a backend made here.
 
+#[path = "hostile/mod.rs"]
+mod hostile;
+
 use std::{
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -77,6 +80,7 @@ fn get(host: &str, path: &str) -> String {
 
 struct World {
     server: Arc<Server>,
+    table: IngressTable,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<()>,
     certificate: CertificateDer<'static>,
@@ -116,14 +120,21 @@ async fn world() -> World {
         }],
     };
     let server = Arc::new(Server::bind(LOCAL, LOCAL, Options::default()).await.unwrap());
-    server.set_table(Arc::new(table));
+    server.set_table(Arc::new(table.clone()));
     let stop = CancellationToken::new();
     let (run, token) = (Arc::clone(&server), stop.clone());
     let running = tokio::spawn(async move { run.run(token).await });
-    World { server, stop, running, certificate: made.cert.der().clone() }
+    World { server, table, stop, running, certificate: made.cert.der().clone() }
 }
 
 impl World {
+    /// Serves a rule before all others.
+    fn add(&self, rule: IngressRule) {
+        let mut table = self.table.clone();
+        table.rules.insert(0, rule);
+        self.server.set_table(Arc::new(table));
+    }
+
     async fn plain(&self) -> TcpStream {
         TcpStream::connect(self.server.addresses().0).await.unwrap()
     }
@@ -238,6 +249,7 @@ async fn a_balancer_in_front_says_who_the_client_is() {
     let options = Options {
         proxied_from: vec!["127.0.0.0/8".parse().unwrap()],
         access_log: Some(log.path().to_owned()),
+        ..Options::default()
     };
     let server = Arc::new(Server::bind(LOCAL, LOCAL, options).await.unwrap());
     let rule = IngressRule { path: "/".into(), endpoints: vec![backend().await], ..IngressRule::default() };

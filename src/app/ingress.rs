@@ -41,6 +41,7 @@ pub fn start(tasks: &Tasks, common: &Common, tables: watch::Receiver<Tables>) {
         // The texts were checked as flags.
         proxied_from: common.ingress_proxy_protocol_from.iter().filter_map(|t| t.parse().ok()).collect(),
         access_log: common.ingress_access_log.clone(),
+        ..ingress::Options::default()
     };
     let metrics = common.ingress_metrics_listen;
     tasks.spawn("ingress", move |stop| async move {

@@ -86,13 +86,14 @@ pub struct Download {
     inner: Incoming,
     lease: Option<Lease>,
     limit: Duration,
-    timer: Pin<Box<Sleep>>,
+    /// Made when the backend is first waited for.
+    timer: Option<Pin<Box<Sleep>>>,
     waiting: bool,
 }
 
 impl Download {
     pub fn new(body: Incoming, lease: Option<Lease>, limit: Duration) -> Self {
-        let mut download = Self { inner: body, lease, limit, timer: Box::pin(sleep(limit)), waiting: false };
+        let mut download = Self { inner: body, lease, limit, timer: None, waiting: false };
         download.release_at_end();
         download
     }
@@ -127,11 +128,12 @@ impl Body for Download {
                 Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError(error.into()))))
             }
             Poll::Pending => {
+                let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(this.limit)));
                 if !this.waiting {
                     this.waiting = true;
-                    this.timer.as_mut().reset(Instant::now() + this.limit);
+                    timer.as_mut().reset(Instant::now() + this.limit);
                 }
-                ready!(this.timer.as_mut().poll(cx));
+                ready!(timer.as_mut().poll(cx));
                 Poll::Ready(Some(Err(BodyError("the backend stalled".into()))))
             }
         }

@@ -43,6 +43,13 @@ pub fn host_of(authority: &str) -> String {
 
 /// A path with its escapes resolved; `None` when it is not sane: wrong escapes, dot segments.
 pub fn decoded(path: &str) -> Option<String> {
+    let sane = |path: &str| {
+        let dots = path.split('/').any(|element| element == "." || element == "..");
+        !dots && !path.contains('\0')
+    };
+    if !path.contains('%') {
+        return sane(path).then(|| path.to_owned());
+    }
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
     while let [first, tail @ ..] = rest {
@@ -57,8 +64,7 @@ pub fn decoded(path: &str) -> Option<String> {
         rest = tail;
     }
     let path = String::from_utf8_lossy(&bytes).into_owned();
-    let dots = path.split('/').any(|element| element == "." || element == "..");
-    (!dots && !path.contains('\0')).then_some(path)
+    sane(&path).then_some(path)
 }
 
 /// The protocol that a client wants to go on with.

@@ -17,7 +17,10 @@ mod record;
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, RwLock, atomic::Ordering},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -51,6 +54,8 @@ const LIMITS: Limits = Limits {
     keep_alive: Duration::from_mins(1),
     keep_alive_timeout: Duration::from_secs(20),
 };
+/// Requests that a connection may take back before they are answered, if these are most of its requests.
+const ABANDONED_MAX: usize = 100;
 /// How long running requests may take after the server was told to stop.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -70,13 +75,21 @@ pub enum Error {
 }
 
 /// What may be asked of a server beyond serving.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Load balancers in front: their connections begin with a PROXY protocol header, and only
     /// theirs.
     pub proxied_from: Vec<Cidr>,
     /// A line a request.
     pub access_log: Option<PathBuf>,
+    /// How long a client may take for the head of a request.
+    pub head_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { proxied_from: Vec::new(), access_log: None, head_timeout: LIMITS.headers }
+    }
 }
 
 impl Options {
@@ -214,26 +227,66 @@ async fn connection(
     }
     let proxy_of = Arc::clone(proxy);
     let Some(acceptor) = acceptor else {
-        return serve(proxy_of, stream, arrival, stop).await;
+        return serve(proxy_of, stream, arrival, stop, options).await;
     };
     match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => return serve(proxy_of, stream, arrival, stop).await,
+        Ok(Ok(stream)) => return serve(proxy_of, stream, arrival, stop, options).await,
         Ok(Err(error)) => tracing::debug!(%error, client = %arrival.client, "TLS handshake"),
         Err(_) => tracing::debug!(client = %arrival.client, "TLS handshake took too long"),
     }
     proxy.record.handshakes_failed.fetch_add(1, Ordering::Relaxed);
 }
 
-async fn serve<S>(proxy: Arc<Proxy>, stream: S, arrival: Arrival, stop: CancellationToken)
+/// What one connection has asked, and taken back unanswered (HTTP/2 resets, CVE-2023-44487).
+#[derive(Default)]
+struct Patience {
+    asked: AtomicUsize,
+    abandoned: AtomicUsize,
+    /// Most of it, again and again.
+    lost: CancellationToken,
+}
+
+/// A request under way.
+struct Asked(Option<Arc<Patience>>);
+
+impl Asked {
+    fn new(patience: &Arc<Patience>) -> Self {
+        patience.asked.fetch_add(1, Ordering::Relaxed);
+        Self(Some(Arc::clone(patience)))
+    }
+
+    fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let Some(patience) = &self.0 else { return };
+        let abandoned = patience.abandoned.fetch_add(1, Ordering::Relaxed) + 1;
+        if abandoned >= ABANDONED_MAX && abandoned * 2 > patience.asked.load(Ordering::Relaxed) {
+            patience.lost.cancel();
+        }
+    }
+}
+
+async fn serve<S>(proxy: Arc<Proxy>, stream: S, arrival: Arrival, stop: CancellationToken, options: &Options)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let patience = Arc::new(Patience::default());
     let handle = |request| {
-        let proxy = Arc::clone(&proxy);
-        async move { proxy.handle(request, arrival).await }
+        let (proxy, asked) = (Arc::clone(&proxy), Asked::new(&patience));
+        async move {
+            let response = proxy.handle(request, arrival).await;
+            asked.answered();
+            response
+        }
     };
-    let ended = http::serve(stream, LIMITS, &stop, handle).await;
-    if let Err(error) = ended {
-        tracing::trace!(%error, client = %arrival.client, "connection ended");
+    let limits = Limits { headers: options.head_timeout, ..LIMITS };
+    match patience.lost.run_until_cancelled(http::serve(stream, limits, &stop, handle)).await {
+        None => tracing::debug!(client = %arrival.client, "too many requests were taken back"),
+        Some(Err(error)) => tracing::trace!(%error, client = %arrival.client, "connection ended"),
+        Some(Ok(())) => {}
     }
 }

@@ -37,6 +37,8 @@ const ENDPOINTS_MAX: usize = 3;
 /// Connections that wait for the next request: in all, and for how long.
 const IDLE_MAX: usize = 64;
 const IDLE_TIME: Duration = Duration::from_secs(30);
+/// How often those that have waited too long are looked for.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// Bodies as they are passed on.
 pub type Body = UnsyncBoxBody<Bytes, BodyError>;
@@ -53,15 +55,60 @@ struct Key {
     protocol: BackendProtocol,
 }
 
-struct Idle {
-    key: Key,
+struct Waiting {
     since: Instant,
     sender: http1::SendRequest<Body>,
 }
 
+impl Waiting {
+    fn is_good(&self, now: Instant) -> bool {
+        now.duration_since(self.since) < IDLE_TIME && !self.sender.is_closed()
+    }
+}
+
+/// Connections that wait for the next request, the youngest last.
+#[derive(Default)]
+struct Idle {
+    by_key: HashMap<Key, Vec<Waiting>>,
+    count: usize,
+    looked: Option<Instant>,
+}
+
+impl Idle {
+    fn take(&mut self, key: Key) -> Option<http1::SendRequest<Body>> {
+        let waiting = self.by_key.get_mut(&key)?;
+        let now = Instant::now();
+        // The youngest: the others may then grow old and go.
+        while let Some(last) = waiting.pop() {
+            self.count -= 1;
+            if last.is_good(now) && last.sender.is_ready() {
+                return Some(last.sender);
+            }
+        }
+        None
+    }
+
+    fn keep(&mut self, key: Key, sender: http1::SendRequest<Body>) {
+        let now = Instant::now();
+        let due = self.looked.is_none_or(|at| now.duration_since(at) >= IDLE_LOOK);
+        if due || self.count >= IDLE_MAX {
+            self.looked = Some(now);
+            for waiting in self.by_key.values_mut() {
+                waiting.retain(|kept| kept.is_good(now));
+            }
+            self.by_key.retain(|_, waiting| !waiting.is_empty());
+            self.count = self.by_key.values().map(Vec::len).sum();
+        }
+        if self.count < IDLE_MAX {
+            self.by_key.entry(key).or_default().push(Waiting { since: now, sender });
+            self.count += 1;
+        }
+    }
+}
+
 /// The connections of one server.
 pub struct Pool {
-    idle: Mutex<Vec<Idle>>,
+    idle: Mutex<Idle>,
     shared: Mutex<HashMap<Key, http2::SendRequest<Body>>>,
     next: AtomicUsize,
     http1: TlsConnector,
@@ -167,11 +214,7 @@ impl Pool {
             shared.retain(|_, sender| !sender.is_closed());
             return shared.get(&key).cloned().map(Sender::Shared);
         }
-        let mut idle = lock(&self.idle);
-        idle.retain(|kept| kept.since.elapsed() < IDLE_TIME && !kept.sender.is_closed());
-        // The youngest: the others may then grow old and go.
-        let at = idle.iter().rposition(|kept| kept.key == key && kept.sender.is_ready())?;
-        Some(Sender::Own(idle.remove(at).sender))
+        lock(&self.idle).take(key).map(Sender::Own)
     }
 
     async fn open(&self, key: Key) -> Result<Sender, BoxError> {
@@ -224,12 +267,7 @@ impl Lease {
 
 impl Pool {
     fn keep(&self, key: Key, sender: http1::SendRequest<Body>) {
-        let mut idle = lock(&self.idle);
-        idle.retain(|kept| kept.since.elapsed() < IDLE_TIME && !kept.sender.is_closed());
-        if idle.len() >= IDLE_MAX {
-            idle.remove(0);
-        }
-        idle.push(Idle { key, since: Instant::now(), sender });
+        lock(&self.idle).keep(key, sender);
     }
 }
 

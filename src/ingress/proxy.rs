@@ -253,8 +253,11 @@ fn text_body(text: &'static str) -> Body {
 fn text(status: StatusCode, text: &'static str) -> Response<Body> {
     let mut response = Response::new(text_body(text));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    if status == StatusCode::BAD_REQUEST {
+        // Whatever else comes from there is not worth understanding.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
