@@ -87,19 +87,39 @@ fn open(address: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Both sockets of an address. A port that the kernel has chosen for UDP may be taken for TCP: then it
+/// chooses again.
+fn pair(address: SocketAddr) -> Result<(UdpSocket, TcpListener), Error> {
+    const CHOICES_MAX: usize = 32;
+    let failed = |transport| move |source| Error::Listen { address, transport, source };
+    for choice in 1.. {
+        let socket = open(address, SockType::Datagram)
+            .and_then(|fd| UdpSocket::from_std(StdUdpSocket::from(fd)))
+            .map_err(failed("UDP"))?;
+        let local = socket.local_addr().map_err(failed("UDP"))?;
+        match open(local, SockType::Stream).and_then(|fd| TcpListener::from_std(StdTcpListener::from(fd))) {
+            Ok(listener) => return Ok((socket, listener)),
+            Err(error)
+                if address.port() == 0
+                    && choice < CHOICES_MAX
+                    && error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(failed("TCP")(error)),
+        }
+    }
+    unreachable!("the last choice returns")
+}
+
 impl Server {
     /// Listens on these addresses, each over UDP and TCP. With port 0 the kernel chooses one.
     pub async fn bind(addresses: &[SocketAddr], options: ForwardOptions) -> Result<Self, Error> {
         let (mut udp, mut tcp, mut bound) = (Vec::new(), Vec::new(), Vec::new());
         for address in addresses {
-            let failed = |transport| move |source| Error::Listen { address: *address, transport, source };
-            let socket = open(*address, SockType::Datagram)
-                .and_then(|fd| UdpSocket::from_std(StdUdpSocket::from(fd)))
-                .map_err(failed("UDP"))?;
-            let local = socket.local_addr().map_err(failed("UDP"))?;
-            let listener = open(local, SockType::Stream)
-                .and_then(|fd| TcpListener::from_std(StdTcpListener::from(fd)))
-                .map_err(failed("TCP"))?;
+            let (socket, listener) = pair(*address)?;
+            let local = socket.local_addr().map_err(|source| Error::Listen {
+                address: *address,
+                transport: "UDP",
+                source,
+            })?;
             udp.push(Arc::new(socket));
             tcp.push(Arc::new(listener));
             bound.push(local);
@@ -495,9 +515,8 @@ mod tests {
 
     /// An upstream that knows every name as 192.0.2.80, counts, and may say that it was cut short.
     async fn upstream(truncates: bool) -> (SocketAddr, Arc<AtomicUsize>) {
-        let socket = UdpSocket::bind(LOCAL).await.unwrap();
+        let (socket, listener) = pair(LOCAL).unwrap();
         let address = socket.local_addr().unwrap();
-        let listener = TcpListener::bind(address).await.unwrap();
         let count = Arc::new(AtomicUsize::new(0));
         let counted = count.clone();
         let reply = |bytes: &[u8], full: bool| {
@@ -615,6 +634,29 @@ mod tests {
             assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
             assert!(begin.elapsed() < Duration::from_secs(1));
         }
+    }
+
+    #[tokio::test]
+    async fn cluster_names_do_not_wait_for_an_upstream_that_is_silent() {
+        // It takes every question and never answers.
+        let silent = UdpSocket::bind(LOCAL).await.unwrap();
+        let (server, _stop) = start(to(silent.local_addr().unwrap()), &table(1)).await;
+        let foreign = question("www.example.org.", true);
+        let socket = UdpSocket::bind(LOCAL).await.unwrap();
+        let mut buffer = [0; 4096];
+        socket.send_to(&foreign, server).await.unwrap();
+        // It is being asked for; a name of the cluster is answered meanwhile, by the same socket.
+        timeout(Duration::from_secs(5), silent.recv(&mut buffer)).await.expect("it is asked").unwrap();
+        socket.send_to(&question("web.default.svc.cluster.local.", true), server).await.unwrap();
+        let mut codes = Vec::new();
+        for _ in 0..2 {
+            let length = timeout(Duration::from_secs(5), socket.recv(&mut buffer)).await.unwrap().unwrap();
+            codes.push(Message::from_vec(&buffer[..length]).unwrap().metadata.response_code);
+        }
+        assert_eq!(codes, [ResponseCode::NoError, ResponseCode::ServFail]);
+        // From then on it is not even asked, for a while.
+        assert_eq!(ask(server, &foreign).await.metadata.response_code, ResponseCode::ServFail);
+        assert!(silent.try_recv(&mut buffer).is_err());
     }
 
     #[tokio::test]
