@@ -29,6 +29,13 @@ const MODULES: &[(&str, &str)] = &[
     ("vxlan", "pods on nodes behind a router"),
 ];
 
+/// How the usual firewalls let pods and nodes pass.
+const UFW_REMEDY: &str = "ufw route allow from 10.42.0.0/16; ufw route allow to 10.42.0.0/16; \
+    ufw allow from 10.42.0.0/16; ufw allow 6443,8883/tcp; ufw allow 8472/udp";
+const FIREWALLD_REMEDY: &str = "firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16; \
+    firewall-cmd --permanent --add-port=6443/tcp --add-port=8883/tcp --add-port=8472/udp; \
+    firewall-cmd --reload";
+
 /// File systems that cannot hold the writable side of an overlay (`statfs` magic numbers,
 /// `linux/magic.h`).
 const NO_OVERLAY: &[(i64, &str)] = &[
@@ -57,6 +64,7 @@ pub fn all(host: &Host, options: &Options) -> Vec<Finding> {
         engines(host),
         firewall(host),
         forwarding(&options.forward_drops),
+        legacy_tables(host),
         bridge_netfilter(host),
         default_route(host),
         resolver(host),
@@ -316,19 +324,42 @@ fn engines(host: &Host) -> Finding {
 fn firewall(host: &Host) -> Finding {
     let ufw =
         host.read("/etc/ufw/ufw.conf").is_some_and(|text| text.lines().any(|l| l.trim() == "ENABLED=yes"));
-    let found: Vec<_> = [(ufw, "ufw"), (host.runs("firewalld"), "firewalld")]
-        .iter()
-        .filter(|(on, _)| *on)
-        .map(|(_, n)| *n)
+    let found: Vec<_> = [(ufw, "ufw", UFW_REMEDY), (host.runs("firewalld"), "firewalld", FIREWALLD_REMEDY)]
+        .into_iter()
+        .filter(|(on, _, _)| *on)
         .collect();
+    let all = |part: fn(&(bool, &'static str, &'static str)) -> &'static str, between: &str| {
+        found.iter().map(part).collect::<Vec<_>>().join(between)
+    };
     if found.is_empty() {
         return Finding::ok("firewall", "no firewall service is on");
     }
     Finding::bad(
         "firewall",
         Severity::Warning,
-        format!("{} is on and may drop the pods' traffic", found.join(" and ")),
-        "allow forwarding from and to the cluster CIDR (10.42.0.0/16), and TCP 6443 and 8883 from the other nodes",
+        format!("{} is on and may drop the pods' traffic", all(|f| f.1, " and ")),
+        format!(
+            "let pods pass, and the nodes (TCP 6443 and 8883 to the master, UDP 8472 between nodes): {}",
+            all(|f| f.2, "; ")
+        ),
+    )
+}
+
+/// Older programs keep their rules where nf_tables does not show them.
+fn legacy_tables(host: &Host) -> Finding {
+    const ID: &str = "legacy-iptables";
+    let filters = host
+        .read("/proc/net/ip_tables_names")
+        .is_some_and(|names| names.lines().any(|name| name == "filter"));
+    if !filters {
+        return Finding::ok(ID, "no rules of the older iptables");
+    }
+    Finding::bad(
+        ID,
+        Severity::Info,
+        "there are rules of the older iptables, which cannot be seen from here",
+        "look whether they let pods pass (`iptables-legacy -S FORWARD`); if the policy is DROP: \
+         iptables-legacy -I FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables-legacy -I FORWARD -d 10.42.0.0/16 -j ACCEPT",
     )
 }
 
@@ -544,6 +575,9 @@ mod tests {
             (wear, "/sys/block/mmcblk0/device/life_time", "0x01 0x03", Ok),
             (engines, "/proc/4242/comm", "k3s-server", Warning),
             (engines, "/proc/4242/comm", "dockerd", Info),
+            (firewall, "/proc/4242/comm", "firewalld", Warning),
+            (legacy_tables, "/proc/net/ip_tables_names", "nat\nfilter\n", Info),
+            (legacy_tables, "/proc/net/ip_tables_names", "nat\n", Ok),
             (bridge_netfilter, "/proc/sys/net/bridge/bridge-nf-call-iptables", "1", Info),
         ];
         for (rule, path, text, severity) in cases {
