@@ -117,6 +117,9 @@ pub struct Common {
     /// Address of this node as other nodes reach it [default: found by the routes]
     #[arg(long, env = "SAMPAN_NODE_IP", value_name = "IP")]
     pub node_ip: Option<Ipv4Addr>,
+    /// Address at which a router passes this node's tunnel port on to it (docs/network.md)
+    #[arg(long, env = "SAMPAN_NODE_EXTERNAL_IP", value_name = "IP")]
+    pub node_external_ip: Option<Ipv4Addr>,
     /// cgroup under which all pods live
     #[arg(long, env = "SAMPAN_CGROUP_ROOT", default_value = "/sampan", value_name = "PATH")]
     pub cgroup_root: String,
@@ -161,6 +164,24 @@ pub struct Common {
     /// Address where Prometheus reads counters of Ingresses [default: nowhere]
     #[arg(long, env = "SAMPAN_INGRESS_METRICS_LISTEN", value_name = "IP:PORT")]
     pub ingress_metrics_listen: Option<SocketAddr>,
+    /// Name servers for names outside the cluster (`9.9.9.9` or `9.9.9.9:53`) [default: the host's]
+    #[arg(
+        long,
+        env = "SAMPAN_DNS_UPSTREAMS",
+        value_delimiter = ',',
+        value_name = "SERVERS",
+        value_parser = parse_name_server
+    )]
+    pub dns_upstreams: Vec<SocketAddr>,
+    /// Domains with name servers of their own (`corp.example=10.0.0.1`; several servers: several times)
+    #[arg(
+        long,
+        env = "SAMPAN_DNS_STUB_DOMAINS",
+        value_delimiter = ',',
+        value_name = "ENTRIES",
+        value_parser = parse_stub_domain
+    )]
+    pub dns_stub_domains: Vec<(String, SocketAddr)>,
     #[command(flatten)]
     pub limits: Limits,
     /// What the way to the broker is like
@@ -246,6 +267,23 @@ fn parse_network(text: &str) -> Result<String, String> {
     let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
     let right = address.parse::<Ipv4Addr>().is_ok() && prefix.parse::<u8>().is_ok_and(|p| p <= 32);
     if right { Ok(format!("{address}/{prefix}")) } else { Err("not an IPv4 network".to_owned()) }
+}
+
+/// A name server: an address, and a port if it is not 53.
+fn parse_name_server(text: &str) -> Result<SocketAddr, String> {
+    const PORT: u16 = 53;
+    let address = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, PORT));
+    address.or_else(|_| text.parse()).map_err(|_| "not the address of a name server".to_owned())
+}
+
+/// `corp.example=10.0.0.1`.
+fn parse_stub_domain(text: &str) -> Result<(String, SocketAddr), String> {
+    let (domain, server) = text.split_once('=').ok_or("not DOMAIN=SERVER")?;
+    let labels = domain.trim_end_matches('.').split('.');
+    if !labels.into_iter().all(|label| (1..=63).contains(&label.len()) && label.is_ascii()) {
+        return Err(format!("{domain:?} is not a domain"));
+    }
+    Ok((domain.to_owned(), parse_name_server(server)?))
 }
 
 impl Common {

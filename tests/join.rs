@@ -349,6 +349,59 @@ fn two_clusters_share_mosquitto_one_by_passwords_one_by_certificates() {
     drop(other);
 }
 
+#[test]
+fn boards_that_change_their_addresses_are_followed() {
+    let switch = Switch::new(&unique("jw"));
+    let master = server(&unique("jm"), &switch, "192.0.2.1/24", &[]);
+    master.wait_ready();
+    let board = agent(&unique("ja"), &switch, "192.0.2.2/24", &token(&master, &[]));
+    master.wait_output(&["get", "nodes"], "two nodes to be Ready", two_ready);
+    run_web(&master, &board);
+    let address = master.k(&["get", "pod", "web", "-o", "jsonpath={.status.podIP}"]);
+    let reached = |what: &str| {
+        wait_for(what, || {
+            let mut command = master.space.command("curl");
+            let out = output(command.args([
+                "-s",
+                "-m",
+                "2",
+                "-o",
+                "/dev/null",
+                &format!("http://{address}:8080/"),
+            ]));
+            out.status.success().then_some(()).ok_or_else(|| format!("{out:?}"))
+        });
+    };
+    reached("the pod on the board");
+    let move_to = |node: &Node, from: &str, to: &str| {
+        // In this order: with the first address of a network the kernel takes the others of it.
+        must(node.space.command("ip").args(["addr", "del", &format!("{from}/24"), "dev", "lan0"]));
+        must(node.space.command("ip").args(["addr", "add", &format!("{to}/24"), "dev", "lan0"]));
+    };
+    let internal = |name: &str| {
+        let path = "jsonpath={.status.addresses[?(@.type=='InternalIP')].address}";
+        ["get", "node", name, "-o", path].map(str::to_owned)
+    };
+    let is = |wanted: &'static str| move |text: &str| text == wanted;
+    let ask = |args: [String; 5], what: &str, wanted| {
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        master.wait_output(&args, what, is(wanted));
+    };
+    move_to(&board, "192.0.2.2", "192.0.2.12");
+    ask(internal(&board.name), "the board's new address", "192.0.2.12");
+    reached("the pod at the board's new address");
+    // The master's own: what leads to the API follows.
+    move_to(&master, "192.0.2.1", "192.0.2.11");
+    ask(internal(&master.name), "the master's new address", "192.0.2.11");
+    let endpoint = ["get", "endpointslice", "kubernetes", "-o", "jsonpath={.endpoints[0].addresses[0]}"];
+    master.wait_output(&endpoint, "the API's endpoint", is("192.0.2.11"));
+    let mut command = master.space.command("curl");
+    wait_for("the API through its Service", || {
+        let out = output(command.args(["-sk", "-m", "2", "https://10.43.0.1/readyz"]));
+        (out.stdout == b"ok").then_some(()).ok_or_else(|| format!("{out:?}"))
+    });
+}
+
 const TWENTY: &str = r"
 apiVersion: apps/v1
 kind: Deployment

@@ -78,8 +78,32 @@ fn detach_and_stop_leave_nothing() {
     wait(node.net.stop()).unwrap();
 }
 
+/// As Docker has it: what is forwarded is dropped, unless a chain for its users lets it pass.
+#[test]
+fn another_programs_firewall_is_found_and_can_be_told_to_let_pods_pass() {
+    let node = Node::start(Ns::new(), 0);
+    let (a, _a) = serving_pod(&node, "a", ip(10, 42, 0, 2));
+    let (b, _b) = serving_pod(&node, "b", ip(10, 42, 0, 3));
+    node.ns.command(
+        "nft",
+        &["table ip filter { chain DOCKER-USER { }; \
+           chain FORWARD { type filter hook forward priority 0; policy drop; jump DOCKER-USER; }; }"],
+    );
+    let found = || node.ns.run(|| sampan::net::dropping_forwarders().unwrap());
+    assert_eq!(found(), ["ip filter FORWARD"]);
+    assert!(a.ask((ip(10, 42, 0, 3), 8080)).is_err());
+    // Probes and the host's own are not forwarded.
+    assert!(node.ns.ask((ip(10, 42, 0, 2), 8080)).is_ok());
+    // What `sampan check` says to do.
+    for direction in ["saddr", "daddr"] {
+        let rule = format!("insert rule ip filter DOCKER-USER ip {direction} 10.42.0.0/16 accept");
+        node.ns.command("nft", &[&rule]);
+    }
+    assert_eq!(b.ask((ip(10, 42, 0, 2), 8080)).unwrap().source, ip(10, 42, 0, 3));
+}
+
 fn peer(number: u8, address: Ipv4Addr) -> Peer {
-    Peer { node: format!("node-{number}"), pod_cidr: format!("10.42.{number}.0/24"), address }
+    Peer::new(&format!("node-{number}"), &format!("10.42.{number}.0/24"), address)
 }
 
 /// Two nodes on one switch: 192.0.2.1 and 192.0.2.2, and an outsider 192.0.2.9. No default routes.
@@ -156,4 +180,80 @@ fn nodes_behind_a_router_use_the_tunnel() {
     wait(a.net.set_peers(&[])).unwrap();
     assert!(!a.ns.ip("-o link").contains("vxlan"));
     drop(router);
+}
+
+/// A router between an inner network 192.168.1.0/24 and a switch: it translates addresses, and lets
+/// nothing in but answers, as those in homes do.
+fn home(switch: &Ns, number: u8) -> Ns {
+    let router = Ns::new();
+    switch.cable(&format!("home-{number}"), &router, "wan");
+    switch.ip(&format!("link set home-{number} master bridge0"));
+    router.ip(&format!("addr add 203.0.113.{number}/24 dev wan"));
+    router.ip("link add lan type bridge");
+    router.ip("link set lan up");
+    router.ip("addr add 192.168.1.1/24 dev lan");
+    router.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")).unwrap();
+    let rules = "table ip home { \
+        chain in { type filter hook input priority 0; iifname \"wan\" ct state new drop; }; \
+        chain through { type filter hook forward priority 0; iifname \"wan\" ct state new drop; }; \
+        chain out { type nat hook postrouting priority 100; oifname \"wan\" masquerade; }; }";
+    router.command("nft", &[rules]);
+    router
+}
+
+/// A machine in a home's inner network.
+fn at_home(router: &Ns, last: u8) -> Ns {
+    let ns = Ns::new();
+    router.cable(&format!("lan-{last}"), &ns, "eth0");
+    router.ip(&format!("link set lan-{last} master lan"));
+    ns.ip(&format!("addr add 192.168.1.{last}/24 dev eth0"));
+    ns.ip("route add default via 192.168.1.1");
+    ns
+}
+
+#[test]
+fn nodes_behind_routers_that_translate_addresses_reach_each_other() {
+    let switch = Ns::new();
+    switch.ip("link add bridge0 type bridge");
+    switch.ip("link set bridge0 up");
+    let (public, first, second) = (Ns::new(), home(&switch, 1), home(&switch, 2));
+    switch.cable("public", &public, "eth0");
+    switch.ip("link set public master bridge0");
+    public.ip("addr add 203.0.113.9/24 dev eth0");
+    // Two in the first home; one in the second has the same address as one of these.
+    let spaces = [public, at_home(&first, 2), at_home(&first, 3), at_home(&second, 2)];
+    let nodes: Vec<_> = (0..).zip(spaces).map(|(number, ns)| Node::start(ns, number)).collect();
+    let behind = |number, last, home| Peer {
+        outer: Some(ip(203, 0, 113, home)),
+        ..peer(number, ip(192, 168, 1, last))
+    };
+    let peers = [peer(0, ip(203, 0, 113, 9)), behind(1, 2, 1), behind(2, 3, 1), behind(3, 2, 2)];
+    for node in &nodes {
+        wait(node.net.set_peers(&peers)).unwrap();
+    }
+    let pods: Vec<_> = (0..)
+        .zip(&nodes)
+        .map(|(number, node)| serving_pod(node, &format!("pod-{number}"), ip(10, 42, number, 2)))
+        .collect();
+    for (from, (pod, _)) in (0u8..).zip(&pods) {
+        for to in (0u8..4).filter(|to| *to != from) {
+            // The first signs of life open the way.
+            wait_until(&format!("pod {from} reaches pod {to}"), || {
+                pod.ask((ip(10, 42, to, 2), 8080)).is_ok_and(|answer| answer.source == ip(10, 42, from, 2))
+            });
+        }
+    }
+    assert!(nodes[1].ns.ip("route get 10.42.2.2").contains("dev eth0"), "a shared segment");
+    assert!(nodes[1].ns.ip("route get 10.42.3.2").contains("dev sampan-vxlan"));
+    assert!(nodes.iter().all(|node| node.net.silent_peers().is_empty()));
+    // One moves to the other home: its way is another one.
+    let moved = [peers[0].clone(), peers[1].clone(), behind(2, 3, 2), peers[3].clone()];
+    wait(nodes[1].net.set_peers(&moved)).unwrap();
+    assert!(nodes[1].ns.ip("route get 10.42.2.2").contains("dev sampan-vxlan"));
+    // Who does not answer is named.
+    let gone = [peers[1].clone(), peer(7, ip(203, 0, 113, 77))];
+    wait(nodes[1].net.set_peers(&gone)).unwrap();
+    wait_until("the node that does not answer is named", || {
+        nodes[1].net.silent_peers().into_iter().eq(["node-7".to_owned()])
+    });
 }

@@ -54,11 +54,8 @@ fn lab() -> Lab {
         ns.ip(&format!("addr add {address}/24 dev eth0"));
     }
     let (a, b) = (Node::start(a, 0), Node::start(b, 1));
-    let peer = |number: u8, address| Peer {
-        node: format!("node-{number}"),
-        pod_cidr: format!("10.42.{number}.0/24"),
-        address,
-    };
+    let peer =
+        |number: u8, address| Peer::new(&format!("node-{number}"), &format!("10.42.{number}.0/24"), address);
     wait(a.net.set_peers(&[peer(1, NODE_B)])).unwrap();
     wait(b.net.set_peers(&[peer(0, NODE_A)])).unwrap();
     let (pod_a, pod_a2, pod_b) = (a.pod("a", POD_A), a.pod("a2", POD_A2), b.pod("b", POD_B));
@@ -98,6 +95,85 @@ impl Lab {
             });
             wait(node.net.set_services(&services, &[])).unwrap();
         }
+    }
+}
+
+/// A service whose address is of another ServiceCIDR than the node's own.
+#[test]
+fn addresses_of_further_networks_are_reached_without_a_default_route() {
+    let lab = lab();
+    let further = ip(10, 99, 0, 7);
+    lab.serve(&[POD_A], |service| service.cluster_ips.push(further));
+    for ns in [&lab.a.ns, &lab.b.ns, &lab.pod_a2, &lab.pod_b] {
+        assert_eq!(ns.ask((further, 80)).unwrap().server, "a");
+    }
+    lab.serve(&[POD_A], |_| {});
+    assert!(!lab.a.ns.ip("route show table local").contains("10.99"));
+    wait(lab.a.net.stop()).unwrap();
+    assert!(!lab.a.ns.ip("route show table local").contains("10.43"));
+}
+
+/// SCTP packets as they are on the wire: the kernel of the test has no SCTP sockets, only its
+/// connection tracking.
+const SCTP: &str = r#"
+import socket, struct, sys
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82f63b78 if crc & 1 else 0)
+    return struct.pack("<I", crc ^ 0xffffffff)
+def packet(source, to, tag, chunk):
+    head = struct.pack("!HHI", source, to, tag)
+    return head + crc32c(head + bytes(4) + chunk) + chunk
+init = lambda kind, tag: struct.pack("!BBHIIHHI", kind, 0, 20, tag, 65536, 1, 1, 7)
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, 132)
+raw.settimeout(5)
+if sys.argv[1] == "serve":
+    print("ready", flush=True)
+    data, (address, _) = raw.recvfrom(2048)
+    source, to, _, _ = struct.unpack("!HHII", data[20:32])
+    tag, = struct.unpack("!I", data[36:40])
+    raw.sendto(packet(to, source, tag, init(2, 99)), (address, 0))
+    print(address, to)
+else:
+    raw.sendto(packet(4711, int(sys.argv[3]), 0, init(1, 5)), (sys.argv[2], 0))
+    data, (address, _) = raw.recvfrom(2048)
+    print(address, *struct.unpack("!HH", data[20:24]), data[32])
+"#;
+
+#[test]
+fn sctp_is_translated_where_the_kernel_tracks_it() {
+    use std::{io::Read as _, process::Stdio};
+    let lab = lab();
+    for (node, third) in [(&lab.a, 0), (&lab.b, 1)] {
+        let services = [Protocol::Sctp, Protocol::Tcp].map(|p| service(p, &[POD_A], third));
+        let shortfalls = wait(node.net.set_services(&services, &[])).unwrap();
+        let tracked = node
+            .ns
+            .run(|| std::fs::exists("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established"))
+            .unwrap();
+        assert_eq!(shortfalls.is_empty(), tracked, "{shortfalls:?}");
+        // The rest does not suffer.
+        assert_eq!(node.ns.ask((VIP, 80)).unwrap().server, "a");
+        if !tracked {
+            return;
+        }
+    }
+    for (ns, to, port) in [(&lab.pod_b, VIP, 80), (&lab.outside, NODE_B, NODE_PORT)] {
+        let mut server = lab.pod_a.run(|| {
+            let mut command = std::process::Command::new("python3");
+            command.args(["-c", SCTP, "serve"]).stdout(Stdio::piped()).spawn().unwrap()
+        });
+        let mut said = server.stdout.take().unwrap();
+        said.read_exact(&mut [0; 6]).unwrap();
+        let answer = ns.command("python3", &["-c", SCTP, "ask", &to.to_string(), &port.to_string()]);
+        assert_eq!(answer.trim(), format!("{to} {port} 4711 2"));
+        let mut rest = String::new();
+        said.read_to_string(&mut rest).unwrap();
+        assert!(rest.trim().ends_with(" 8080"), "{rest}");
+        server.wait().unwrap();
     }
 }
 
@@ -209,9 +285,19 @@ fn a_client_sticks_to_its_endpoint() {
     }
     // Its time: a second after the last connection it may be anybody again.
     lab.serve(&[POD_A, POD_A2, POD_B], |service| service.affinity_seconds = Some(1));
-    let listed = || lab.b.ns.command("nft", &["list map ip sampan affinity"]);
+    let listed = || lab.b.ns.command("nft", &["list ruleset"]);
     assert!(!asked().is_empty());
-    assert!(listed().contains(&POD_B.to_string()), "{}", listed());
+    let known = format!("{POD_B} . {VIP} . tcp . 80 timeout");
+    assert!(listed().contains(&known), "{}", listed());
+    lab::wait_until("the client is forgotten", || !listed().contains(&known));
+    // A service that ends takes what its clients had with it.
+    lab.serve(&[POD_A, POD_A2], sticky);
+    assert!(!asked().is_empty());
+    assert!(listed().contains(&known), "{}", listed());
+    for node in [&lab.a, &lab.b] {
+        wait(node.net.set_services(&[], &[])).unwrap();
+    }
+    assert!(!listed().contains(&format!("{VIP} . tcp")), "{}", listed());
 }
 
 #[test]
@@ -340,14 +426,49 @@ fn connections_and_services_outlive_the_daemon() {
     let pod = node.pod("a", POD_A);
     let _server = Server::new(&pod, "a", 8080);
     wait(node.net.set_services(&[service(Protocol::Tcp, &[POD_A], 0)], &[])).unwrap();
+    // Connections that are there: by the cluster address and by the node's port.
+    let listener = pod.run(|| std::net::TcpListener::bind((POD_A, 8081))).unwrap();
+    let echo = ServicePort {
+        name: "default/echo:x".to_owned(),
+        cluster_ips: vec![ip(10, 43, 7, 2)],
+        node_port: Some(30081),
+        backends: vec![Backend::new(POD_A, 8081, true)],
+        ..service(Protocol::Tcp, &[POD_A], 0)
+    };
+    let services = [service(Protocol::Tcp, &[POD_A], 0), echo];
+    wait(node.net.set_services(&services, &[])).unwrap();
+    let open = |to: (Ipv4Addr, u16)| {
+        let client = node.ns.run(|| std::net::TcpStream::connect(to)).unwrap();
+        (client, listener.accept().unwrap().0)
+    };
+    let connections =
+        [open((ip(10, 43, 7, 2), 80)), open((ip(10, 42, 0, 0), 30081)), open((Ipv4Addr::LOCALHOST, 30081))];
+    let talk = || {
+        use std::io::{Read as _, Write as _};
+        for (client, server) in &connections {
+            for (mut from, mut to) in [(&*client, &*server), (&*server, &*client)] {
+                from.write_all(b"still there").unwrap();
+                to.set_read_timeout(Some(lab::PATIENCE)).unwrap();
+                to.read_exact(&mut [0; 11]).unwrap();
+            }
+        }
+    };
+    talk();
     let Node { net, ns, .. } = node;
     drop(net);
+    talk();
     assert_eq!(pod.ask((VIP, 80)).unwrap().server, "a");
     let node = Node::start(ns, 0);
+    talk();
     assert_eq!(pod.ask((VIP, 80)).unwrap().server, "a");
     wait(node.net.attach("a", &pod.path(), POD_A)).unwrap();
-    wait(node.net.set_services(&[service(Protocol::Tcp, &[POD_A], 0)], &[])).unwrap();
+    wait(node.net.set_services(&services, &[])).unwrap();
     assert_eq!(node.ns.ask((VIP, 80)).unwrap().server, "a");
+    talk();
+    // Nor does a table that somebody has damaged, and that is made anew.
+    node.ns.command("nft", &["delete table ip sampan"]);
+    wait(node.net.set_services(&services, &[])).unwrap();
+    talk();
 }
 
 #[test]
@@ -561,7 +682,7 @@ fn a_thousand_services_cost_milliseconds() {
             service
         })
         .collect();
-    let set = |services: &[ServicePort]| wait(node.net.set_services(services, &[])).unwrap();
+    let set = |services: &[ServicePort]| drop(wait(node.net.set_services(services, &[])).unwrap());
     let all = timed("1,000 services with 2 endpoints each", &mut || set(&services));
     services[500].backends[0].address = POD_B;
     let one = timed("one endpoint changed", &mut || set(&services));

@@ -1,6 +1,7 @@
 //! The cluster's DNS on this node: the server, fed with what the agent's tables say.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
@@ -8,7 +9,8 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    dns::{self, ForwardOptions, Server},
+    config::Common,
+    dns::{self, ForwardOptions, Server, StubDomain},
     net::names::{DnsService, DnsTable},
     node::Tables,
     tasks::CancellationToken,
@@ -24,13 +26,14 @@ const RETRY: Duration = Duration::from_millis(200);
 /// The socket breaks while it serves.
 pub async fn run(
     address: Ipv4Addr,
+    options: ForwardOptions,
     mut tables: watch::Receiver<Tables>,
     stop: CancellationToken,
 ) -> Result<(), dns::Error> {
     let at = [SocketAddr::from((address, PORT))];
     let mut said = String::new();
     let server = loop {
-        match Server::bind(&at, ForwardOptions::default()).await {
+        match Server::bind(&at, options.clone()).await {
             Ok(server) => break server,
             Err(error) => {
                 let error = error.to_string();
@@ -58,6 +61,20 @@ pub async fn run(
     tokio::select! {
         served = server.run(stop.clone()) => served,
         never = feed => never,
+    }
+}
+
+/// Whom the flags name for names outside the cluster.
+pub fn forwarding(common: &Common) -> ForwardOptions {
+    let mut stubs: BTreeMap<&str, Vec<SocketAddr>> = BTreeMap::new();
+    for (domain, server) in &common.dns_stub_domains {
+        stubs.entry(domain).or_default().push(*server);
+    }
+    let stub = |(domain, servers): (&str, _)| StubDomain { domain: domain.to_owned(), servers };
+    ForwardOptions {
+        upstreams: common.dns_upstreams.clone(),
+        resolv_conf: None,
+        stub_domains: stubs.into_iter().map(stub).collect(),
     }
 }
 

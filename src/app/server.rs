@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use tokio::sync::watch;
 
 use super::{App, backup, link, streams, usage, worker};
 use crate::{
@@ -27,10 +28,11 @@ use crate::{
     },
     ids,
     mqtt::{
-        broker::{Broker, Identify, Peer, Review},
+        broker::{Broker, Identify, Origins, Peer, Review},
         session::{Address, Endpoints},
         topics,
     },
+    net::AddressWatch,
     node,
     objects::{
         Objects, Settings,
@@ -84,21 +86,22 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
     )
     .await?;
     let here = reachable(api.local_addr());
-    // A board without any network of its own is reached at the first address of its pods' network,
-    // which it has itself.
-    let inside = common
-        .node_ip
-        .or_else(node::outward_address)
-        .filter(|address| !address.is_loopback())
-        .unwrap_or(config.cluster_cidr.address);
-    let inside = SocketAddr::from((inside, here.port()));
-    objects.bootstrap(inside).await?;
+    let (moved, inside) = watch::channel(SocketAddr::from((inside(&config), here.port())));
+    let first = *inside.borrow();
+    objects.bootstrap(first).await?;
     if let Some(address) = dns {
         objects.bootstrap_dns(address).await?;
     }
     pki.write_kubeconfig(&common.data_dir.join("kubeconfig"), &format!("https://{here}"))?;
 
     let tasks = Arc::new(Tasks::new());
+    tasks.spawn("own address", {
+        let config = config.clone();
+        move |stop| async move {
+            stop.run_until_cancelled(follow_address(&config, moved)).await;
+            Ok::<_, Infallible>(())
+        }
+    });
     let way = |user: &str, group: &str, here: &Option<Address>| -> anyhow::Result<link::Way> {
         let (endpoints, tls) = match here {
             Some(address) => {
@@ -108,10 +111,11 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         };
         Ok(link::Way { endpoints, tls, link: common.link })
     };
-    let here_broker = if config.mqtt_url.is_empty() {
-        Some(start_broker(&tasks, &config, &cluster, &objects, &pki).await?)
+    let (here_broker, origins) = if config.mqtt_url.is_empty() {
+        let (address, origins) = start_broker(&tasks, &config, &cluster, &objects, &pki).await?;
+        (Some(address), Some(origins))
     } else {
-        None
+        (None, None)
     };
     link::addresses(&config.endpoints)?;
     let note = match &here_broker {
@@ -140,6 +144,7 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         cluster_domain: config.cluster_domain.clone(),
         endpoints: config.endpoints.clone(),
         own_node: own_node.clone(),
+        origins,
     };
     let dispatch = Dispatch::new(objects.clone(), options, bus, tokens(&objects)).with_desk(desk(&pki));
     let links = streams::node_streams(dispatch.streams());
@@ -182,6 +187,35 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
     Ok(App { store: Some(store), tasks, claims: Vec::new() })
 }
 
+/// Where pods and nodes reach the API. A board without any network of its own is reached at the first
+/// address of its pods' network, which it has itself.
+fn inside(config: &config::Server) -> Ipv4Addr {
+    let set = config.common.node_ip;
+    set.or_else(node::outward_address)
+        .filter(|address| !address.is_loopback())
+        .unwrap_or(config.cluster_cidr.address)
+}
+
+/// Tells when the API has to be reached at another address of this board.
+async fn follow_address(config: &config::Server, known: watch::Sender<SocketAddr>) {
+    let watch = match AddressWatch::open() {
+        Ok(watch) => watch,
+        Err(error) => return tracing::warn!(%error, "a change of this board's address is not followed"),
+    };
+    loop {
+        watch.changed().await;
+        let now = inside(config);
+        // Between two addresses there may be none.
+        if now != config.cluster_cidr.address {
+            known.send_if_modified(|known| {
+                let changed = known.ip() != IpAddr::V4(now);
+                known.set_ip(now.into());
+                changed
+            });
+        }
+    }
+}
+
 /// The cluster's name among others on one broker: made once, random.
 fn cluster_id(path: &Path) -> anyhow::Result<String> {
     match fs::read_to_string(path) {
@@ -205,14 +239,14 @@ fn reachable(listening: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listening.port())
 }
 
-/// Starts the embedded broker; the address under which this machine reaches it.
+/// Starts the embedded broker; the address under which this machine reaches it, and where nodes come from.
 async fn start_broker(
     tasks: &Tasks,
     config: &config::Server,
     cluster: &str,
     objects: &Objects,
     pki: &Arc<Pki>,
-) -> anyhow::Result<Address> {
+) -> anyhow::Result<(Address, Origins)> {
     let mut names = config.tls_san.clone();
     names.extend(link::addresses(&config.endpoints)?.into_iter().map(|address| address.host));
     let serving = Arc::new(tls::ServingCertificate::new(Arc::clone(pki), &names, &[])?);
@@ -246,8 +280,9 @@ async fn start_broker(
         stop.run_until_cancelled(review_credentials(&objects, &review)).await;
         Ok::<_, Infallible>(())
     });
+    let origins = broker.origins();
     tasks.spawn("broker", |stop| broker.run(stop));
-    Ok(Address { host: here.ip().to_string(), port: here.port(), tls: true, login: None })
+    Ok((Address { host: here.ip().to_string(), port: here.port(), tls: true, login: None }, origins))
 }
 
 /// Cuts connections whose certificates have lost their force, whenever the list of these changes.

@@ -81,6 +81,7 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
         local_volumes: common.data_dir.join("volumes"),
         limits: common.limits.clone(),
         serves_ingress: common.enabled(Part::Ingress),
+        external_ip: common.node_external_ip,
         ..node::Options::new(&member.cluster, &member.node, state, common.log_dir.clone())
     };
     let ground =
@@ -89,8 +90,8 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
     let control = control.with_node(Arc::new(Local(agent.local())));
     tasks.spawn("control", |stop| control.run(stop));
     if let Some(address) = member.dns_address {
-        let tables = agent.tables();
-        tasks.spawn("dns", |stop| names::run(address, tables, stop));
+        let (tables, forwarding) = (agent.tables(), names::forwarding(common));
+        tasks.spawn("dns", move |stop| names::run(address, forwarding, tables, stop));
     }
     let tables = agent.tables();
     tasks.spawn("services' health", |stop| service_health::run(tables, stop));

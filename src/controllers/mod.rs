@@ -34,6 +34,7 @@ pub mod quota;
 pub mod replica_set;
 pub mod replication_controller;
 pub mod runner;
+pub mod service_addresses;
 pub mod serviceaccount;
 #[cfg(test)]
 mod sim;
@@ -124,6 +125,8 @@ fn all(options: &Options) -> Vec<Arc<dyn Controller>> {
         Arc::new(quota::QuotaController),
         Arc::new(load_balancer::LoadBalancerController),
         Arc::new(load_balancer::IngressController),
+        Arc::new(service_addresses::IpAddressController),
+        Arc::new(service_addresses::ServiceCidrController),
         Arc::new(event_collector::EventCollector),
         Arc::new(certificates::Signer { authority: options.authority.clone() }),
         Arc::new(certificates::Approver),

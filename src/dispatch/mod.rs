@@ -51,6 +51,7 @@ use crate::{
     ids,
     mqtt::{
         Bus, Event, Events,
+        broker::Origins,
         messages::{self, Down, Hello, Item, ItemKey, NodeEvent, PROTOCOL, PROTOCOL_MIN, Up},
         topics::{self, Leaf},
     },
@@ -111,6 +112,8 @@ pub struct Options {
     pub endpoints: Vec<String>,
     /// The master's own node; `None` when it runs no pods.
     pub own_node: Option<String>,
+    /// Where nodes come from, if the broker is ours.
+    pub origins: Option<Origins>,
 }
 
 /// The pods of every node, by namespace and name; follows the store's events.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use super::work::Context;
 use crate::{
     config::Cidr,
-    kinds::{Subresource, registry},
+    kinds::{Subresource, registry, remove},
     mqtt::messages::NodeInfo,
     objects::{Error, Objects},
 };
@@ -20,6 +21,8 @@ use crate::{
 const OWN_DOMAINS: [&str; 2] = ["sampan.dev", "sampan.io"];
 /// Notes which board is the node.
 const HARDWARE: &str = "sampan.dev/hardware";
+/// The address that the node is seen under, where a router translates its own.
+pub const NAT_ADDRESS: &str = "sampan.dev/nat-address";
 /// Marks the master's node (kubeadm's label).
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 /// What we call our runtime in `nodeInfo`.
@@ -55,6 +58,10 @@ pub async fn register(context: &Context, name: &str, info: &NodeInfo, hardware: 
                 node["metadata"]["annotations"][key] = value.as_str().into();
             }
             node["metadata"]["annotations"][HARDWARE] = hardware.into();
+            match nat_address(info, options.origins.as_ref().and_then(|origins| origins.get(name))) {
+                Some(address) => node["metadata"]["annotations"][NAT_ADDRESS] = address.to_string().into(),
+                None => remove(&mut node["metadata"]["annotations"], NAT_ADDRESS),
+            }
             if let Some(Chosen { cidr, .. }) = &network
                 && node["spec"]["podCIDR"].as_str().unwrap_or_default().is_empty()
             {
@@ -78,6 +85,12 @@ pub async fn register(context: &Context, name: &str, info: &NodeInfo, hardware: 
 /// Whether an annotation is one that a node may give itself: others are the user's, or controllers'.
 fn is_ours(annotation: &str) -> bool {
     OWN_DOMAINS.iter().any(|domain| annotation.split_once('/').is_some_and(|(d, _)| d == *domain))
+}
+
+/// The address that a node was seen under, unless that is one of its own.
+fn nat_address(info: &NodeInfo, seen: Option<IpAddr>) -> Option<Ipv4Addr> {
+    let Some(IpAddr::V4(seen)) = seen else { return None };
+    (!seen.is_loopback() && !info.own_addresses.contains(&seen)).then_some(seen)
 }
 
 /// The board that was this node last.
@@ -187,6 +200,21 @@ fn describe(status: &mut Value, info: &NodeInfo) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_comes_from_anothers_address_is_behind_a_router() {
+        let own = Ipv4Addr::new(192, 168, 1, 2);
+        let info = NodeInfo { own_addresses: vec![own], ..NodeInfo::default() };
+        let router = Ipv4Addr::new(203, 0, 113, 1);
+        for (seen, expected) in [
+            (Some(router.into()), Some(router)),
+            (Some(own.into()), None),
+            (Some(Ipv4Addr::LOCALHOST.into()), None),
+            (None, None),
+        ] {
+            assert_eq!(nat_address(&info, seen), expected, "{seen:?}");
+        }
+    }
 
     #[test]
     fn nodes_get_the_first_free_network() {

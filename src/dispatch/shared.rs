@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Node;
 
-use super::{Options, ingress, items::item, link, names, services};
+use super::{Options, ingress, items::item, link, names, register::NAT_ADDRESS, services};
 use crate::{
     mqtt::messages::{self, Down, Item, ItemKey, ItemKind, SetDigest, SharedChange},
     net::Peer,
@@ -265,7 +265,13 @@ pub fn peer(node: &Node) -> Option<Peer> {
     let addresses = node.status.as_ref()?.addresses.as_ref()?;
     let address = addresses.iter().find(|a| a.type_ == "InternalIP")?.address.parse().ok()?;
     let pod_cidr = node.spec.as_ref()?.pod_cidr.clone()?;
-    Some(Peer { node: node.metadata.name.clone()?, pod_cidr, address })
+    let external = addresses.iter().find(|a| a.type_ == "ExternalIP").and_then(|a| a.address.parse().ok());
+    let seen = || node.metadata.annotations.as_ref()?.get(NAT_ADDRESS)?.parse().ok();
+    Some(Peer {
+        outer: external.or_else(seen),
+        forwarded: external.is_some(),
+        ..Peer::new(node.metadata.name.as_ref()?, &pod_cidr, address)
+    })
 }
 
 /// All nodes, an item a block.
@@ -297,6 +303,7 @@ mod tests {
             cluster_domain: String::new(),
             endpoints: Vec::new(),
             own_node: None,
+            origins: None,
         }
     }
 

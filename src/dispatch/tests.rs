@@ -57,6 +57,7 @@ impl World {
             cluster_domain: "cluster.local".to_owned(),
             endpoints: Vec::new(),
             own_node: Some("master".to_owned()),
+            origins: None,
             epoch: 0,
         };
         let tokens: IssueToken = Arc::new(|request| {

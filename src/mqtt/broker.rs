@@ -66,6 +66,22 @@ pub type Identify = Arc<dyn Fn(&[CertificateDer<'_>]) -> Option<Peer> + Send + S
 /// Told at which of our addresses a client arrives, before its handshake.
 pub type OnArrival = Arc<dyn Fn(IpAddr) + Send + Sync>;
 
+/// The address that each node came from last, as seen here. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Origins(Arc<Mutex<HashMap<String, IpAddr>>>);
+
+impl Origins {
+    pub fn get(&self, node: &str) -> Option<IpAddr> {
+        self.0.lock().expect("no holder of the lock panics").get(node).copied()
+    }
+
+    fn note(&self, peer: Option<&Peer>, from: IpAddr) {
+        if let Some(Peer::Node(node)) = peer {
+            self.0.lock().expect("no holder of the lock panics").insert(node.clone(), from.to_canonical());
+        }
+    }
+}
+
 type Passed = Arc<Mutex<HashMap<SocketAddr, Entry>>>;
 
 /// A connection that was let in.
@@ -105,6 +121,7 @@ pub struct Broker {
     inner: MqttBroker,
     inner_address: SocketAddr,
     passed: Passed,
+    origins: Origins,
 }
 
 impl Broker {
@@ -127,7 +144,8 @@ impl Broker {
         let inner_address =
             inner.local_addr().ok_or_else(|| Error::Broker("has no address on loopback".to_owned()))?;
         let on_arrival: OnArrival = Arc::new(|_| {});
-        Ok(Self { listener, tls: TlsAcceptor::from(tls), identify, on_arrival, inner, inner_address, passed })
+        let (tls, origins) = (TlsAcceptor::from(tls), Origins::default());
+        Ok(Self { listener, tls, identify, on_arrival, inner, inner_address, passed, origins })
     }
 
     /// Calls `hook` for every connection, before its handshake.
@@ -141,6 +159,11 @@ impl Broker {
         Review { passed: Arc::clone(&self.passed), identify: Arc::clone(&self.identify) }
     }
 
+    /// Where nodes come from.
+    pub fn origins(&self) -> Origins {
+        self.origins.clone()
+    }
+
     /// The address clients connect to.
     pub fn local_addr(&self) -> Result<SocketAddr, Error> {
         self.listener
@@ -150,13 +173,14 @@ impl Broker {
 
     /// Serves until told to stop.
     pub async fn run(self, stop: CancellationToken) -> Result<(), Error> {
-        let Self { listener, tls, identify, on_arrival, mut inner, inner_address, passed } = self;
+        let Self { listener, tls, identify, on_arrival, mut inner, inner_address, passed, origins } = self;
         let front = Arc::new(Front {
             tls,
             identify,
             on_arrival,
             inner: inner_address,
             passed,
+            origins,
             joining: Semaphore::new(JOINING_MAX),
         });
         let shutdown = inner.shutdown_handle();
@@ -231,6 +255,7 @@ struct Front {
     on_arrival: OnArrival,
     inner: SocketAddr,
     passed: Passed,
+    origins: Origins,
     joining: Semaphore,
 }
 
@@ -239,6 +264,7 @@ impl Front {
     async fn pass(&self, stream: TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
         (self.on_arrival)(stream.local_addr()?.ip());
+        let from = stream.peer_addr()?.ip();
         let mut outer = timeout(HANDSHAKE_TIMEOUT, self.tls.accept(stream)).await??;
         let chain: Vec<_> = outer
             .get_ref()
@@ -247,6 +273,7 @@ impl Front {
             .map(|chain| chain.iter().map(|c| c.clone().into_owned()).collect())
             .unwrap_or_default();
         let peer = if chain.is_empty() { Some(Peer::Joining) } else { (self.identify)(&chain) };
+        self.origins.note(peer.as_ref(), from);
         match peer {
             None => outer.shutdown().await,
             Some(Peer::Joining) => match self.joining.try_acquire() {

@@ -4,7 +4,7 @@
 //! ignored, so a peer one minor version away is understood; [`PROTOCOL`] changes when that would
 //! not suffice. docs/protocol.md tells the story.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use bytes::Bytes;
 use ring::digest;
@@ -216,8 +216,10 @@ pub struct NodeInfo {
     /// Go's name of the processor: `arm64`, `amd64`, `arm`.
     pub architecture: String,
     pub agent_version: String,
-    /// (`InternalIP` or `Hostname`, address).
+    /// (`InternalIP`, `ExternalIP` or `Hostname`, address).
     pub addresses: Vec<(String, String)>,
+    /// All its own IPv4 addresses: who comes from another one is behind a router that translates it.
+    pub own_addresses: Vec<Ipv4Addr>,
     /// Quantities.
     pub capacity: BTreeMap<String, String>,
     pub allocatable: BTreeMap<String, String>,

@@ -91,6 +91,8 @@ pub trait Bus: Send + Sync + 'static {
     fn connected(&self) -> bool;
     /// Leaves the present broker for the next one, when there are several.
     fn leave(&self) {}
+    /// Makes the connection anew: the address that the present one is from is gone.
+    fn renew(&self) {}
 }
 
 /// A reserved place in a bus's queue: takes topic and payload.

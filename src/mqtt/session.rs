@@ -150,6 +150,7 @@ pub struct Session {
     bulk: mpsc::Sender<Outgoing>,
     connected: Arc<AtomicBool>,
     leave: Arc<Notify>,
+    renew: Arc<Notify>,
 }
 
 struct Outgoing {
@@ -165,6 +166,7 @@ pub struct Connection {
     events: mpsc::Sender<Event>,
     connected: Arc<AtomicBool>,
     leave: Arc<Notify>,
+    renew: Arc<Notify>,
     /// The present connection, or the last one, came about.
     was_up: bool,
 }
@@ -175,8 +177,14 @@ pub fn session(options: Options) -> (Arc<Session>, Events, Connection) {
     let (bulk, bulk_queue) = mpsc::channel(QUEUE_MAX);
     let (events, received) = mpsc::channel(EVENTS_MAX);
     let connected = Arc::new(AtomicBool::new(false));
-    let leave = Arc::new(Notify::new());
-    let session = Session { control, bulk, connected: Arc::clone(&connected), leave: Arc::clone(&leave) };
+    let (leave, renew) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let session = Session {
+        control,
+        bulk,
+        connected: Arc::clone(&connected),
+        leave: Arc::clone(&leave),
+        renew: Arc::clone(&renew),
+    };
     let connection = Connection {
         options,
         control: control_queue,
@@ -184,6 +192,7 @@ pub fn session(options: Options) -> (Arc<Session>, Events, Connection) {
         events,
         connected,
         leave,
+        renew,
         was_up: false,
     };
     (Arc::new(session), received, connection)
@@ -242,6 +251,10 @@ impl Bus for Session {
 
     fn leave(&self) {
         self.leave.notify_waiters();
+    }
+
+    fn renew(&self) {
+        self.renew.notify_waiters();
     }
 }
 
@@ -357,7 +370,7 @@ impl Connection {
         stop: &CancellationToken,
     ) -> Option<String> {
         let mut up = false;
-        let leave = Arc::clone(&self.leave);
+        let (leave, renew) = (Arc::clone(&self.leave), Arc::clone(&self.renew));
         let mut waiting: VecDeque<(Event, Option<Publish>)> = VecDeque::new();
         let mut read: VecDeque<Publish> = VecDeque::new();
         // In its own future: the library takes messages only as long as its packets are read here.
@@ -371,6 +384,7 @@ impl Connection {
                     self.was_up = false;
                     return Some("another broker is wanted".to_owned());
                 }
+                () = renew.notified() => return Some("this board has another address".to_owned()),
                 place = self.events.reserve(), if !waiting.is_empty() => {
                     let place = place.ok()?;
                     if let Some((event, message)) = waiting.pop_front() {

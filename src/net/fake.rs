@@ -98,11 +98,12 @@ impl Network for FakeNetwork {
         &'a self,
         services: &'a [ServicePort],
         host_ports: &'a [HostPort],
-    ) -> BoxFuture<'a, Result<(), Error>> {
-        self.call("set services", |state| {
+    ) -> BoxFuture<'a, Result<Vec<String>, Error>> {
+        let done = self.call("set services", |state| {
             state.services = services.to_vec();
             state.host_ports = host_ports.to_vec();
-        })
+        });
+        Box::pin(async { done.await.map(|()| Vec::new()) })
     }
 
     fn set_policies<'a>(&'a self, policies: &'a [PodPolicy]) -> BoxFuture<'a, Result<(), Error>> {

@@ -5,6 +5,7 @@
 //! named `sampan*` and links named `smp*` are touched; applying the same table twice changes nothing.
 //! Deliberately absent: Pods, Services as API objects, DNS.
 
+mod beyond;
 pub mod cidr;
 mod conntrack;
 pub mod fake;
@@ -23,7 +24,7 @@ mod sys;
 mod watch;
 mod wire;
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{collections::BTreeSet, net::Ipv4Addr, path::Path};
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,19 @@ pub struct Peer {
     pub pod_cidr: String,
     /// The node's own address.
     pub address: Ipv4Addr,
+    /// The address it has beyond the router that it is behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outer: Option<Ipv4Addr>,
+    /// That router passes on what others begin (a port is forwarded), not answers only.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub forwarded: bool,
+}
+
+impl Peer {
+    /// A node that is reached at its own address.
+    pub fn new(node: &str, pod_cidr: &str, address: Ipv4Addr) -> Self {
+        Self { node: node.to_owned(), pod_cidr: pod_cidr.to_owned(), address, outer: None, forwarded: false }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -191,16 +205,21 @@ pub trait Network: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<(), Error>>;
     /// Takes the pod's link and routes away.
     fn detach<'a>(&'a self, pod_uid: &'a str) -> BoxFuture<'a, Result<(), Error>>;
-    /// Makes the routes to other nodes' pods be exactly these.
+    /// Makes the routes to other nodes' pods be exactly these. This node itself may be among them, and
+    /// has to be when it is behind a router that translates its address.
     fn set_peers<'a>(&'a self, peers: &'a [Peer]) -> BoxFuture<'a, Result<(), Error>>;
-    /// Makes the dataplane be exactly this.
+    /// Makes the dataplane be exactly this; returns what of it this kernel cannot do.
     fn set_services<'a>(
         &'a self,
         services: &'a [ServicePort],
         host_ports: &'a [HostPort],
-    ) -> BoxFuture<'a, Result<(), Error>>;
+    ) -> BoxFuture<'a, Result<Vec<String>, Error>>;
     /// Makes the pods of this node be isolated exactly so, before it returns.
     fn set_policies<'a>(&'a self, policies: &'a [policy::PodPolicy]) -> BoxFuture<'a, Result<(), Error>>;
+    /// Nodes beyond a router's address translation that do not answer.
+    fn silent_peers(&self) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
     /// Removes everything [`Network::start`] and the rest have made.
     fn stop(&self) -> BoxFuture<'_, Result<(), Error>>;
 }

@@ -5,7 +5,7 @@
 //! that somebody else has touched is noticed by the generation number, compared element by element
 //! and, where it differs, replaced; no other table is looked at or touched.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use libc::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use nix::errno::Errno;
@@ -13,11 +13,12 @@ use nix::errno::Errno;
 use super::{
     Error,
     netlink::{Family, Refusal, Socket},
-    rule::{Expr, Header, Meta, Rule, Verdict},
+    rule::{Expr, Header, Meta, Original, Rule, Verdict},
     ruleset::{
-        Balancer, CLIENTS_MAX, Frontend, Gives, Hook, Key, Ruleset, Set, TABLE, Type, Value, protocol_number,
+        CLIENTS_MAX, Frontend, Gives, Hook, Key, Remembered, Ruleset, Set, Stickiness, TABLE, Type, Value,
+        protocol_number,
     },
-    wire::{Attributes, Batch, Message, Writer, be_u32, text},
+    wire::{Attributes, Batch, Message, Writer, be_u16, be_u32, text},
 };
 
 const SUBSYSTEM: u16 = 10;
@@ -47,8 +48,9 @@ const LIST_ELEMENT: u16 = 1;
 /// `NFTA_DATA_VALUE`, `NFTA_DATA_VERDICT`
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
-/// `NFT_GOTO`, `NF_DROP` and `NF_ACCEPT`.
+/// `NFT_GOTO`, `NFT_JUMP`, `NF_DROP` and `NF_ACCEPT`.
 const VERDICT_GOTO: u32 = -4i32 as u32;
+const VERDICT_JUMP: u32 = -3i32 as u32;
 const VERDICT_DROP: u32 = 0;
 const VERDICT_ACCEPT: u32 = 1;
 /// `NFT_REG_VERDICT`
@@ -81,13 +83,15 @@ fn push(batch: &mut Batch, what: String, kind: u16, flags: i32, body: impl FnOnc
     });
 }
 
-/// A transaction that the kernel refuses unless the generation is this.
+/// A transaction that the kernel refuses unless the generation is this; 0 for any.
 fn transaction(generation: u32, body: impl FnOnce(&mut Batch)) -> Batch {
     const GENERATION: u16 = 1;
     let mut batch = Batch::new();
     batch.push("change nf_tables", BATCH_BEGIN, 0, &[], |w| {
         w.fixed(&generic_header(0, SUBSYSTEM));
-        w.be32(GENERATION, generation);
+        if generation > 0 {
+            w.be32(GENERATION, generation);
+        }
     });
     body(&mut batch);
     batch.flag_last(NLM_F_ACK);
@@ -143,6 +147,20 @@ fn write_expr(w: &mut Writer<'_>, expr: &Expr) {
             w.be32(1, *to);
             w.be32(2, STATE);
         }),
+        Expr::ConntrackOriginal { field, to } => put("ct", &mut |w| {
+            const ADDRESS: u32 = 20;
+            const PORT: u32 = 12;
+            const DIRECTION_ORIGINAL: u8 = 0;
+            w.be32(1, *to);
+            w.be32(
+                2,
+                match field {
+                    Original::Address => ADDRESS,
+                    Original::Port => PORT,
+                },
+            );
+            w.u8(3, DIRECTION_ORIGINAL);
+        }),
         Expr::Compare { from, equal, data } => put("cmp", &mut |w| {
             w.be32(1, *from);
             w.be32(2, u32::from(!*equal));
@@ -177,13 +195,6 @@ fn write_expr(w: &mut Writer<'_>, expr: &Expr) {
             w.be32(4, *key);
             w.be32(5, *data);
             w.raw(6, &milliseconds.to_be_bytes());
-        }),
-        Expr::Forget { set, key, data } => put("dynset", &mut |w| {
-            const DELETE: u32 = 2;
-            w.text(1, set.name());
-            w.be32(3, DELETE);
-            w.be32(4, *key);
-            w.be32(5, *data);
         }),
         Expr::Random { modulus, to } => put("numgen", &mut |w| {
             const RANDOM: u32 = 1;
@@ -264,8 +275,7 @@ fn add_chain(batch: &mut Batch, name: &str, hook: Option<Hook>) {
 }
 
 fn add_rule(batch: &mut Batch, chain: &str, rule: &Rule) {
-    let what = format!("add rule `{}` to chain {chain}", rule.text);
-    push(batch, what, NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |w| {
+    push(batch, adding(chain, rule), NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |w| {
         w.text(2, chain);
         w.nest(4, |w| {
             for expr in &rule.exprs {
@@ -275,10 +285,10 @@ fn add_rule(batch: &mut Batch, chain: &str, rule: &Rule) {
     });
 }
 
-fn add_balancer(batch: &mut Batch, balancer: Balancer) {
-    add_chain(batch, &balancer.chain(), None);
-    for rule in balancer.rules() {
-        add_rule(batch, &balancer.chain(), &rule);
+fn add_own_chain(batch: &mut Batch, name: &str, rules: &[Rule]) {
+    add_chain(batch, name, None);
+    for rule in rules {
+        add_rule(batch, name, rule);
     }
 }
 
@@ -363,10 +373,6 @@ fn key_bytes(key: &Key) -> (Vec<u8>, Option<Vec<u8>>) {
             from.extend_from_slice(&one.octets());
             from.extend_from_slice(&other.octets());
         }
-        Key::Target(frontend, address, port) => {
-            frontend_bytes(&mut from, *frontend);
-            from.extend_from_slice(&target_bytes(*address, *port));
-        }
         Key::Pod(address) => from.extend_from_slice(&address.octets()),
         Key::Flow(pod, flow) => {
             let bytes = |peer: std::net::Ipv4Addr, protocol: u8, port: u16| {
@@ -399,6 +405,9 @@ fn write_element(w: &mut Writer<'_>, key: &Key, value: Value) {
             Value::Nothing => {}
             Value::Balance(balancer) => w.nest(DATA, |w| {
                 write_verdict(w, VERDICT_GOTO, Some(&balancer.chain()));
+            }),
+            Value::Remember(memory) => w.nest(DATA, |w| {
+                write_verdict(w, VERDICT_JUMP, Some(&memory.chain()));
             }),
             Value::Reject => w.nest(DATA, |w| write_verdict(w, VERDICT_GOTO, Some("reject"))),
             Value::Drop => w.nest(DATA, |w| write_verdict(w, VERDICT_DROP, None)),
@@ -448,8 +457,8 @@ fn replace(generation: u32, wanted: &Ruleset) -> Batch {
                 add_rule(batch, chain.name, rule);
             }
         }
-        for balancer in &wanted.balancers {
-            add_balancer(batch, *balancer);
+        for (name, rules) in wanted.own_chains() {
+            add_own_chain(batch, &name, &rules);
         }
         push_elements(batch, NEW_ELEMENTS, &wanted.elements.iter().collect::<Vec<_>>());
     })
@@ -458,8 +467,8 @@ fn replace(generation: u32, wanted: &Ruleset) -> Batch {
 /// What a change of elements consists of.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Change<'a> {
-    balancers_added: Vec<Balancer>,
-    balancers_gone: Vec<Balancer>,
+    chains_added: Vec<(String, Vec<Rule>)>,
+    chains_gone: Vec<String>,
     added: Vec<Element<'a>>,
     gone: Vec<Element<'a>>,
 }
@@ -470,9 +479,14 @@ impl<'a> Change<'a> {
         let differs = |from: &'a Ruleset, to: &'a Ruleset| -> Vec<Element<'a>> {
             from.elements.iter().filter(|(key, value)| to.elements.get(key) != Some(*value)).collect()
         };
+        let (mut added, mut gone) = (new.own_chains(), old.own_chains());
+        // A chain's name says all that is in it.
+        added.retain(|(name, _)| !gone.iter().any(|(old, _)| old == name));
+        let stay = new.own_chains();
+        gone.retain(|(name, _)| !stay.iter().any(|(new, _)| new == name));
         Self {
-            balancers_added: new.balancers.difference(&old.balancers).copied().collect(),
-            balancers_gone: old.balancers.difference(&new.balancers).copied().collect(),
+            chains_added: added,
+            chains_gone: gone.into_iter().map(|(name, _)| name).collect(),
             added: differs(new, old),
             gone: differs(old, new),
         }
@@ -480,14 +494,13 @@ impl<'a> Change<'a> {
 
     fn transaction(&self, generation: u32) -> Batch {
         transaction(generation, |batch| {
-            for balancer in &self.balancers_added {
-                add_balancer(batch, *balancer);
+            for (name, rules) in &self.chains_added {
+                add_own_chain(batch, name, rules);
             }
             push_elements(batch, DELETE_ELEMENTS, &self.gone);
             push_elements(batch, NEW_ELEMENTS, &self.added);
-            for balancer in &self.balancers_gone {
-                let chain = balancer.chain();
-                push(batch, format!("delete chain {chain}"), DELETE_CHAIN, 0, |w| w.text(3, &chain));
+            for chain in &self.chains_gone {
+                push(batch, format!("delete chain {chain}"), DELETE_CHAIN, 0, |w| w.text(3, chain));
             }
         })
     }
@@ -499,12 +512,67 @@ pub struct Table {
     socket: Socket,
     /// What we have made, and the kernel's generation number right after that.
     applied: Option<(Ruleset, u32)>,
+    /// What of it this kernel has refused and is left out since: what, and why.
+    refused: BTreeMap<Optional, String>,
+}
+
+/// A part of the table that the rest can do without.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Optional {
+    /// That clients come back to their endpoint.
+    Memory,
+    /// The rule with this text.
+    Rule(String),
+}
+
+impl Optional {
+    /// What may be left out so that a refused transaction is taken the next time. What only drops
+    /// packets is never left out: better no change than an open door.
+    fn of(refusal: &Refusal, wanted: &Ruleset) -> Option<Self> {
+        if !matches!(refusal.errno, Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EAFNOSUPPORT) {
+            return None;
+        }
+        let is_refused = |chain: &str, rule: &Rule| refusal.operation == adding(chain, rule);
+        for chain in wanted.chains() {
+            if let Some(rule) = chain.rules.iter().find(|rule| is_refused(chain.name, rule)) {
+                let guards = rule.exprs.contains(&Expr::Verdict(Verdict::Drop));
+                return (!guards).then(|| Self::Rule(rule.text.clone()));
+            }
+        }
+        let memory = |rule: &Rule| {
+            rule.exprs.iter().any(|expr| matches!(expr, Expr::Hash { .. } | Expr::Remember { .. }))
+        };
+        let own = wanted.own_chains();
+        let refused =
+            own.iter().any(|(chain, rules)| rules.iter().any(|r| memory(r) && is_refused(chain, r)));
+        refused.then_some(Self::Memory)
+    }
+
+    fn leave_out(&self, wanted: Ruleset) -> Ruleset {
+        match self {
+            Self::Memory => wanted.without_memory(),
+            Self::Rule(text) => wanted.without_rule(text),
+        }
+    }
+
+    /// What does not work without it.
+    fn loss(&self) -> String {
+        match self {
+            Self::Memory => "sessionAffinity is ignored".to_owned(),
+            Self::Rule(text) => format!("the rule `{text}` is left out"),
+        }
+    }
+}
+
+/// What the kernel names when it refuses a rule.
+fn adding(chain: &str, rule: &Rule) -> String {
+    format!("add rule `{}` to chain {chain}", rule.text)
 }
 
 impl Table {
     /// Opens the socket in the calling thread's network namespace; changes nothing.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self { socket: Socket::open(Family::Netfilter)?, applied: None })
+        Ok(Self { socket: Socket::open(Family::Netfilter)?, applied: None, refused: BTreeMap::new() })
     }
 
     /// What this process has made the table be.
@@ -517,22 +585,82 @@ impl Table {
         &mut self.socket
     }
 
-    /// Makes the kernel's table be the wanted one.
+    /// What this kernel cannot do of what was wanted last.
+    pub fn shortfalls(&self) -> Vec<String> {
+        self.refused.iter().map(|(what, why)| format!("{} ({why})", what.loss())).collect()
+    }
+
+    /// Makes the kernel's table be the wanted one, as far as this kernel has it.
     pub fn apply(&mut self, wanted: Ruleset) -> Result<(), Error> {
+        let mut wanted = self.refused.keys().fold(wanted, |wanted, what| what.leave_out(wanted));
         for attempt in 1.. {
             let result = self.try_apply(&wanted);
             match result {
                 Ok(generation) => {
-                    self.applied = Some((wanted, generation));
-                    break;
+                    let before = self.applied.replace((wanted, generation)).map(|(before, _)| before);
+                    return Ok(self.forget_stale(before)?);
                 }
                 // Somebody else's transaction came between ours and the look at the generation.
                 Err(refusal) if refusal.errno == Errno::ERESTART && attempt < ATTEMPTS_MAX => {}
+                Err(refusal)
+                    if let Some(what) = Optional::of(&refusal, &wanted)
+                        && !self.refused.contains_key(&what) =>
+                {
+                    let error = Error::from(refusal).to_string();
+                    tracing::warn!(%error, loss = what.loss(), "this kernel lacks something for Services");
+                    wanted = what.leave_out(wanted);
+                    self.refused.insert(what, error);
+                }
                 // What we believe of the table is wrong: make it anew.
                 Err(refusal) if self.applied.take().is_some() && attempt < ATTEMPTS_MAX => {
                     tracing::warn!(error = %Error::from(refusal), "resynchronising the service table");
                 }
                 Err(refusal) => return Err(refusal.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes clients forget endpoints that their service has lost, so that they get others.
+    fn forget_stale(&mut self, before: Option<Ruleset>) -> Result<(), Refusal> {
+        let Some((applied, generation)) = &mut self.applied else { return Ok(()) };
+        let Some(stickiness) = Stickiness::lost(before.as_ref(), applied) else { return Ok(()) };
+        for attempt in 1.. {
+            let mut request = Batch::new();
+            push(&mut request, "list remembered clients".to_owned(), GET_ELEMENTS, 0, |w| {
+                w.text(2, Set::Affinity.name());
+            });
+            let known = self.socket.dump(&request, |message| Some(elements(&message)))?;
+            let stale: Vec<Vec<u8>> = known
+                .into_iter()
+                .flatten()
+                .filter(|(key, target)| !remembered(key, target).is_some_and(|r| stickiness.is_valid(r)))
+                .map(|(key, _)| key)
+                .collect();
+            if stale.is_empty() {
+                break;
+            }
+            let batch = transaction(0, |batch| {
+                for chunk in stale.chunks(ELEMENTS_MAX) {
+                    push(batch, "forget clients".to_owned(), DELETE_ELEMENTS, 0, |w| {
+                        w.text(2, Set::Affinity.name());
+                        w.nest(3, |w| {
+                            for key in chunk {
+                                w.nest(LIST_ELEMENT, |w| w.nest(1, |w| w.raw(DATA_VALUE, key)));
+                            }
+                        });
+                    });
+                }
+            });
+            match self.socket.commit(&batch) {
+                Ok(()) => {
+                    // Zero is left out when the number wraps.
+                    *generation = generation.checked_add(1).unwrap_or(1);
+                    break;
+                }
+                // The time of one of them ended between the look and the change.
+                Err(refusal) if refusal.errno == Errno::ENOENT && attempt < ATTEMPTS_MAX => {}
+                Err(refusal) => return Err(refusal),
             }
         }
         Ok(())
@@ -634,8 +762,8 @@ fn is_intact(socket: &mut Socket, ruleset: &Ruleset) -> Result<bool, Refusal> {
         let table = message.attributes(HEADER_BYTES).get(1).map(text);
         (message.kind == NEW_RULE && table.as_deref() == Some(TABLE)).then_some(())
     };
-    let balancing: usize = ruleset.balancers.iter().map(|balancer| balancer.rules().len()).sum();
-    if socket.dump(&request, ours)?.len() != fixed + balancing {
+    let own: usize = ruleset.own_chains().iter().map(|(_, rules)| rules.len()).sum();
+    if socket.dump(&request, ours)?.len() != fixed + own {
         return Ok(false);
     }
     for set in Set::ALL.into_iter().filter(|set| !set.dynamic()) {
@@ -664,12 +792,28 @@ fn is_intact(socket: &mut Socket, ruleset: &Ruleset) -> Result<bool, Refusal> {
 fn value_bytes(value: Value) -> Vec<u8> {
     let goto = |chain: &str| [&VERDICT_GOTO.to_be_bytes(), chain.as_bytes()].concat();
     match value {
+        Value::Remember(memory) => [&VERDICT_JUMP.to_be_bytes(), memory.chain().as_bytes()].concat(),
         Value::Nothing => Vec::new(),
         Value::Balance(balancer) => goto(&balancer.chain()),
         Value::Reject => goto("reject"),
         Value::Drop => VERDICT_DROP.to_be_bytes().to_vec(),
         Value::Target(address, port) => target_bytes(address, port).to_vec(),
     }
+}
+
+/// A client, where it asked and where it was led, from an element of [`Set::Affinity`].
+fn remembered(key: &[u8], target: &[u8]) -> Option<Remembered> {
+    let address = |bytes: &[u8], at: usize| {
+        Some(std::net::Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?))
+    };
+    let port = |bytes: &[u8], at: usize| bytes.get(at..at + 2).and_then(be_u16);
+    Some(Remembered {
+        client: address(key, 0)?,
+        address: address(key, 4)?,
+        protocol: *key.get(8)?,
+        port: port(key, 12)?,
+        target: (address(target, 0)?, port(target, 4)?),
+    })
 }
 
 /// The keys and values of a listed set's message.
@@ -700,12 +844,12 @@ fn elements(message: &Message<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, net::Ipv4Addr};
+    use std::net::Ipv4Addr;
 
     use super::*;
     use crate::net::{
         Protocol,
-        ruleset::{Scope, View},
+        ruleset::{Balancer, Memory, Scope, View},
         wire::Messages,
     };
 
@@ -723,7 +867,8 @@ mod tests {
         let set = |key: &Key| if matches!(key, Key::Slot(..)) { Set::Endpoints } else { Set::Services };
         let elements: BTreeMap<_, _> =
             elements.iter().map(|(key, value)| ((set(key), *key), *value)).collect();
-        Ruleset { scope, balancers: balancers.collect(), elements }
+        let (balancers, memories) = (balancers.collect(), BTreeSet::new());
+        Ruleset { scope, balancers, memories, elements, left_out: BTreeSet::new() }
     }
 
     fn kinds(batch: &Batch) -> Vec<u16> {
@@ -734,7 +879,7 @@ mod tests {
     fn a_change_is_made_of_what_differs() {
         let frontend =
             Frontend { address: Some(Ipv4Addr::new(10, 43, 0, 1)), protocol: Protocol::Tcp, port: 80 };
-        let chain = |count| Value::Balance(Balancer { view: View::Address, sticky: None, count });
+        let chain = |count| Value::Balance(Balancer { view: View::Address, sticky: false, count });
         let target = |last| Value::Target(Ipv4Addr::new(10, 42, 0, last), 80);
         let one = ruleset(&[(Key::Frontend(frontend), chain(1)), (Key::Slot(frontend, 0), target(2))]);
         let moved = ruleset(&[(Key::Frontend(frontend), chain(1)), (Key::Slot(frontend, 0), target(3))]);
@@ -761,12 +906,43 @@ mod tests {
     }
 
     #[test]
+    fn what_a_kernel_lacks_is_left_out_but_never_a_guard() {
+        let frontend = Frontend { address: Some(Ipv4Addr::LOCALHOST), protocol: Protocol::Tcp, port: 80 };
+        let balancer = Balancer { view: View::Address, sticky: true, count: 2 };
+        let mut wanted = ruleset(&[(Key::Frontend(frontend), Value::Balance(balancer))]);
+        wanted.memories.insert(Memory(60));
+        let refuse = |chain: &str, rule: &Rule, errno| {
+            let refusal = Refusal { operation: adding(chain, rule), errno, detail: String::new() };
+            Optional::of(&refusal, &wanted)
+        };
+        for (chain, rules) in wanted.own_chains() {
+            let last = rules.last().unwrap();
+            assert_eq!(refuse(&chain, last, Errno::ENOENT), Some(Optional::Memory), "{chain}");
+            assert_eq!(refuse(&chain, last, Errno::ENOMEM), None, "nothing is lacking");
+        }
+        let plain = Optional::Memory.leave_out(wanted.clone());
+        let chains: Vec<_> = plain.own_chains().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(chains, ["lb2"]);
+        assert!(plain.to_string().contains("127.0.0.1 . tcp . 80 : goto lb2,"), "{plain}");
+        for chain in wanted.chains() {
+            for rule in &chain.rules {
+                let left_out = refuse(chain.name, rule, Errno::ENOENT);
+                assert_eq!(left_out.is_none(), rule.text.ends_with(" drop"), "{}", rule.text);
+                let Some(left_out) = left_out else { continue };
+                let rest = left_out.leave_out(wanted.clone());
+                let rules = |ruleset: &Ruleset| ruleset.chains().iter().map(|c| c.rules.len()).sum::<usize>();
+                assert!(rules(&rest) < rules(&wanted), "{}", rule.text);
+                assert!(left_out.loss().contains(&rule.text));
+            }
+        }
+    }
+
+    #[test]
     fn long_lists_are_split_below_the_attributes_limit() {
         let elements: Vec<_> = (0..5000u16)
             .map(|port| {
                 let frontend = Frontend { address: Some(Ipv4Addr::LOCALHOST), protocol: Protocol::Udp, port };
-                let value =
-                    Value::Balance(Balancer { view: View::Address, sticky: Some(10_800), count: 4_000_000 });
+                let value = Value::Balance(Balancer { view: View::Address, sticky: true, count: 4_000_000 });
                 (Key::Frontend(frontend), value)
             })
             .collect();

@@ -2,9 +2,14 @@
 //!
 //! In: peers, and what the node's own links reach. Out: a plain route through the peer's address
 //! where both share an Ethernet segment, a VXLAN tunnel (RFC 7348) otherwise.
+//!
+//! A node behind a router that translates addresses is reached at the router's address and at a port
+//! that is the node's own: the router leaves a source port as it is while it is free, and lets answers
+//! in. Such a node sends first, and often enough ([`super::beyond`]); two behind different routers
+//! both do, which opens the way between them.
 //! Invariants: what the kernel has is made to be exactly the wanted set; a way that stays is not
 //! interrupted; nothing is learned or flooded, every entry is permanent.
-//! Deliberately absent: tunnels to nodes behind NAT.
+//! Deliberately absent: ways through routers that choose source ports at random, and relays.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
@@ -23,6 +28,9 @@ pub const DEVICE: &str = "sampan-vxlan";
 const NETWORK_ID: u32 = 7341;
 /// UDP; what Linux has always used, and what firewalls of clusters let through.
 const PORT: u16 = 8472;
+/// Where nodes behind routers listen, each at a port of its own: below what the kernel gives to
+/// programs (32768) and beside the ports of Services.
+const OUTER_PORTS: (u16, u16) = (24_576, 4096);
 /// Outer IPv4, UDP and VXLAN headers and the inner Ethernet header (bytes).
 const OVERHEAD_BYTES: u32 = 50;
 
@@ -71,28 +79,77 @@ impl Underlay {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
     direct: BTreeSet<Route>,
-    /// The pod CIDR and the node's address of each peer behind the tunnel.
-    tunnelled: BTreeSet<(Cidr, Ipv4Addr)>,
+    /// Each peer behind the tunnel.
+    tunnelled: BTreeSet<Tunnelled>,
+    /// Where this node itself listens.
+    port: u16,
+}
+
+/// A peer behind the tunnel: its pods, and where it is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Tunnelled {
+    to: Cidr,
+    address: Ipv4Addr,
+    port: u16,
+}
+
+/// Where a node listens for the tunnel.
+fn port_of(pods: Cidr, outer: Option<Ipv4Addr>) -> u16 {
+    let (first, count) = OUTER_PORTS;
+    match outer {
+        None => PORT,
+        Some(_) => {
+            let number = pods.first().to_bits().checked_shr(32 - u32::from(pods.prefix())).unwrap_or(0);
+            first + (number % u32::from(count)) as u16
+        }
+    }
+}
+
+/// This node among the peers.
+fn own_of(own: Cidr, peers: &[Peer]) -> Option<&Peer> {
+    peers.iter().find(|peer| peer.pod_cidr.parse().is_ok_and(|pods: Cidr| pods == own))
+}
+
+/// The nodes that this one has to send to, so that they can send to it: their names, and the address
+/// in the pod network that each has.
+pub fn beyond(own: Cidr, peers: &[Peer]) -> Vec<(String, Ipv4Addr)> {
+    let Some(here) = own_of(own, peers).filter(|here| here.outer.is_some() && !here.forwarded) else {
+        return Vec::new();
+    };
+    let there = |peer: &Peer| Some((peer.node.clone(), peer.pod_cidr.parse::<Cidr>().ok()?.first()));
+    peers.iter().filter(|peer| peer.outer != here.outer).filter_map(there).collect()
 }
 
 /// Chooses the way to each peer.
 fn plan(own: Cidr, peers: &[Peer], underlay: &Underlay) -> Result<Plan, Error> {
-    let mut plan = Plan::default();
+    let here = own_of(own, peers);
+    let own_outer = here.and_then(|here| here.outer);
+    let translated = own_outer.is_some() && !here.is_some_and(|here| here.forwarded);
+    let mut plan = Plan { port: port_of(own, own_outer), ..Plan::default() };
     for peer in peers {
         let to: Cidr = peer.pod_cidr.parse()?;
         if to == own {
             continue;
         }
+        // Private networks look alike: that its address could be on a link of ours says nothing of a
+        // peer that is behind another router than we are.
+        let near = match peer.outer {
+            Some(_) if peer.forwarded && !translated => true,
+            None if !translated => true,
+            outer => outer == own_outer,
+        };
         let segment = underlay
             .segments
             .iter()
-            .filter(|(network, _)| network.contains(peer.address))
+            .filter(|(network, _)| near && network.contains(peer.address))
             .max_by_key(|(network, _)| network.prefix());
         if let Some((_, index)) = segment {
             let (via, source) = (Some(peer.address), Some(own.first()));
             plan.direct.insert(Route { to, via, index: *index, source });
         } else {
-            plan.tunnelled.insert((to, peer.address));
+            let outer = peer.outer.filter(|outer| Some(*outer) != own_outer);
+            let (address, port) = (outer.unwrap_or(peer.address), port_of(to, peer.outer));
+            plan.tunnelled.insert(Tunnelled { to, address, port });
         }
     }
     Ok(plan)
@@ -111,13 +168,15 @@ pub fn apply(socket: &mut Socket, own: Cidr, peers: &[Peer]) -> Result<(), Error
         }
     } else {
         let existing = links.into_iter().find(|link| link.name == DEVICE);
-        let index = tunnel(socket, own, underlay.mtu.saturating_sub(OVERHEAD_BYTES), existing)?;
+        let mtu = underlay.mtu.saturating_sub(OVERHEAD_BYTES);
+        let index = tunnel(socket, own, (plan.port, mtu), existing)?;
         let source = Some(own.first());
         let mut entries = BTreeSet::new();
-        for (to, address) in plan.tunnelled {
+        for Tunnelled { to, address, port } in plan.tunnelled {
             let (via, mac) = (to.first(), mac_of(to.first()));
-            entries.insert(Neighbour { index, address, mac, forwarding: true });
-            entries.insert(Neighbour { index, address: via, mac, forwarding: false });
+            let port = Some(port).filter(|port| *port != plan.port);
+            entries.insert(Neighbour { index, address, mac, forwarding: true, port });
+            entries.insert(Neighbour { index, address: via, mac, forwarding: false, port: None });
             wanted_routes.insert(Route { to, via: Some(via), index, source });
         }
         for forwarding in [true, false] {
@@ -143,11 +202,17 @@ pub fn apply(socket: &mut Socket, own: Cidr, peers: &[Peer]) -> Result<(), Error
 }
 
 /// Makes the tunnel's device; returns its index.
-fn tunnel(socket: &mut Socket, own: Cidr, mtu: u32, existing: Option<Link>) -> Result<u32, Error> {
+fn tunnel(
+    socket: &mut Socket,
+    own: Cidr,
+    (port, mtu): (u16, u32),
+    existing: Option<Link>,
+) -> Result<u32, Error> {
     let mac = mac_of(own.first());
     let mut batch = Batch::new();
     if let Some(link) = existing {
-        if link.vxlan_id == Some(NETWORK_ID) && link.mac == mac && link.up {
+        let same = link.vxlan_id == Some(NETWORK_ID) && link.vxlan_port == Some(port);
+        if same && link.mac == mac && link.up {
             if link.mtu != mtu {
                 route::set_mtu(&mut batch, link.index, mtu);
                 socket.apply(&batch)?;
@@ -156,7 +221,7 @@ fn tunnel(socket: &mut Socket, own: Cidr, mtu: u32, existing: Option<Link>) -> R
         }
         route::delete_link(&mut batch, link.index);
     }
-    route::add_vxlan(&mut batch, DEVICE, mac, NETWORK_ID, PORT, mtu);
+    route::add_vxlan(&mut batch, DEVICE, mac, NETWORK_ID, port, mtu);
     socket.apply(&batch)?;
     let link = route::link_by_name(socket, DEVICE)?
         .ok_or_else(|| Error::Invalid(format!("link {DEVICE} vanished while made")))?;
@@ -183,6 +248,7 @@ mod tests {
             peer: None,
             kind: String::new(),
             vxlan_id: None,
+            vxlan_port: None,
         }
     }
 
@@ -191,7 +257,7 @@ mod tests {
     }
 
     fn peer(node: &str, pod_cidr: &str, address: &str) -> Peer {
-        Peer { node: node.into(), pod_cidr: pod_cidr.into(), address: address.parse().unwrap() }
+        Peer::new(node, pod_cidr, address.parse().unwrap())
     }
 
     #[test]
@@ -209,8 +275,61 @@ mod tests {
         let plan = plan("10.42.0.0/24".parse().unwrap(), &peers, &underlay).unwrap();
         let direct: Vec<_> = plan.direct.iter().map(|r| (r.to.to_string(), r.via, r.index)).collect();
         assert_eq!(direct, [("10.42.1.0/24".to_owned(), Some(Ipv4Addr::new(192, 168, 7, 2)), 2)]);
-        let tunnelled: Vec<_> = plan.tunnelled.iter().map(|(to, _)| to.to_string()).collect();
-        assert_eq!(tunnelled, ["10.42.2.0/24", "10.42.3.0/24"]);
+        let tunnelled: Vec<_> = plan.tunnelled.iter().map(|t| (t.to.to_string(), t.port)).collect();
+        assert_eq!(tunnelled, [("10.42.2.0/24".to_owned(), PORT), ("10.42.3.0/24".to_owned(), PORT)]);
+    }
+
+    /// Two homes with the same private network, a node with an address of the internet, and one behind
+    /// a router that forwards its port.
+    #[test]
+    fn nodes_behind_routers_are_reached_at_the_routers() {
+        let behind = |name, cidr, address, outer: &str, forwarded| Peer {
+            outer: Some(outer.parse().unwrap()),
+            forwarded,
+            ..peer(name, cidr, address)
+        };
+        let peers = [
+            peer("public", "10.42.0.0/24", "203.0.113.9"),
+            behind("home", "10.42.1.0/24", "192.168.1.2", "198.51.100.1", false),
+            behind("beside", "10.42.2.0/24", "192.168.1.3", "198.51.100.1", false),
+            behind("away", "10.42.3.0/24", "192.168.1.2", "198.51.100.2", false),
+            behind("master", "10.42.4.0/24", "192.168.1.2", "198.51.100.3", true),
+            peer("masters", "10.42.5.0/24", "192.168.1.3"),
+        ];
+        let links = [link(2, "eth0", true, 1500)];
+        let private = Underlay::new(&links, &[route("192.168.1.0/24", 2)]);
+        let public = Underlay::new(&links, &[route("203.0.113.0/24", 2)]);
+        let ways = |own: &str, underlay: &Underlay| -> Vec<String> {
+            let plan = plan(own.parse().unwrap(), &peers, underlay).unwrap();
+            let direct = plan.direct.iter().map(|route| format!("{} direct", route.to));
+            let tunnelled = plan.tunnelled.iter().map(|t| format!("{} {}:{}", t.to, t.address, t.port));
+            let mut all: Vec<_> = direct.chain(tunnelled).collect();
+            all.sort();
+            all.iter().map(|way| way.trim_start_matches("10.42.").replace(".0/24", "")).collect()
+        };
+        let seen = ways("10.42.0.0/24", &public);
+        assert!(seen[0].starts_with("1 198.51.100.1:") && seen[2].starts_with("3 198.51.100.2:"), "{seen:?}");
+        assert!(seen[3].starts_with("4 198.51.100.3:") && seen[4] == "5 192.168.1.3:8472", "{seen:?}");
+        let seen = ways("10.42.1.0/24", &private);
+        assert_eq!((seen[0].as_str(), seen[1].as_str()), ("0 203.0.113.9:8472", "2 direct"));
+        assert!(seen[2].starts_with("3 198.51.100.2:") && seen[3].starts_with("4 198.51.100.3:"), "{seen:?}");
+        let seen = ways("10.42.5.0/24", &private);
+        assert!(seen[1].starts_with("1 198.51.100.1:") && seen[4] == "4 direct", "{seen:?}");
+        let seen = ways("10.42.4.0/24", &private);
+        assert!(seen[4] == "5 direct", "{seen:?}");
+        // Ports of nodes behind one router differ, and are nobody else's.
+        let ports: BTreeSet<_> = (0..=255u8)
+            .map(|third| {
+                let pods = Cidr::new(Ipv4Addr::new(10, 42, third, 0), 24);
+                port_of(pods, Some(Ipv4Addr::LOCALHOST))
+            })
+            .collect();
+        assert!(ports.len() == 256 && ports.iter().all(|port| (24_576..28_672).contains(port)));
+        let names = |own: &str| -> Vec<String> {
+            beyond(own.parse().unwrap(), &peers).into_iter().map(|(name, _)| name).collect()
+        };
+        assert_eq!(names("10.42.1.0/24"), ["public", "away", "master", "masters"]);
+        assert!(names("10.42.0.0/24").is_empty() && names("10.42.4.0/24").is_empty());
     }
 
     #[test]

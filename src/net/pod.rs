@@ -141,7 +141,7 @@ fn inside_batch(index: u32, address: Ipv4Addr) -> Batch {
     route::set_no_ipv6_address(&mut batch, index);
     route::set_up(&mut batch, index);
     route::add_address(&mut batch, index, address, route::SCOPE_UNIVERSE);
-    let gateway = Neighbour { index, address: GATEWAY, mac: HOST_MAC, forwarding: false };
+    let gateway = Neighbour { index, address: GATEWAY, mac: HOST_MAC, forwarding: false, port: None };
     route::set_neighbour(&mut batch, &gateway);
     let everywhere = Cidr::new(Ipv4Addr::UNSPECIFIED, 0);
     route::set_route(&mut batch, &Route { to: everywhere, via: Some(GATEWAY), index, source: None });
@@ -154,7 +154,7 @@ fn outside_batch(index: u32, wanted: &Attach<'_>) -> Batch {
     route::set_no_ipv6_address(&mut batch, index);
     route::set_devconf(&mut batch, index, route::DEVCONF_RP_FILTER, RP_FILTER_LOOSE);
     let address = wanted.address;
-    let pod = Neighbour { index, address, mac: mac_of(address), forwarding: false };
+    let pod = Neighbour { index, address, mac: mac_of(address), forwarding: false, port: None };
     route::set_neighbour(&mut batch, &pod);
     let to = Cidr::new(address, 32);
     route::set_route(&mut batch, &Route { to, via: None, index, source: Some(wanted.node_source) });

@@ -6,18 +6,24 @@
 //! process has left is taken over, not torn down.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     net::Ipv4Addr,
     path::Path,
-    sync::mpsc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread::{self, JoinHandle},
+    time::Instant,
 };
 
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
 use super::{
-    Error, HostPort, Network, Peer, ServicePort,
+    Error, HostPort, Network, Peer, Protocol, ServicePort,
+    beyond::Beyond,
     cidr::Cidr,
     conntrack::{self, Changed},
     netlink::{Family, Socket},
@@ -44,12 +50,16 @@ pub struct Options {
     pub dns_address: Option<Ipv4Addr>,
 }
 
+/// A setting that is there when connection tracking knows SCTP.
+const CONNTRACK_SCTP: &str = "/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established";
+
 type Job = Box<dyn FnOnce(&mut Kernel) + Send>;
 
 /// The network of this node. See the module's header.
 pub struct PodNet {
     jobs: Option<mpsc::Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
+    silent: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl PodNet {
@@ -68,8 +78,13 @@ impl PodNet {
             table: Table::open()?,
             node: None,
             policies: Vec::new(),
+            local_networks: None,
+            beyond: Beyond::default(),
+            said: Instant::now(),
+            silent: Arc::default(),
             reaper: wake_reaper,
         };
+        let silent = Arc::clone(&kernel.silent);
         let (jobs, queue) = mpsc::channel::<Job>();
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             thread::Builder::new()
@@ -82,21 +97,29 @@ impl PodNet {
             spawn(
                 "net",
                 Box::new(move || {
-                    while let Ok(job) = queue.recv() {
-                        job(&mut kernel);
+                    loop {
+                        let job = match kernel.beyond.pause() {
+                            None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                            Some(pause) => queue.recv_timeout(pause.saturating_sub(kernel.said.elapsed())),
+                        };
+                        match job {
+                            Ok(job) => job(&mut kernel),
+                            Err(RecvTimeoutError::Timeout) => kernel.say_alive(),
+                            Err(RecvTimeoutError::Disconnected) => break,
+                        }
                     }
                 }),
             )?,
             spawn("net-reaper", Box::new(move || reap(&mut reaper_socket, &reaper_jobs)))?,
         ];
-        Ok(Self { jobs: Some(jobs), threads })
+        Ok(Self { jobs: Some(jobs), threads, silent })
     }
 
     /// Runs `job` on the network thread.
-    fn call(
+    fn call<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&mut Kernel) -> Result<(), Error> + Send + 'static,
-    ) -> BoxFuture<'static, Result<(), Error>> {
+        job: impl FnOnce(&mut Kernel) -> Result<T, Error> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, Error>> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |kernel| {
             // Nobody waits any more when the caller was cancelled; the work is done all the same.
@@ -172,6 +195,12 @@ struct Kernel {
     table: Table,
     node: Option<Node>,
     policies: Vec<PodPolicy>,
+    /// What [`Kernel::set_local_networks`] has made.
+    local_networks: Option<BTreeSet<Cidr>>,
+    beyond: Beyond,
+    /// When the nodes beyond were last sent to.
+    said: Instant,
+    silent: Arc<Mutex<BTreeSet<String>>>,
     reaper: mpsc::Sender<Reap>,
 }
 
@@ -218,6 +247,7 @@ impl Kernel {
             );
         }
         self.node = Some(node);
+        self.local_networks = None;
         let _ = self.reaper.send(Reap::Links);
         Ok(())
     }
@@ -265,19 +295,68 @@ impl Kernel {
 
     fn set_peers(&mut self, peers: &[Peer]) -> Result<(), Error> {
         let node = self.node()?;
-        peers::apply(&mut self.route, node.pod_cidr, peers)
+        peers::apply(&mut self.route, node.pod_cidr, peers)?;
+        self.beyond.set(node.address(), peers::beyond(node.pod_cidr, peers));
+        self.say_alive();
+        Ok(())
     }
 
-    fn set_services(&mut self, services: &[ServicePort], host_ports: &[HostPort]) -> Result<(), Error> {
+    fn say_alive(&mut self) {
+        self.said = Instant::now();
+        self.beyond.send();
+        *self.silent.lock().unwrap_or_else(PoisonError::into_inner) = self.beyond.silent();
+    }
+
+    fn set_services(
+        &mut self,
+        services: &[ServicePort],
+        host_ports: &[HostPort],
+    ) -> Result<Vec<String>, Error> {
         let scope = self.scope(self.node()?);
         let mut wanted = Ruleset::new(scope, services, host_ports);
         wanted.set_policies(&self.policies);
         let changed = Changed::between(self.table.applied(), &wanted);
         self.table.apply(wanted)?;
+        self.set_local_networks(services)?;
         if let Err(error) = conntrack::delete_stale(self.table.socket(), &changed) {
             // Services work all the same; long-lived UDP clients of gone endpoints do not.
             tracing::warn!(%error, "UDP connections of gone endpoints are not cut");
         }
+        let sctp = services.iter().any(|service| service.protocol == Protocol::Sctp)
+            || host_ports.iter().any(|port| port.protocol == Protocol::Sctp);
+        let mut shortfalls = self.table.shortfalls();
+        if sctp && !Path::new(CONNTRACK_SCTP).exists() {
+            shortfalls.push(
+                "SCTP ports are not translated (the kernel's nf_conntrack does not know SCTP)".to_owned(),
+            );
+        }
+        Ok(shortfalls)
+    }
+
+    /// Makes addresses of services the node's own, so that they are reached without a default route:
+    /// all of the cluster's first network, and single ones of further ServiceCIDRs.
+    fn set_local_networks(&mut self, services: &[ServicePort]) -> Result<(), Error> {
+        let node = self.node()?;
+        let Options { cluster_cidr, service_cidr, .. } = self.options;
+        let further = services
+            .iter()
+            .flat_map(|service| &service.cluster_ips)
+            .filter(|ip| !service_cidr.contains(**ip) && !cluster_cidr.contains(**ip))
+            .map(|ip| Cidr::new(*ip, 32));
+        let wanted: BTreeSet<Cidr> = further.chain([service_cidr]).collect();
+        if self.local_networks.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        let existing = route::local_networks(&mut self.route)?;
+        let mut batch = Batch::new();
+        for network in wanted.iter().filter(|network| !existing.contains(network)) {
+            route::set_local_network(&mut batch, *network, node.address());
+        }
+        for network in existing.into_iter().filter(|network| !wanted.contains(network)) {
+            route::delete_local_network(&mut batch, network);
+        }
+        self.route.apply(&batch)?;
+        self.local_networks = Some(wanted);
         Ok(())
     }
 
@@ -299,6 +378,7 @@ impl Kernel {
             let _ = wait.recv();
         }
         self.node = None;
+        self.beyond = Beyond::default();
         for error in results.iter().filter_map(|result| result.as_ref().err()) {
             tracing::warn!(%error, "the network is not wholly taken down");
         }
@@ -310,7 +390,10 @@ impl Kernel {
         for address in self.own_addresses()? {
             route::delete_address(&mut batch, LOOPBACK_INDEX, address);
         }
-        route::delete_local_network(&mut batch, self.options.service_cidr);
+        self.local_networks = None;
+        for network in route::local_networks(&mut self.route)? {
+            route::delete_local_network(&mut batch, network);
+        }
         for route in route::own_routes(&mut self.route)? {
             route::delete_route(&mut batch, &route);
         }
@@ -365,7 +448,7 @@ impl Network for PodNet {
         &'a self,
         services: &'a [ServicePort],
         host_ports: &'a [HostPort],
-    ) -> BoxFuture<'a, Result<(), Error>> {
+    ) -> BoxFuture<'a, Result<Vec<String>, Error>> {
         let (services, host_ports) = (services.to_vec(), host_ports.to_vec());
         self.call(move |kernel| kernel.set_services(&services, &host_ports))
     }
@@ -373,6 +456,10 @@ impl Network for PodNet {
     fn set_policies<'a>(&'a self, policies: &'a [PodPolicy]) -> BoxFuture<'a, Result<(), Error>> {
         let policies = policies.to_vec();
         self.call(move |kernel| kernel.set_policies(policies))
+    }
+
+    fn silent_peers(&self) -> BTreeSet<String> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn stop(&self) -> BoxFuture<'_, Result<(), Error>> {

@@ -14,7 +14,7 @@ use libc::{
 use super::{
     cidr::Cidr,
     netlink::{Refusal, Socket},
-    wire::{Batch, Message, Writer, ne_u32, text},
+    wire::{Batch, Message, Writer, be_u16, ne_u32, text},
 };
 
 /// A hardware address.
@@ -42,7 +42,9 @@ const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_VXLAN_ID: u16 = 1;
 const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PORT_RANGE: u16 = 10;
 const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_UDP_CSUM: u16 = 18;
 const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
@@ -60,6 +62,8 @@ const RTA_GATEWAY: u16 = 5;
 const RTA_PREFSRC: u16 = 7;
 const RTA_TABLE: u16 = 15;
 const RTNH_F_ONLINK: u32 = 4;
+const TABLE_LOCAL: u8 = 255;
+const TYPE_LOCAL: u8 = 2;
 const TABLE_MAIN: u8 = 254;
 const TYPE_UNICAST: u8 = 1;
 /// Our routes' origin, so that they are told from others' (a value free in `rtnetlink.h`).
@@ -72,6 +76,7 @@ pub const SCOPE_HOST: u8 = 254;
 
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
+const NDA_PORT: u16 = 6;
 const NUD_PERMANENT: u16 = 0x80;
 const NTF_SELF: u8 = 2;
 
@@ -101,8 +106,9 @@ pub struct Link {
     pub peer: Option<u32>,
     /// `veth`, `vxlan`; empty for hardware.
     pub kind: String,
-    /// Of a `vxlan`.
+    /// Of a `vxlan`: its network and its port.
     pub vxlan_id: Option<u32>,
+    pub vxlan_port: Option<u16>,
 }
 
 fn link(message: Message<'_>) -> Option<Link> {
@@ -124,6 +130,7 @@ fn link(message: Message<'_>) -> Option<Link> {
         peer: number(IFLA_LINK),
         kind: info.get(IFLA_INFO_KIND).map(text).unwrap_or_default(),
         vxlan_id: info.nested(IFLA_INFO_DATA).get(IFLA_VXLAN_ID).and_then(|value| ne_u32(value, 0)),
+        vxlan_port: info.nested(IFLA_INFO_DATA).get(IFLA_VXLAN_PORT).and_then(be_u16),
     })
 }
 
@@ -183,7 +190,8 @@ pub fn add_veth(
     });
 }
 
-/// Creates a VXLAN device that learns nothing by itself (RFC 7348).
+/// Creates a VXLAN device that learns nothing by itself (RFC 7348) and sends from the port it listens
+/// on, so that answers find back through routers that translate addresses.
 pub fn add_vxlan(batch: &mut Batch, name: &str, mac: Mac, id: u32, port: u16, mtu: u32) {
     batch.push(format!("create VXLAN link {name}"), RTM_NEWLINK, CREATE, &[], |w| {
         w.fixed(&link_header(AF_UNSPEC, 0, IFF_UP, IFF_UP));
@@ -196,6 +204,11 @@ pub fn add_vxlan(batch: &mut Batch, name: &str, mac: Mac, id: u32, port: u16, mt
                 w.u32(IFLA_VXLAN_ID, id);
                 w.u8(IFLA_VXLAN_LEARNING, 0);
                 w.be16(IFLA_VXLAN_PORT, port);
+                // None, as the RFC has it: routers between virtual machines would get it wrong.
+                w.u8(IFLA_VXLAN_UDP_CSUM, 0);
+                // `struct ifla_vxlan_port_range`: the end is not in it.
+                let [from, to] = [port, port + 1].map(u16::to_be_bytes);
+                w.raw(IFLA_VXLAN_PORT_RANGE, &[from, to].concat());
             });
         });
     });
@@ -342,8 +355,6 @@ fn route_body(w: &mut Writer<'_>, route: &Route) {
 
 /// A network that is all this node's own, as a route of type local of the local table.
 fn local_network_body(w: &mut Writer<'_>, network: Cidr, source: Option<Ipv4Addr>) {
-    const TABLE_LOCAL: u8 = 255;
-    const TYPE_LOCAL: u8 = 2;
     let mut header = [0; ROUTE_HEADER_BYTES];
     header[..8].copy_from_slice(&[
         AF_INET as u8,
@@ -393,15 +404,16 @@ fn ipv4(bytes: &[u8]) -> Option<Ipv4Addr> {
     Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?))
 }
 
-fn route(message: Message<'_>) -> Option<(u8, Route)> {
+fn route(message: Message<'_>, local: bool) -> Option<(u8, Route)> {
     let header = message.body.get(..ROUTE_HEADER_BYTES)?;
     let attributes = message.attributes(ROUTE_HEADER_BYTES);
     let table =
         attributes.get(RTA_TABLE).and_then(|value| ne_u32(value, 0)).unwrap_or_else(|| u32::from(header[4]));
+    let (wanted, kind) = if local { (TABLE_LOCAL, TYPE_LOCAL) } else { (TABLE_MAIN, TYPE_UNICAST) };
     if message.kind != RTM_NEWROUTE
         || header[0] != AF_INET as u8
-        || header[7] != TYPE_UNICAST
-        || table != u32::from(TABLE_MAIN)
+        || header[7] != kind
+        || table != u32::from(wanted)
     {
         return None;
     }
@@ -416,24 +428,31 @@ fn route(message: Message<'_>) -> Option<(u8, Route)> {
     ))
 }
 
-fn all_routes(socket: &mut Socket) -> Result<Vec<(u8, Route)>, Refusal> {
+/// Of the main table, or of the one with what is this node's own.
+fn all_routes(socket: &mut Socket, local: bool) -> Result<Vec<(u8, Route)>, Refusal> {
     let mut request = Batch::new();
     let mut header = [0; ROUTE_HEADER_BYTES];
     header[0] = AF_INET as u8;
     request.push("list routes", RTM_GETROUTE, 0, &[], |w| w.fixed(&header));
-    socket.dump(&request, route)
+    socket.dump(&request, |message| route(message, local))
 }
 
 /// The routes of the main table that we have made.
 pub fn own_routes(socket: &mut Socket) -> Result<Vec<Route>, Refusal> {
-    let routes = all_routes(socket)?.into_iter();
+    let routes = all_routes(socket, false)?.into_iter();
     Ok(routes.filter(|(protocol, _)| *protocol == PROTOCOL).map(|(_, route)| route).collect())
+}
+
+/// The networks that we have made this node's own.
+pub fn local_networks(socket: &mut Socket) -> Result<Vec<Cidr>, Refusal> {
+    let routes = all_routes(socket, true)?.into_iter();
+    Ok(routes.filter(|(protocol, _)| *protocol == PROTOCOL).map(|(_, route)| route.to).collect())
 }
 
 /// The networks that are on a link itself (routes that the kernel made for addresses), and the
 /// default route, which has the prefix length 0.
 pub fn underlay_routes(socket: &mut Socket) -> Result<Vec<Route>, Refusal> {
-    let routes = all_routes(socket)?.into_iter();
+    let routes = all_routes(socket, false)?.into_iter();
     Ok(routes
         .filter(|(protocol, route)| {
             *protocol != PROTOCOL
@@ -461,6 +480,8 @@ pub struct Neighbour {
     pub mac: Mac,
     /// An entry of a VXLAN device's forwarding table.
     pub forwarding: bool,
+    /// Of such an entry: where the other end listens, if not where the device itself does.
+    pub port: Option<u16>,
 }
 
 impl Neighbour {
@@ -469,6 +490,9 @@ impl Neighbour {
         w.fixed(&neighbour_header(family, self.index, flags));
         w.raw(NDA_DST, &self.address.octets());
         w.raw(NDA_LLADDR, &self.mac);
+        if let Some(port) = self.port {
+            w.be16(NDA_PORT, port);
+        }
     }
 }
 
@@ -504,6 +528,7 @@ pub fn neighbours(socket: &mut Socket, index: u32, forwarding: bool) -> Result<V
             address: ipv4(attributes.get(NDA_DST)?)?,
             mac: attributes.get(NDA_LLADDR)?.try_into().ok()?,
             forwarding,
+            port: attributes.get(NDA_PORT).and_then(be_u16),
         })
     })
 }

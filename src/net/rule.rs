@@ -32,6 +32,13 @@ pub enum Meta {
     Protocol,
 }
 
+/// A part of a connection's original destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Original {
+    Address,
+    Port,
+}
+
 /// Where a packet goes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -58,6 +65,11 @@ pub enum Expr {
         to: u32,
     },
     ConntrackState {
+        to: u32,
+    },
+    /// Where the connection's first packet was sent, before anybody translated it.
+    ConntrackOriginal {
+        field: Original,
         to: u32,
     },
     Compare {
@@ -92,12 +104,6 @@ pub enum Expr {
         key: u32,
         data: u32,
         milliseconds: u64,
-    },
-    /// Takes an element out; the kernel wants a register for the data of a map here too.
-    Forget {
-        set: Set,
-        key: u32,
-        data: u32,
     },
     Random {
         modulus: u32,
@@ -138,6 +144,9 @@ pub enum Field {
     Destination,
     Protocol,
     DestinationPort,
+    /// Where the connection was sent before it was translated.
+    OriginalDestination,
+    OriginalPort,
     /// A random number below this.
     Random(u32),
     /// A number below this that stays the same for one client.
@@ -148,6 +157,9 @@ pub enum Field {
 pub const FRONTEND: &[Field] = &[Field::Destination, Field::Protocol, Field::DestinationPort];
 /// The key of a port of the node.
 pub const PORT: &[Field] = &[Field::Protocol, Field::DestinationPort];
+/// The same two of a connection that was translated.
+pub const ORIGINAL_FRONTEND: &[Field] = &[Field::OriginalDestination, Field::Protocol, Field::OriginalPort];
+pub const ORIGINAL_PORT: &[Field] = &[Field::Protocol, Field::OriginalPort];
 
 /// A rule under construction, and when done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -174,8 +186,12 @@ impl Rule {
 
     /// Loads a key from [`KEY`] on; returns its text.
     fn load(&mut self, fields: &[Field]) -> String {
+        self.load_at(KEY, fields)
+    }
+
+    fn load_at(&mut self, first: u32, fields: &[Field]) -> String {
         let mut text = String::new();
-        for (to, field) in (KEY..).zip(fields) {
+        for (to, field) in (first..).zip(fields) {
             let network = |offset| Expr::Payload { header: Header::Network, offset, len: 4, to };
             let separator = if text.is_empty() { "" } else { " . " };
             let _ = match field {
@@ -194,6 +210,14 @@ impl Rule {
                 Field::DestinationPort => {
                     self.push(Expr::Payload { header: Header::Transport, offset: 2, len: 2, to });
                     write!(text, "{separator}th dport")
+                }
+                Field::OriginalDestination => {
+                    self.push(Expr::ConntrackOriginal { field: Original::Address, to });
+                    write!(text, "{separator}ct original ip daddr")
+                }
+                Field::OriginalPort => {
+                    self.push(Expr::ConntrackOriginal { field: Original::Port, to });
+                    write!(text, "{separator}ct original proto-dst")
                 }
                 Field::Random(modulus) => {
                     self.push(Expr::Random { modulus: *modulus, to });
@@ -326,42 +350,16 @@ impl Rule {
         self
     }
 
-    /// Ends with the destination that the map has for the client, if that is still one of `targets`;
-    /// the client's time begins anew.
-    pub fn translate_to_known(mut self, client: &[Field], known: Set, targets: Set, seconds: u32) -> Self {
-        let text = self.load(client);
+    /// Remembers in the map where a translated connection's client was led, or gives that its time anew.
+    pub fn remember(mut self, known: Set, seconds: u32) -> Self {
+        let client: Vec<_> =
+            std::iter::once(Field::Source).chain(ORIGINAL_FRONTEND.iter().copied()).collect();
+        let key = self.load(&client);
         let data = KEY + client.len() as u32;
-        self.push(Expr::Map { set: known, from: KEY, to: data });
-        // The key without the client, and behind it what was found.
-        self.push(Expr::Contains { set: targets, from: KEY + 1, inverted: false });
+        let target = self.load_at(data, &[Field::Destination, Field::DestinationPort]);
         let milliseconds = u64::from(seconds) * 1000;
         self.push(Expr::Remember { set: known, key: KEY, data, milliseconds });
-        self.push(Expr::DestinationNat { address: data, port: data + 1 });
-        let (known, targets) = (known.name(), targets.name());
-        self.say(&format!("dnat ip to {text} map @{known} in @{targets} update timeout {seconds}s"));
-        self
-    }
-
-    /// Ends with the destination that the map `endpoints` has for the slot, and remembers it.
-    pub fn translate_and_know(
-        mut self,
-        slot: &[Field],
-        endpoints: Set,
-        client: &[Field],
-        known: Set,
-        seconds: u32,
-    ) -> Self {
-        let text = self.load(slot);
-        let data = KEY + client.len() as u32;
-        self.push(Expr::Map { set: endpoints, from: KEY, to: data });
-        self.load(client);
-        // An update would leave the old destination in place.
-        self.push(Expr::Forget { set: known, key: KEY, data });
-        let milliseconds = u64::from(seconds) * 1000;
-        self.push(Expr::Remember { set: known, key: KEY, data, milliseconds });
-        self.push(Expr::DestinationNat { address: data, port: data + 1 });
-        let (endpoints, known) = (endpoints.name(), known.name());
-        self.say(&format!("dnat ip to {text} map @{endpoints} update @{known} timeout {seconds}s"));
+        self.say(&format!("update @{} {{ {key} timeout {seconds}s : {target} }}", known.name()));
         self
     }
 

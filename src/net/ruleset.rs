@@ -25,7 +25,7 @@ use super::{
     Backend, HostPort, Protocol, ServicePort,
     cidr::Cidr,
     policy::{Direction, Flow, PodPolicy},
-    rule::{FRONTEND, Field, PORT, Rule, Verdict},
+    rule::{FRONTEND, Field, ORIGINAL_FRONTEND, ORIGINAL_PORT, PORT, Rule, Verdict},
 };
 
 /// The name of our table.
@@ -80,11 +80,11 @@ impl View {
         }
     }
 
-    /// The map from a client and a frontend to the endpoint that the client had last.
-    fn affinity(self) -> Set {
+    /// The map from a frontend to the chain that remembers its clients.
+    fn sticky(self) -> Set {
         match self {
-            Self::Address | Self::OutsideAddress => Set::Affinity,
-            Self::Node | Self::OutsideNode => Set::NodeAffinity,
+            Self::Address | Self::OutsideAddress => Set::Sticky,
+            Self::Node | Self::OutsideNode => Set::StickyPorts,
         }
     }
 
@@ -130,9 +130,9 @@ pub enum Set {
     Foreign,
     /// Which endpoint a client had last; filled by the kernel, forgotten after a time.
     Affinity,
-    NodeAffinity,
-    /// The endpoints of frontends whose clients come back to them.
-    Targets(View),
+    /// Frontends whose clients come back to the endpoint they had.
+    Sticky,
+    StickyPorts,
     /// Pods of this node that are isolated in one direction, and what they may do all the same.
     Isolated(Direction),
     Permitted(Direction),
@@ -160,7 +160,7 @@ pub enum Gives {
 }
 
 impl Set {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 22] = [
         Self::Services,
         Self::Endpoints,
         Self::OutsideServices,
@@ -176,11 +176,8 @@ impl Set {
         Self::Hairpin,
         Self::Foreign,
         Self::Affinity,
-        Self::NodeAffinity,
-        Self::Targets(View::Address),
-        Self::Targets(View::OutsideAddress),
-        Self::Targets(View::Node),
-        Self::Targets(View::OutsideNode),
+        Self::Sticky,
+        Self::StickyPorts,
         Self::Isolated(Direction::Ingress),
         Self::Isolated(Direction::Egress),
         Self::Permitted(Direction::Ingress),
@@ -205,11 +202,8 @@ impl Set {
             Self::Hairpin => "hairpin",
             Self::Foreign => "foreign",
             Self::Affinity => "affinity",
-            Self::NodeAffinity => "node-affinity",
-            Self::Targets(View::Address) => "targets",
-            Self::Targets(View::OutsideAddress) => "outside-targets",
-            Self::Targets(View::Node) => "node-targets",
-            Self::Targets(View::OutsideNode) => "outside-node-targets",
+            Self::Sticky => "sticky",
+            Self::StickyPorts => "sticky-ports",
             Self::Isolated(Direction::Ingress) => "isolated-ingress",
             Self::Isolated(Direction::Egress) => "isolated-egress",
             Self::Permitted(Direction::Ingress) => "permitted-ingress",
@@ -227,12 +221,12 @@ impl Set {
             | Self::HostAddressPorts
             | Self::Restricted
             | Self::Foreign
-            | Self::NodeAffinity => &[Address, Protocol, Port],
+            | Self::Sticky => &[Address, Protocol, Port],
             Self::Endpoints | Self::OutsideEndpoints => &[Address, Protocol, Port, Number],
-            Self::NodePorts | Self::OutsideNodePorts | Self::HostPorts => &[Protocol, Port],
+            Self::NodePorts | Self::OutsideNodePorts | Self::HostPorts | Self::StickyPorts => {
+                &[Protocol, Port]
+            }
             Self::NodeEndpoints | Self::OutsideNodeEndpoints => &[Protocol, Port, Number],
-            Self::Targets(View::Address | View::OutsideAddress) => &[Address, Protocol, Port, Address, Port],
-            Self::Targets(View::Node | View::OutsideNode) => &[Protocol, Port, Address, Port],
             Self::Allowed => &[Address, Protocol, Port, Address],
             Self::Hairpin | Self::Selves => &[Address, Address],
             Self::Isolated(_) => &[Address],
@@ -242,22 +236,23 @@ impl Set {
 
     pub fn gives(self) -> Gives {
         match self {
-            Self::Services | Self::OutsideServices | Self::NodePorts | Self::OutsideNodePorts => {
-                Gives::Verdict
-            }
+            Self::Services
+            | Self::OutsideServices
+            | Self::NodePorts
+            | Self::OutsideNodePorts
+            | Self::Sticky
+            | Self::StickyPorts => Gives::Verdict,
             Self::Endpoints
             | Self::OutsideEndpoints
             | Self::NodeEndpoints
             | Self::OutsideNodeEndpoints
             | Self::Affinity
-            | Self::NodeAffinity
             | Self::HostPorts
             | Self::HostAddressPorts => Gives::Target,
             Self::Restricted
             | Self::Allowed
             | Self::Hairpin
             | Self::Foreign
-            | Self::Targets(_)
             | Self::Isolated(_)
             | Self::Permitted(_)
             | Self::Selves => Gives::Nothing,
@@ -266,7 +261,7 @@ impl Set {
 
     /// Whether the kernel itself adds elements, which end after a time.
     pub fn dynamic(self) -> bool {
-        matches!(self, Self::Affinity | Self::NodeAffinity)
+        self == Self::Affinity
     }
 
     /// Whether fields of a key are ranges.
@@ -293,8 +288,6 @@ pub enum Key {
     Source(Frontend, Cidr),
     Pair(Ipv4Addr, Ipv4Addr),
     Pod(Ipv4Addr),
-    /// A frontend and one of its endpoints.
-    Target(Frontend, Ipv4Addr, u16),
     /// A pod and what it may do.
     Flow(Ipv4Addr, Flow),
 }
@@ -304,6 +297,7 @@ pub enum Key {
 pub enum Value {
     Nothing,
     Balance(Balancer),
+    Remember(Memory),
     /// No endpoint at all.
     Reject,
     /// Endpoints, but none that the policy allows.
@@ -315,31 +309,44 @@ pub enum Value {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Balancer {
     pub view: View,
-    /// The same endpoint for the same client, until it has not come for so long (seconds).
-    pub sticky: Option<u32>,
+    /// The same endpoint for the same client.
+    pub sticky: bool,
     pub count: u32,
 }
 
 impl Balancer {
     pub fn chain(self) -> String {
-        let sticky = self.sticky.map(|seconds| format!("-sticky-{seconds}")).unwrap_or_default();
+        let sticky = if self.sticky { "-sticky" } else { "" };
         format!("{}lb{}{sticky}", self.view.prefix(), self.count)
     }
 
     /// The chain's rules.
     pub fn rules(self) -> Vec<Rule> {
         let Self { view, sticky, count } = self;
-        let number = if sticky.is_some() { Field::Sticky(count) } else { Field::Random(count) };
+        let number = if sticky { Field::Sticky(count) } else { Field::Random(count) };
         let slot: Vec<_> = view.key().iter().copied().chain([number]).collect();
         let any = Rule::new().translate_to(&slot, view.endpoints());
-        let Some(seconds) = sticky else { return vec![any] };
-        let client: Vec<_> = std::iter::once(Field::Source).chain(view.key().iter().copied()).collect();
-        vec![
-            Rule::new().translate_to_known(&client, view.affinity(), Set::Targets(view), seconds),
-            Rule::new().translate_and_know(&slot, view.endpoints(), &client, view.affinity(), seconds),
-            // When no more clients can be remembered.
-            any,
-        ]
+        if !sticky {
+            return vec![any];
+        }
+        let client: Vec<_> = std::iter::once(Field::Source).chain(FRONTEND.iter().copied()).collect();
+        vec![Rule::new().translate_to(&client, Set::Affinity), any]
+    }
+}
+
+/// A chain that remembers where a connection was led, until its client has not come for so long
+/// (seconds).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Memory(pub u32);
+
+impl Memory {
+    pub fn chain(self) -> String {
+        format!("remember-{}", self.0)
+    }
+
+    /// The chain's rules.
+    pub fn rules(self) -> Vec<Rule> {
+        vec![Rule::new().remember(Set::Affinity, self.0)]
     }
 }
 
@@ -371,13 +378,95 @@ pub struct Chain {
 pub struct Ruleset {
     pub scope: Scope,
     pub balancers: BTreeSet<Balancer>,
+    pub memories: BTreeSet<Memory>,
     pub elements: BTreeMap<(Set, Key), Value>,
+    /// Texts of fixed rules that this kernel does not have.
+    pub left_out: BTreeSet<String>,
+}
+
+/// One client's way, as the kernel remembers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remembered {
+    pub client: Ipv4Addr,
+    /// Where it asked.
+    pub address: Ipv4Addr,
+    pub protocol: u8,
+    pub port: u16,
+    /// Where it was led.
+    pub target: (Ipv4Addr, u16),
+}
+
+/// Where the clients of each frontend that remembers them may be led.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Stickiness {
+    cluster: Cidr,
+    inside: BTreeMap<(Option<Ipv4Addr>, u8, u16), BTreeSet<(Ipv4Addr, u16)>>,
+    /// Of the views that only outsiders have.
+    outside: BTreeMap<(Option<Ipv4Addr>, u8, u16), BTreeSet<(Ipv4Addr, u16)>>,
+}
+
+impl Stickiness {
+    fn of(ruleset: &Ruleset) -> Self {
+        let id = |f: &Frontend| (f.address, protocol_number(f.protocol), f.port);
+        let mut found =
+            Self { cluster: ruleset.scope.cluster, inside: BTreeMap::new(), outside: BTreeMap::new() };
+        let sticky: BTreeSet<_> = ruleset
+            .elements
+            .keys()
+            .filter_map(|(set, key)| match key {
+                Key::Frontend(frontend) if matches!(set, Set::Sticky | Set::StickyPorts) => {
+                    Some(id(frontend))
+                }
+                _ => None,
+            })
+            .collect();
+        for ((set, key), value) in &ruleset.elements {
+            let (Key::Slot(frontend, _), Value::Target(address, port)) = (key, value) else { continue };
+            let by_view = match set {
+                Set::Endpoints | Set::NodeEndpoints => &mut found.inside,
+                _ => &mut found.outside,
+            };
+            if sticky.contains(&id(frontend)) {
+                by_view.entry(id(frontend)).or_default().insert((*address, *port));
+            }
+        }
+        found
+    }
+
+    /// What holds after a change by which something remembered may have become wrong; `None` when
+    /// nothing can have.
+    pub fn lost(old: Option<&Ruleset>, new: &Ruleset) -> Option<Self> {
+        let old = old.filter(|old| old.remembers())?;
+        let (before, now) = (Self::of(old), Self::of(new));
+        let kept = |before: &BTreeMap<_, BTreeSet<_>>, now: &BTreeMap<_, BTreeSet<_>>| {
+            before.iter().all(|(frontend, targets)| now.get(frontend).is_some_and(|n| n.is_superset(targets)))
+        };
+        let narrower = now.outside.keys().any(|frontend| !before.outside.contains_key(frontend));
+        let all_kept = kept(&before.inside, &now.inside) && kept(&before.outside, &now.outside) && !narrower;
+        (!all_kept).then_some(now)
+    }
+
+    /// Whether a client may be led there.
+    pub fn is_valid(&self, known: Remembered) -> bool {
+        let targets = |address| {
+            let id = (address, known.protocol, known.port);
+            let outside = self.outside.get(&id).filter(|_| !self.cluster.contains(known.client));
+            outside.or_else(|| self.inside.get(&id))
+        };
+        targets(Some(known.address)).or_else(|| targets(None)).is_some_and(|t| t.contains(&known.target))
+    }
 }
 
 impl Ruleset {
     /// The table for these services.
     pub fn new(scope: Scope, services: &[ServicePort], host_ports: &[HostPort]) -> Self {
-        let mut ruleset = Self { scope, balancers: BTreeSet::new(), elements: BTreeMap::new() };
+        let mut ruleset = Self {
+            scope,
+            balancers: BTreeSet::new(),
+            memories: BTreeSet::new(),
+            elements: BTreeMap::new(),
+            left_out: BTreeSet::new(),
+        };
         let mut services: Vec<_> = services.iter().collect();
         services.sort();
         for service in services {
@@ -482,19 +571,20 @@ impl Ruleset {
         let value = match endpoints.len() {
             0 if all.is_empty() => Value::Reject,
             0 => Value::Drop,
-            count => Value::Balance(Balancer { view, sticky, count: count as u32 }),
+            count => Value::Balance(Balancer { view, sticky: sticky.is_some(), count: count as u32 }),
         };
         if !self.add(view.frontends(), Key::Frontend(frontend), value) {
             return false;
         }
         if let Value::Balance(balancer) = value {
             self.balancers.insert(balancer);
+            if let Some(memory) = sticky.map(Memory) {
+                self.memories.insert(memory);
+                self.add(view.sticky(), Key::Frontend(frontend), Value::Remember(memory));
+            }
         }
         for (slot, (address, port)) in (0..).zip(endpoints) {
             self.add(view.endpoints(), Key::Slot(frontend, slot), Value::Target(*address, *port));
-            if sticky.is_some() {
-                self.add(Set::Targets(view), Key::Target(frontend, *address, *port), Value::Nothing);
-            }
         }
         true
     }
@@ -507,9 +597,44 @@ impl Ruleset {
         self.add(Set::Hairpin, Key::Pair(host.pod_ip, host.pod_ip), Value::Nothing);
     }
 
+    /// Everything but the memory of clients, for a kernel that refuses this.
+    pub fn without_memory(mut self) -> Self {
+        let unsticky = |balancer: Balancer| Balancer { sticky: false, ..balancer };
+        self.memories.clear();
+        self.elements.retain(|(set, _), _| !matches!(set, Set::Sticky | Set::StickyPorts));
+        for value in self.elements.values_mut() {
+            if let Value::Balance(balancer) = value {
+                *balancer = unsticky(*balancer);
+            }
+        }
+        self.balancers = self.balancers.into_iter().map(unsticky).collect();
+        self
+    }
+
+    /// Everything but a fixed rule, for a kernel that refuses this.
+    pub fn without_rule(mut self, text: &str) -> Self {
+        self.left_out.insert(text.to_owned());
+        self
+    }
+
+    /// Whether clients are remembered.
+    pub fn remembers(&self) -> bool {
+        !self.memories.is_empty()
+    }
+
+    /// The chains that these services need.
+    pub fn own_chains(&self) -> Vec<(String, Vec<Rule>)> {
+        let memories = self.memories.iter().map(|memory| (memory.chain(), memory.rules()));
+        memories.chain(self.balancers.iter().map(|b| (b.chain(), b.rules()))).collect()
+    }
+
     /// The chains that are there whatever the services are, in the order of their making.
     pub fn chains(&self) -> Vec<Chain> {
-        chains(&self.scope)
+        let mut chains = chains(&self.scope);
+        for chain in &mut chains {
+            chain.rules.retain(|rule| !self.left_out.contains(&rule.text));
+        }
+        chains
     }
 }
 
@@ -613,6 +738,8 @@ fn chains(scope: &Scope) -> Vec<Chain> {
             name: "postrouting",
             hook: Some(Hook::Postrouting),
             rules: vec![
+                rule().translated().verdict_of(ORIGINAL_FRONTEND, Set::Sticky),
+                rule().translated().verdict_of(ORIGINAL_PORT, Set::StickyPorts),
                 // A pod that reaches itself through a service must not see itself as the sender.
                 rule().contained(&[Field::Source, Field::Destination], Set::Hairpin).translate_source(own),
                 // Strangers on the way to pods of other nodes: the answers must come back here.
@@ -675,7 +802,6 @@ impl fmt::Display for Key {
             Self::Source(frontend, network) => write!(f, "{frontend} . {network}"),
             Self::Pair(from, to) => write!(f, "{from} . {to}"),
             Self::Pod(address) => address.fmt(f),
-            Self::Target(frontend, address, port) => write!(f, "{frontend} . {address} . {port}"),
             Self::Flow(pod, flow) => {
                 let (first, last) = flow.peers;
                 write!(f, "{pod} . {first}-{last}")?;
@@ -691,6 +817,7 @@ impl fmt::Display for Value {
         match self {
             Self::Nothing => Ok(()),
             Self::Balance(balancer) => write!(f, " : goto {}", balancer.chain()),
+            Self::Remember(memory) => write!(f, " : jump {}", memory.chain()),
             Self::Reject => f.write_str(" : goto reject"),
             Self::Drop => f.write_str(" : drop"),
             Self::Target(address, port) => write!(f, " : {address} . {port}"),
@@ -763,9 +890,9 @@ impl fmt::Display for Ruleset {
             }
             writeln!(f, "\t}}")?;
         }
-        for balancer in &self.balancers {
-            writeln!(f, "\tchain {} {{", balancer.chain())?;
-            for rule in balancer.rules() {
+        for (name, rules) in self.own_chains() {
+            writeln!(f, "\tchain {name} {{")?;
+            for rule in rules {
                 writeln!(f, "\t\t{}", rule.text)?;
             }
             writeln!(f, "\t}}")?;
@@ -917,6 +1044,41 @@ mod tests {
             assert_eq!(lookup(&ruleset, Set::Services, "10.43.0.1 . tcp . 80").as_deref(), Some(*inside));
             assert_eq!(lookup(&ruleset, Set::OutsideNodePorts, "tcp . 30000").as_deref(), *outside);
         }
+    }
+
+    #[test]
+    fn clients_forget_only_what_their_service_has_lost() {
+        let with = |endpoints: &[&str], local| ServicePort {
+            affinity_seconds: Some(60),
+            node_port: Some(30000),
+            external_local: local,
+            ..service("a/a:x", "10.43.0.1", 80, endpoints)
+        };
+        let ruleset = |port: &ServicePort| Ruleset::new(scope(), std::slice::from_ref(port), &[]);
+        let both = with(&["10.42.0.2:1", "10.42.1.2:1"], false);
+        let (two, one) = (ruleset(&both), ruleset(&with(&["10.42.1.2:1"], false)));
+        assert_eq!(Stickiness::lost(None, &two), None);
+        assert_eq!(Stickiness::lost(Some(&one), &two), None, "one more is no loss");
+        let known = |client, to: &str, port, target| Remembered {
+            client: address(client),
+            address: address(to),
+            protocol: 6,
+            port,
+            target: (address(target), 1),
+        };
+        let cases = |client, target| {
+            [known(client, "10.43.0.1", 80, target), known(client, "192.0.2.1", 30000, target)]
+        };
+        let fewer = Stickiness::lost(Some(&two), &one).unwrap();
+        assert_eq!(cases("10.42.0.9", "10.42.0.2").map(|k| fewer.is_valid(k)), [false, false]);
+        assert_eq!(cases("10.42.0.9", "10.42.1.2").map(|k| fewer.is_valid(k)), [true, true]);
+        let gone = Stickiness::lost(Some(&two), &Ruleset::new(scope(), &[], &[])).unwrap();
+        assert_eq!(cases("10.42.0.9", "10.42.1.2").map(|k| gone.is_valid(k)), [false, false]);
+        // Outsiders are led to this node's endpoints only, from now on.
+        let local = ruleset(&ServicePort { external_local: true, ..both });
+        let local = Stickiness::lost(Some(&two), &local).unwrap();
+        assert!(!local.is_valid(known("192.0.2.9", "192.0.2.1", 30000, "10.42.1.2")));
+        assert!(local.is_valid(known("10.42.1.9", "192.0.2.1", 30000, "10.42.1.2")));
     }
 
     #[test]

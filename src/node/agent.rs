@@ -206,7 +206,11 @@ pub struct Agent {
     /// A newer one that waits to be told.
     state_to_tell: Option<NodeState>,
     services: Option<(Vec<ServicePort>, Vec<crate::net::HostPort>)>,
+    /// What the kernel cannot do of Services, as told.
+    shortfalls: Vec<String>,
     peers: Option<Vec<Peer>>,
+    /// Nodes that did not answer, as told.
+    silent: BTreeSet<String>,
     policies: Option<Vec<PodPolicy>>,
 }
 
@@ -284,7 +288,9 @@ impl Agent {
             state_seq: None,
             state_to_tell: None,
             services: None,
+            shortfalls: Vec::new(),
             peers: None,
+            silent: BTreeSet::new(),
             policies: None,
         })
     }
@@ -538,6 +544,7 @@ impl Agent {
             self.state = None;
         }
         self.seq_of_beat = self.seq;
+        self.tell_silent_peers();
         self.look_at_state();
         self.send_news().await;
     }
@@ -545,7 +552,13 @@ impl Agent {
     /// The node itself may have another address, and reach others in another way.
     async fn addresses_changed(&mut self) {
         tracing::debug!("addresses of this node have changed");
+        let before = self.shared.info().own_addresses;
         self.beat().await;
+        let now = self.shared.info().own_addresses;
+        if before.iter().any(|address| !now.contains(address)) {
+            // The kernel would keep trying from there until the connection's time is over.
+            self.bus.renew();
+        }
         self.peers = None;
         self.apply_peers().await;
     }

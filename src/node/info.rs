@@ -39,6 +39,7 @@ pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
     let own = address.or_else(outward_address);
     let mut addresses: Vec<(String, String)> =
         own.map(|ip| ("InternalIP".to_owned(), ip.to_string())).into_iter().collect();
+    addresses.extend(options.external_ip.map(|ip| ("ExternalIP".to_owned(), ip.to_string())));
     addresses.push(("Hostname".to_owned(), options.node.clone()));
     let mut annotations = local_volumes(&options.local_volumes);
     annotations.insert(builds::PLATFORM.to_owned(), crate::oci::Platform::host().to_string());
@@ -51,6 +52,7 @@ pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
         architecture: architecture.to_owned(),
         agent_version: kinds::VERSION.to_owned(),
         addresses,
+        own_addresses: own_addresses().into_iter().map(|(_, ip)| ip).collect(),
         allocatable: allocatable(&capacity, &options.limits),
         capacity,
         labels,
@@ -230,6 +232,16 @@ fn label_value(text: &str) -> String {
     value
 }
 
+/// The addresses of all interfaces but the loopback.
+fn own_addresses() -> Vec<(String, Ipv4Addr)> {
+    getifaddrs()
+        .into_iter()
+        .flatten()
+        .filter_map(|i| Some((i.interface_name.clone(), i.address?.as_sockaddr_in()?.ip())))
+        .filter(|(name, ip)| !ip.is_loopback() && name != "lo")
+        .collect()
+}
+
 /// The address of the interface with the default route; without one, of the first that is up.
 pub fn outward_address() -> Option<Ipv4Addr> {
     let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
@@ -238,11 +250,7 @@ pub fn outward_address() -> Option<Ipv4Addr> {
         let interface = fields.next()?.to_owned();
         (fields.next()? == "00000000").then_some(interface)
     });
-    let found: Vec<(String, Ipv4Addr)> = getifaddrs()
-        .ok()?
-        .filter_map(|i| Some((i.interface_name.clone(), i.address?.as_sockaddr_in()?.ip())))
-        .filter(|(name, ip)| !ip.is_loopback() && name != "lo")
-        .collect();
+    let found = own_addresses();
     let ours = |name: &str| ["smp", "sampan", "veth"].iter().any(|prefix| name.starts_with(prefix));
     found
         .iter()

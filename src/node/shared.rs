@@ -61,6 +61,8 @@ pub struct Options {
     pub beat: Duration,
     /// Ingresses are served on this node.
     pub serves_ingress: bool,
+    /// The address at which a router passes the tunnel's port on to this node.
+    pub external_ip: Option<Ipv4Addr>,
     /// The host's `/etc/resolv.conf` and `/etc/hosts`, for pods that use them.
     pub resolv_conf: PathBuf,
     pub hosts: PathBuf,
@@ -82,6 +84,7 @@ impl Options {
             limits: Limits::standard(),
             beat: Duration::from_mins(1),
             serves_ingress: false,
+            external_ip: None,
             resolv_conf: "/etc/resolv.conf".into(),
             hosts: "/etc/hosts".into(),
         }

@@ -1,7 +1,10 @@
 //! Addresses and node ports of Services.
 //!
 //! There is no table of what is given out: the Services are the table, read under a lock that is
-//! held until the write. Deleting a Service is releasing.
+//! held until the write. Deleting a Service is releasing. Beside the Services, IPAddresses that
+//! somebody made himself hold addresses; those that tell of Services' follow from these
+//! (`controllers::service_addresses`). Addresses come from the server's own network first, then from
+//! the ServiceCIDRs that are ready, the oldest first.
 
 use std::{collections::HashSet, net::Ipv4Addr};
 
@@ -11,7 +14,7 @@ use super::{Error, Objects};
 use crate::{
     config::Cidr,
     ids,
-    kinds::{FieldError, Kind, remove},
+    kinds::{FieldError, Kind, registry, remove},
 };
 
 /// Upstream's default `--service-node-port-range`.
@@ -19,6 +22,13 @@ const NODE_PORTS: std::ops::RangeInclusive<u32> = 30_000..=32_767;
 /// Addresses at the beginning of the range that are only given to who asks for them by name.
 const STATIC_BAND_MIN: u32 = 16;
 const STATIC_BAND_MAX: u32 = 256;
+
+/// The ServiceCIDR of the server's own network.
+pub const DEFAULT_CIDR: &str = "kubernetes";
+/// Marks IPAddresses that follow from Services.
+pub const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
+pub const MANAGER: &str = "ipallocator.k8s.io";
+const NETWORKING: &str = "networking.k8s.io/v1";
 
 /// Whether objects of this kind get something out of a common pool.
 pub fn is_allocated(kind: &Kind) -> bool {
@@ -28,17 +38,47 @@ pub fn is_allocated(kind: &Kind) -> bool {
 /// Gives a new Service what it needs.
 pub fn create(objects: &Objects, kind: &Kind, service: &mut Value) -> Result<(), Error> {
     let Some(settings) = objects.settings().filter(|_| is_allocated(kind)) else { return Ok(()) };
-    let taken = Taken::read(objects, kind, None);
-    give(service, settings.service_cidr, &taken)
+    let name = ["namespace", "name"].map(|f| service["metadata"][f].as_str().unwrap_or_default().to_owned());
+    let taken = Taken::read(objects, kind, (&name[0], &name[1]), false);
+    give(service, &networks(objects, settings.service_cidr), &taken)
 }
 
 /// Gives, keeps and takes away what a changed Service needs.
 pub fn update(objects: &Objects, kind: &Kind, service: &mut Value, old: &Value) -> Result<(), Error> {
     let Some(settings) = objects.settings().filter(|_| is_allocated(kind)) else { return Ok(()) };
     keep(service, old);
-    let name = (old["metadata"]["namespace"].as_str(), old["metadata"]["name"].as_str());
-    let taken = Taken::read(objects, kind, Some((name.0.unwrap_or_default(), name.1.unwrap_or_default())));
-    give(service, settings.service_cidr, &taken)
+    let name = ["namespace", "name"].map(|f| old["metadata"][f].as_str().unwrap_or_default());
+    let taken = Taken::read(objects, kind, (name[0], name[1]), true);
+    give(service, &networks(objects, settings.service_cidr), &taken)
+}
+
+/// The networks that addresses are given from.
+fn networks(objects: &Objects, own: Cidr) -> Vec<Cidr> {
+    let Some(kind) = registry::by_type(NETWORKING, "ServiceCIDR") else { return vec![own] };
+    let cidrs: Vec<Value> = objects.list(kind, None).items.iter().map(|object| object.value()).collect();
+    networks_of(own, cidrs)
+}
+
+fn networks_of(own: Cidr, mut cidrs: Vec<Value>) -> Vec<Cidr> {
+    let age = |cidr: &Value| {
+        ["creationTimestamp", "name"].map(|f| cidr["metadata"][f].as_str().unwrap_or_default().to_owned())
+    };
+    cidrs.sort_by_key(age);
+    let mut found = vec![own];
+    for cidr in cidrs {
+        let refused = |condition: &Value| condition["type"] == "Ready" && condition["status"] != "True";
+        let conditions = cidr["status"]["conditions"].as_array();
+        if conditions.into_iter().flatten().any(refused) || !cidr["metadata"]["deletionTimestamp"].is_null() {
+            continue;
+        }
+        let texts = cidr["spec"]["cidrs"].as_array().into_iter().flatten();
+        for network in texts.filter_map(|text| text.as_str()?.parse::<Cidr>().ok()) {
+            if !found.contains(&network) {
+                found.push(network);
+            }
+        }
+    }
+    found
 }
 
 /// What other Services have.
@@ -50,10 +90,16 @@ struct Taken {
 }
 
 impl Taken {
-    fn read(objects: &Objects, kind: &Kind, but: Option<(&str, &str)>) -> Self {
+    /// `own` is the Service itself, which is among those there are if `exists`.
+    fn read(objects: &Objects, kind: &Kind, own: (&str, &str), exists: bool) -> Self {
         let mut taken = Self::default();
+        if let Some(kind) = registry::by_type(NETWORKING, "IPAddress") {
+            for object in objects.list(kind, None).items {
+                taken.reserve(&object.value(), own);
+            }
+        }
         for object in objects.list(kind, None).items {
-            if but == Some((&object.key.namespace, &object.key.name)) {
+            if exists && own == (&object.key.namespace, &object.key.name) {
                 continue;
             }
             let value = object.value();
@@ -66,6 +112,21 @@ impl Taken {
             }
         }
         taken
+    }
+
+    /// Notes an IPAddress that somebody made.
+    fn reserve(&mut self, address: &Value, own: (&str, &str)) {
+        let parent = &address["spec"]["parentRef"];
+        let of_own = parent["resource"] == "services"
+            && parent["group"].as_str().unwrap_or_default().is_empty()
+            && (
+                parent["namespace"].as_str().unwrap_or_default(),
+                parent["name"].as_str().unwrap_or_default(),
+            ) == own;
+        if !of_own && address["metadata"]["labels"][MANAGED_BY] != MANAGER {
+            let name = address["metadata"]["name"].as_str();
+            self.addresses.extend(name.and_then(|name| name.parse::<Ipv4Addr>().ok()));
+        }
     }
 
     fn port_is_free(&self, port: u32, protocol: &str) -> bool {
@@ -143,9 +204,9 @@ fn keep(service: &mut Value, old: &Value) {
     }
 }
 
-fn give(service: &mut Value, cidr: Cidr, taken: &Taken) -> Result<(), Error> {
+fn give(service: &mut Value, networks: &[Cidr], taken: &Taken) -> Result<(), Error> {
     if needs_address(service) {
-        give_address(service, cidr, taken)?;
+        give_address(service, networks, taken)?;
     }
     if needs_node_ports(service) {
         give_ports(service, taken)?;
@@ -178,7 +239,7 @@ fn refuse_families(service: &Value) -> Result<(), Error> {
     }
 }
 
-fn give_address(service: &mut Value, cidr: Cidr, taken: &Taken) -> Result<(), Error> {
+fn give_address(service: &mut Value, networks: &[Cidr], taken: &Taken) -> Result<(), Error> {
     refuse_families(service)?;
     let spec = &mut service["spec"];
     let listed = spec["clusterIPs"][0].as_str().unwrap_or_default();
@@ -186,14 +247,21 @@ fn give_address(service: &mut Value, cidr: Cidr, taken: &Taken) -> Result<(), Er
     let address = if given == "None" {
         given
     } else if given.is_empty() {
-        free_address(cidr, taken)?.to_string()
+        free_address(networks, taken)?.to_string()
     } else {
         let refuse = |detail: String| invalid(service, "spec.clusterIPs", json!([given]), detail);
         let parsed: Option<Ipv4Addr> = given.parse().ok();
         match parsed {
-            Some(ip) if !cidr.contains(ip) => {
+            Some(ip) if !networks.iter().any(|network| network.contains(ip)) => {
                 return Err(refuse(format!(
-                    "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is {cidr}"
+                    "failed to allocate IP {ip}: the provided network does not match the current range"
+                )));
+            }
+            Some(ip) if !networks.iter().any(|network| is_usable(*network, ip)) => {
+                let range = networks.iter().find(|network| network.contains(ip)).map(Cidr::to_string);
+                return Err(refuse(format!(
+                    "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is {}",
+                    range.unwrap_or_default()
                 )));
             }
             Some(ip) if taken.addresses.contains(&ip) => {
@@ -216,18 +284,28 @@ fn give_address(service: &mut Value, cidr: Cidr, taken: &Taken) -> Result<(), Er
     Ok(())
 }
 
+/// Whether an address of the network can be a Service's: its own and the broadcast address are
+/// nobody's.
+fn is_usable(network: Cidr, ip: Ipv4Addr) -> bool {
+    let size = 1u64 << (32 - network.prefix);
+    let index = u64::from(u32::from(ip).wrapping_sub(u32::from(network.address)));
+    index > 0 && index < size - 1
+}
+
+/// A free address of the first network that has one.
+fn free_address(networks: &[Cidr], taken: &Taken) -> Result<Ipv4Addr, Error> {
+    let full = || Error::Internal("failed to allocate a serviceIP: range is full".to_owned());
+    networks.iter().find_map(|network| free_address_of(*network, taken)).ok_or_else(full)
+}
+
 /// A free address above the band that is kept for who asks by name; in the band when that is full.
-fn free_address(cidr: Cidr, taken: &Taken) -> Result<Ipv4Addr, Error> {
-    let size = (1u64 << (32 - cidr.prefix)) as u32;
+fn free_address_of(network: Cidr, taken: &Taken) -> Option<Ipv4Addr> {
+    let size = (1u64 << (32 - network.prefix)) as u32;
     let band = (size / 16).clamp(STATIC_BAND_MIN, STATIC_BAND_MAX).min(size / 2);
-    // The network's own address and the broadcast address are nobody's.
     let upper = band.max(1)..size - 1;
     let start = u32::from_le_bytes(ids::random_bytes()) % (upper.end - upper.start).max(1);
     let ring = (upper.start + start..upper.end).chain(upper.start..upper.start + start);
-    ring.chain(1..upper.start)
-        .filter_map(|index| cidr.nth(index))
-        .find(|ip| !taken.addresses.contains(ip))
-        .ok_or_else(|| Error::Internal("failed to allocate a serviceIP: range is full".to_owned()))
+    ring.chain(1..upper.start).filter_map(|index| network.nth(index)).find(|ip| !taken.addresses.contains(ip))
 }
 
 fn give_ports(service: &mut Value, taken: &Taken) -> Result<(), Error> {
@@ -299,7 +377,7 @@ mod tests {
         for _ in 0..100 {
             let mut service = json!({"spec": {"type": "NodePort",
                 "ports": [{"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}});
-            give(&mut service, cidr(), &taken).unwrap();
+            give(&mut service, &[cidr()], &taken).unwrap();
             let ip = service["spec"]["clusterIP"].as_str().unwrap().parse().unwrap();
             assert!(cidr().contains(ip) && taken.addresses.insert(ip));
             assert_eq!(service["spec"]["clusterIPs"], json!([ip.to_string()]));
@@ -309,7 +387,7 @@ mod tests {
         }
         let mut all = Taken::default();
         all.addresses.extend((0..256).filter_map(|i| cidr().nth(i)));
-        assert!(give(&mut json!({"spec": {}}), cidr(), &all).is_err());
+        assert!(give(&mut json!({"spec": {}}), &[cidr()], &all).is_err());
     }
 
     #[test]
@@ -326,11 +404,60 @@ mod tests {
             json!({"ipFamilies": ["IPv4", "IPv6"]}),
             json!({"clusterIP": "None", "selector": {"a": "b"}, "ipFamilies": ["IPv6"]}),
         ] {
-            assert!(give(&mut json!({"spec": spec}), cidr(), &taken).is_err(), "{spec}");
+            assert!(give(&mut json!({"spec": spec}), &[cidr()], &taken).is_err(), "{spec}");
         }
         let mut headless = json!({"spec": {"clusterIP": "None", "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"]}});
-        give(&mut headless, cidr(), &taken).unwrap();
+        give(&mut headless, &[cidr()], &taken).unwrap();
         assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
+    }
+
+    #[test]
+    fn further_networks_help_out_and_somebodys_own_addresses_are_theirs() {
+        let more = |name: &str, network: &str, status: &str, extra: Value| {
+            let mut meta = json!({"name": name, "creationTimestamp": "2026-01-01T00:00:00Z"});
+            meta.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            json!({"metadata": meta, "spec": {"cidrs": [network]},
+                "status": {"conditions": [{"type": "Ready", "status": status}]}})
+        };
+        let cidrs = vec![
+            more("kubernetes", "10.43.0.0/24", "True", json!({})),
+            more("z", "10.46.0.0/28", "True", json!({})),
+            more("a", "10.45.0.0/28", "False", json!({})),
+            more("gone", "10.47.0.0/28", "True", json!({"deletionTimestamp": "2026-01-01T00:00:00Z"})),
+            more("six", "fd00::/112", "True", json!({})),
+        ];
+        let networks = networks_of(cidr(), cidrs);
+        let texts: Vec<_> = networks.iter().map(Cidr::to_string).collect();
+        assert_eq!(texts, ["10.43.0.0/24", "10.46.0.0/28"]);
+        let mut full = Taken::default();
+        full.addresses.extend((0..256).filter_map(|i| cidr().nth(i)));
+        let address = |service: &mut Value, taken: &Taken| -> Result<String, String> {
+            give(service, &networks, taken).map_err(|error| error.to_string())?;
+            Ok(service["spec"]["clusterIP"].as_str().unwrap().to_owned())
+        };
+        assert!(address(&mut json!({"spec": {}}), &full).unwrap().starts_with("10.46.0."));
+        let by_name = |ip: &str, taken: &Taken| address(&mut json!({"spec": {"clusterIP": ip}}), taken);
+        assert_eq!(by_name("10.46.0.3", &full).unwrap(), "10.46.0.3");
+        for (ip, why) in [
+            ("10.45.0.3", "the provided network does not match the current range"),
+            ("10.46.0.0", "is not in the valid range. The range of valid IPs is 10.46.0.0/28"),
+            ("10.46.0.15", "is not in the valid range"),
+            ("10.43.0.9", "provided IP is already allocated"),
+        ] {
+            let said = by_name(ip, &full).unwrap_err();
+            assert!(said.contains(why), "{ip}: {said}");
+        }
+        let mut taken = Taken::default();
+        let held = |name: &str, of: &str, labels: Value| {
+            json!({"metadata": {"name": name, "labels": labels},
+                "spec": {"parentRef": {"resource": "services", "namespace": "ns", "name": of}}})
+        };
+        taken.reserve(&held("10.43.0.20", "other", json!({})), ("ns", "web"));
+        taken.reserve(&held("10.43.0.21", "web", json!({})), ("ns", "web"));
+        taken.reserve(&held("10.43.0.22", "other", json!({MANAGED_BY: MANAGER})), ("ns", "web"));
+        let held: Vec<_> =
+            ["10.43.0.20", "10.43.0.21", "10.43.0.22"].map(|ip| by_name(ip, &taken).is_err()).into();
+        assert_eq!(held, [true, false, false]);
     }
 
     #[test]

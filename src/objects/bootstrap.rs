@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::time::MissedTickBehavior;
+use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{Error, Objects, WriteOptions, roles};
 use crate::{
@@ -59,21 +59,27 @@ impl Objects {
         self.own_service(api, &options).await
     }
 
-    /// Makes again, as long as the server runs, what must not be missing, whoever deleted it.
+    /// Makes again, as long as the server runs, what must not be missing, whoever deleted it; at once
+    /// when the API is somewhere else.
     pub async fn keep(
         self,
-        api: SocketAddr,
+        mut api: watch::Receiver<SocketAddr>,
         dns: Option<Ipv4Addr>,
         stop: CancellationToken,
     ) -> Result<(), Infallible> {
         let mut ticks = tokio::time::interval(KEEP_PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            if let Err(error) = self.restore(api, dns).await {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                _ = ticks.tick() => {}
+                Ok(()) = api.changed() => {}
+            }
+            let now = *api.borrow_and_update();
+            if let Err(error) = self.restore(now, dns).await {
                 tracing::warn!(%error, "what every cluster has could not be restored");
             }
         }
-        Ok(())
     }
 
     /// One round of [`Self::keep`]: the system's namespaces, the API's Service and the names' Service.
@@ -109,8 +115,7 @@ impl Objects {
         self.ensure("v1", "Service", "kube-system", service, &writer()).await
     }
 
-    /// The ServiceCIDR `kubernetes`: where Services' addresses come from. It is the only one that
-    /// addresses are given from.
+    /// The ServiceCIDR `kubernetes`: where Services' addresses come from first.
     async fn ensure_service_cidr(&self, options: &WriteOptions) -> Result<(), Error> {
         const VERSION: &str = "networking.k8s.io/v1";
         let Some(settings) = self.settings() else { return Ok(()) };

@@ -8,7 +8,7 @@
 //! Deliberately absent: HTTP, authentication and authorisation (they are `api`'s).
 
 mod admission;
-mod allocate;
+pub mod allocate;
 mod binding;
 mod bootstrap;
 pub mod credentials;

@@ -140,6 +140,7 @@ impl World {
             cluster_domain: "cluster.local".to_owned(),
             endpoints: Vec::new(),
             own_node: None,
+            origins: None,
         };
         let tokens: IssueToken = Arc::new(|_| Box::pin(async { Err("no tokens here".to_owned()) }));
         let dispatch = Dispatch::new(objects.clone(), options, (bus, events), tokens);

@@ -52,8 +52,7 @@ impl Agent {
     }
 
     pub(super) async fn apply_peers(&mut self) {
-        let mut peers: Vec<Peer> = self.bodies::<Vec<Peer>>(ItemKind::Peers).into_iter().flatten().collect();
-        peers.retain(|peer| peer.node != self.shared.options.node);
+        let peers: Vec<Peer> = self.bodies::<Vec<Peer>>(ItemKind::Peers).into_iter().flatten().collect();
         if self.peers.as_ref() == Some(&peers) || self.network_start.is_empty() {
             return;
         }
@@ -61,6 +60,20 @@ impl Agent {
             Ok(()) => self.peers = Some(peers),
             Err(error) => tracing::error!(%error, "setting the ways to other nodes"),
         }
+    }
+
+    /// Tells of nodes behind another router that do not answer.
+    pub(super) fn tell_silent_peers(&mut self) {
+        let silent = self.shared.network.silent_peers();
+        for peer in silent.difference(&self.silent) {
+            let message = format!(
+                "node {peer} does not answer through the tunnel: pods here and there do not reach each \
+                 other. It is off, or a router between lets no UDP through or changes source ports \
+                 (docs/network.md)"
+            );
+            self.shared.node_event(true, "NodeNotReached", message);
+        }
+        self.silent = silent;
     }
 
     pub(super) async fn apply_services(&mut self) {
@@ -83,7 +96,14 @@ impl Agent {
             return;
         }
         match self.shared.network.set_services(&all.0, &all.1).await {
-            Ok(()) => {
+            Ok(shortfalls) => {
+                for shortfall in &shortfalls {
+                    if !self.shortfalls.contains(shortfall) {
+                        let message = format!("Services are not whole on this node: {shortfall}");
+                        self.shared.node_event(true, "ServicesIncomplete", message);
+                    }
+                }
+                self.shortfalls = shortfalls;
                 let health = health(&all.0);
                 self.tables.send_if_modified(|tables| {
                     let changed = tables.health != health;
