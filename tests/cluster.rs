@@ -342,7 +342,10 @@ fn a_server_that_cannot_start_says_why_and_what_to_do() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let said = start("data", &address);
-    assert!(said.starts_with(&format!("Error: listen on {address}: Address ")) && said.contains(" in use"), "{said}");
+    assert!(
+        said.starts_with(&format!("Error: listen on {address}: Address ")) && said.contains(" in use"),
+        "{said}"
+    );
     assert!(said.contains("ss -ltnp"), "{said}");
 
     let small = dir.path().join("small");

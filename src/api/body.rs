@@ -123,7 +123,7 @@ fn parsed(bytes: &[u8], encoding: Encoding) -> Result<json::Parsed, String> {
     };
     parsed.map_err(|error| match error {
         json::ParseError::Json(error) => json::in_gos_words(bytes, &error),
-        error => error.to_string(),
+        error @ json::ParseError::Yaml(_) => error.to_string(),
     })
 }
 

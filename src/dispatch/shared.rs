@@ -298,6 +298,7 @@ mod tests {
             cluster: "c".to_owned(),
             epoch: 0,
             cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+            node_prefix: 24,
             service_cidr: "10.43.0.0/16".parse().unwrap(),
             cluster_dns: String::new(),
             cluster_domain: String::new(),

@@ -211,7 +211,7 @@ fn siblings_are_counted_through_all_that_happens() {
         }
         for owner in ["r0", "r1", "r2"] {
             let mut there: HashMap<&str, i32> = HashMap::new();
-            for (node, pod) in
+            for (node, _) in
                 snapshot.pods().filter(|(_, p)| p.controller() == Some(owner) && !p.is_deleting())
             {
                 *there.entry(placement::node_name(node)).or_default() += 1;
