@@ -73,7 +73,7 @@ fn as_kube_proxy(count: u16) -> String {
     let mut text = String::from(
         "add table ip kp\nflush table ip kp\nadd map ip kp services { type ipv4_addr . inet_proto . inet_service : verdict; }\n\
          add chain ip kp pre { type nat hook prerouting priority -100; }\nadd chain ip kp out { type nat hook output priority -100; }\n\
-         add chain ip kp mark\nadd rule ip kp mark meta mark set mark or 0x4000\n\
+         add chain ip kp marking\nadd rule ip kp marking meta mark set mark or 0x4000\n\
          add rule ip kp pre ip daddr . meta l4proto . th dport vmap @services\nadd rule ip kp out ip daddr . meta l4proto . th dport vmap @services\n",
     );
     for number in 0..count {
@@ -84,14 +84,14 @@ fn as_kube_proxy(count: u16) -> String {
             let _ = writeln!(
                 text,
                 "add chain ip kp ep-{number}-{slot}\n\
-                 add rule ip kp ep-{number}-{slot} ip saddr {0} jump mark\n\
+                 add rule ip kp ep-{number}-{slot} ip saddr {0} jump marking\n\
                  add rule ip kp ep-{number}-{slot} meta l4proto tcp dnat to {0}:{1}",
                 backend.address, backend.port
             );
         }
         let _ = writeln!(
             text,
-            "add rule ip kp svc-{number} ip daddr {vip} tcp dport 80 ip saddr != 10.42.0.0/16 jump mark\n\
+            "add rule ip kp svc-{number} ip daddr {vip} tcp dport 80 ip saddr != 10.42.0.0/16 jump marking\n\
              add rule ip kp svc-{number} numgen random mod 2 vmap {{ 0 : goto ep-{number}-0, 1 : goto ep-{number}-1 }}\n\
              add element ip kp services {{ {vip} . tcp . 80 : goto svc-{number} }}"
         );
