@@ -465,4 +465,17 @@ mod tests {
         assert!("fd00::/64".parse::<Cidr>().unwrap_err().contains("not supported"));
         assert!("x".parse::<Cidr>().is_err());
     }
+
+    #[test]
+    fn a_link_class_says_how_often_there_is_a_sign_of_life() {
+        let classes: Vec<_> = ["lan", "wifi", "lte"]
+            .into_iter()
+            .map(|class| parse("", &["--link", class]).unwrap().common.link)
+            .map(|link| (link.keep_alive().as_secs(), link.beat().as_secs()))
+            .collect();
+        assert_eq!(classes, [(10, 60), (20, 60), (60, 300)]);
+        assert_eq!(parse("link: wifi", &[]).unwrap().common.link, LinkClass::Wifi);
+        assert_eq!(parse("", &[]).unwrap().common.link, LinkClass::Lan);
+        assert!(parse("", &["--link", "string"]).is_err());
+    }
 }

@@ -40,7 +40,7 @@ const PODS: &str = r"# YAML
 ";
 
 #[test]
-fn boards_that_fall_silent_are_missed_by_their_link_and_their_pods_move_or_stay() {
+fn boards_that_fall_silent_are_missed_and_their_pods_move_or_stay() {
     let switch = Switch::new(&unique("bw"));
     let master = server(&unique("bm"), &switch, "192.0.2.1/24", &["--eviction-seconds", "3"]);
     master.wait_ready();
@@ -67,7 +67,6 @@ fn boards_that_fall_silent_are_missed_by_their_link_and_their_pods_move_or_stay(
     let said = "echo said while cut off > /proc/1/fd/1";
     must(&mut sampan(&wired, &["exec", "--local", "waits", "--", "/bin/sh", "-c", said]));
     wait_ready(&master, &wired, "Unknown");
-    assert_eq!(ready(&master, &wireless), "True", "radio is given more time than a cable");
     wait_ready(&master, &wireless, "Unknown");
     let roams = [
         "get",
