@@ -16,6 +16,7 @@ mod writer;
 
 use std::{
     any::Any,
+    borrow::Cow,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
@@ -111,14 +112,15 @@ impl Object {
         serde_json::from_slice(&self.body).expect("the store wrote this JSON itself")
     }
 
-    /// The object as its Kubernetes type; parsed once a revision.
+    /// The object as its Kubernetes type, without managed fields (whose trees would be the larger part
+    /// of it in memory); parsed once a revision.
     ///
     /// # Panics
     /// When the stored object does not have the shape of `T`: the API let a wrong type in.
     pub fn typed<T: DeserializeOwned + Send + Sync + 'static>(&self) -> Arc<T> {
         let parse = || {
             Arc::new(
-                serde_json::from_slice::<T>(&self.body)
+                serde_json::from_slice::<T>(&without_managed_fields(&self.body))
                     .unwrap_or_else(|error| panic!("{} is not of its type: {error}", self.key)),
             )
         };
@@ -143,6 +145,36 @@ impl Object {
     pub fn is_durable(&self) -> bool {
         self.row.is_some()
     }
+}
+
+/// JSON as the store writes it, without the first `managedFields`, which are the metadata's.
+fn without_managed_fields(text: &[u8]) -> Cow<'_, [u8]> {
+    const KEY: &[u8] = b"\"managedFields\":[";
+    let Some(start) = text.windows(KEY.len()).position(|window| window == KEY) else {
+        return text.into();
+    };
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    let closes = |byte: &u8| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' if !in_string => depth += 1,
+            b']' if !in_string => depth -= 1,
+            _ => {}
+        }
+        depth == 0
+    };
+    let list = start + KEY.len() - 1;
+    let Some(length) = text[list..].iter().position(closes) else { return text.into() };
+    let (mut before, mut after) = (&text[..start], &text[list + length + 1..]);
+    // One comma goes with it: the one that follows, or the one before where it was the last.
+    match (before.strip_suffix(b","), after.strip_prefix(b",")) {
+        (_, Some(rest)) => after = rest,
+        (Some(rest), None) => before = rest,
+        (None, None) => {}
+    }
+    [before, after].concat().into()
 }
 
 impl std::fmt::Debug for Object {

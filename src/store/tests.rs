@@ -19,6 +19,30 @@ async fn write(store: &Store, write: Write) -> Arc<Object> {
     store.commit(vec![write]).await.unwrap().remove(0)
 }
 
+#[test]
+fn types_are_read_without_managed_fields() {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    let tricky = json!({"f:a": {"k:{\"x\":\"]\"}": {}, ".": [[], "]", "\\"]}});
+    let fields = json!([{"manager": "m", "fieldsV1": tricky}, {"manager": "n"}]);
+    for (labels, name) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut value =
+            json!({"data": {"text": "\"managedFields\":[1]"}, "metadata": {"managedFields": fields}});
+        if labels {
+            value["metadata"]["labels"] = json!({"a": "b"});
+        }
+        if name {
+            value["metadata"]["name"] = "c".into();
+        }
+        let object = Object::unsaved(Key::new("configmaps", "default", "c"), &value);
+        let map = object.typed::<ConfigMap>();
+        assert!(map.metadata.managed_fields.is_none());
+        assert_eq!(map.metadata.name.is_some(), name);
+        assert_eq!(map.metadata.labels.is_some(), labels);
+        assert_eq!(map.data.as_ref().unwrap()["text"], "\"managedFields\":[1]");
+        assert_eq!(object.value()["metadata"]["managedFields"], fields);
+    }
+}
+
 #[tokio::test]
 async fn an_acknowledged_write_is_there_after_reopening_and_revisions_go_on() {
     let dir = tempfile::tempdir().unwrap();
