@@ -318,9 +318,10 @@ fn cron_jobs_run_by_the_clock_as_their_policies_say() {
         policies.iter().all(|p| t.contains(&p.to_lowercase()))
     });
     let first = policies.map(|p| runs(&node, &p.to_lowercase()));
-    assert!(first.iter().all(|runs| runs.len() == 1), "one missed run is made up for, not sixty: {first:?}");
+    // Another minute may have begun since.
+    assert!(first.iter().all(|runs| runs.len() <= 2), "one missed run is made up for, not sixty: {first:?}");
     // The next minute.
-    node.wait_output(&["get", "jobs", "-o", "name"], "a second run", |t| t.matches("allow-").count() == 2);
+    node.wait_output(&["get", "jobs", "-o", "name"], "a second run", |t| t.matches("allow-").count() >= 2);
     node.wait_output(
         &["get", "events", "--field-selector=reason=JobAlreadyActive"],
         "what is forbidden to be told",
@@ -330,10 +331,10 @@ fn cron_jobs_run_by_the_clock_as_their_policies_say() {
     );
     assert_eq!(runs(&node, "forbid"), first[1]);
     node.wait_output(&["get", "jobs", "-o", "name"], "the first run to be replaced", |t| {
-        t.matches("replace-").count() == 1 && !t.contains(&first[2][0])
+        t.matches("replace-").count() == 1 && !first[2].iter().any(|run| t.contains(run))
     });
     node.k(&["patch", "cronjob", "allow", "-p", r#"{"spec": {"suspend": true}}"#]);
-    assert_eq!(field(&node, "cronjob/allow", ".status.active").matches("allow-").count(), 2);
+    assert!(field(&node, "cronjob/allow", ".status.active").matches("allow-").count() >= 2);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use k8s_openapi::{
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::plan::Plan;
+use super::plan::{Plan, list};
 use crate::{
     kinds::{labels::Selector, registry},
     objects::Objects,
@@ -106,7 +106,7 @@ where
     let with_finalizer = |meta: &ObjectMeta, mut patch: Value, held: bool| {
         if let Some(finalizer) = finalizer {
             let others = meta.finalizers.iter().flatten().map(String::as_str).filter(|f| *f != finalizer);
-            patch["metadata"]["finalizers"] = others.chain(held.then_some(finalizer)).collect();
+            patch["metadata"]["finalizers"] = list(others.chain(held.then_some(finalizer)));
         }
         patch
     };
@@ -122,7 +122,7 @@ where
             Some(_) if matches => kept.push(Arc::clone(candidate)),
             Some(_) if deleting => {}
             Some(_) => {
-                let rest: Vec<_> = references.iter().filter(|o| o.uid != own).collect();
+                let rest = list(references.iter().filter(|o| o.uid != own));
                 let patch = json!({ "metadata": { "ownerReferences": rest } });
                 plan.merge_at(&**candidate, with_finalizer(meta, patch, false));
             }

@@ -214,6 +214,12 @@ pub fn json<T: Serialize>(object: &T) -> Value {
     serde_json::to_value(object).expect("an API object has a JSON form")
 }
 
+/// A list in a merge patch as `omitempty` has it: none rather than an empty one.
+pub fn list<T: Serialize>(items: impl IntoIterator<Item = T>) -> Value {
+    let items: Vec<Value> = items.into_iter().map(|item| json(&item)).collect();
+    if items.is_empty() { Value::Null } else { items.into() }
+}
+
 /// How Events refer to an object.
 pub fn reference<T: Metadata<Ty = ObjectMeta>>(object: &T) -> ObjectReference {
     let meta = object.metadata();

@@ -20,7 +20,7 @@ use super::{
     backoff::{Backoff, Waits},
     history::{self, HASH_LABEL},
     owner::{self, controller_reference},
-    plan::{Note, Plan},
+    plan::{Note, Plan, list},
     pods::{self, non_zero},
     runner::{Controller, Round, Source, owner_keys},
 };
@@ -506,7 +506,7 @@ impl Work<'_> {
                     uids
                 };
                 if key(&old) != key(&new) {
-                    self.plan.merge_at(&**claim, json!({ "metadata": { "ownerReferences": new } }));
+                    self.plan.merge_at(&**claim, json!({ "metadata": { "ownerReferences": list(&new) } }));
                 }
             }
         }

@@ -27,7 +27,7 @@ use serde_json::json;
 
 use super::{
     owner::{self, controller_reference},
-    plan::{Note, Plan},
+    plan::{Note, Plan, list},
     pods::{self, non_zero},
     replica_set::{CREATE_FAILED, CREATED, DELETE_FAILED, DELETED, orphan_keys},
     runner::{Controller, Round, Source, owner_keys},
@@ -311,7 +311,7 @@ impl Work<'_> {
 
     fn release(&mut self, pod: &Pod) {
         if has_finalizer(pod) {
-            let rest: Vec<_> = pod.metadata.finalizers.iter().flatten().filter(|f| *f != FINALIZER).collect();
+            let rest = list(pod.metadata.finalizers.iter().flatten().filter(|f| *f != FINALIZER));
             self.plan.merge_at(pod, json!({ "metadata": { "finalizers": rest } }));
         }
     }
@@ -602,7 +602,7 @@ fn index_failures(pod: &Pod) -> i32 {
     owner::annotation(&pod.metadata, INDEX_FAILURES).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
-/// When a pod's last container ended.
+/// When a pod's last container ended; one that never had any (a node refused it) ended as it began.
 fn end(pod: &Pod) -> Option<Timestamp> {
     let status = pod.status.as_ref()?;
     let ended = status
@@ -614,7 +614,8 @@ fn end(pod: &Pod) -> Option<Timestamp> {
         .max();
     let unready = || pods::condition(pod, "Ready")?.last_transition_time.as_ref().map(|t| t.0);
     let deleted = || pod.metadata.deletion_timestamp.as_ref().map(|t| t.0);
-    ended.or_else(unready).or_else(deleted)
+    let created = || pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    ended.or_else(unready).or_else(deleted).or_else(created)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     super::{
         owner,
-        plan::Plan,
+        plan::{Plan, list},
         runner::{Controller, Round, Source},
     },
     FINALIZER, has_finalizer,
@@ -58,7 +58,7 @@ fn reconcile(pod: &Pod, job: Option<&Job>) -> Plan {
     if job.is_some() {
         return plan;
     }
-    let rest: Vec<_> = pod.metadata.finalizers.iter().flatten().filter(|f| *f != FINALIZER).collect();
+    let rest = list(pod.metadata.finalizers.iter().flatten().filter(|f| *f != FINALIZER));
     plan.merge_at(pod, json!({ "metadata": { "finalizers": rest } }));
     plan
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::{
     super::{
-        plan::{Note, Plan, reference},
+        plan::{Note, Plan, list, reference},
         pods,
         runner::{Controller, Round, Source},
     },
@@ -103,7 +103,7 @@ pub(super) fn reconcile(node: &Node, observed: &Observed, now: Timestamp) -> Pla
     let new = taints(&conditions, unschedulable, &old, now);
     // One write of the node a round: a second one would be made on an old state.
     if old != new && plan.actions.is_empty() {
-        plan.merge_at(node, json!({ "spec": { "taints": new } }));
+        plan.merge_at(node, json!({ "spec": { "taints": list(&new) } }));
     }
     let ready = conditions.iter().find(|c| c.type_ == "Ready").map(|c| c.status.as_str());
     if ready != Some("True") {

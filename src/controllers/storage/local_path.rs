@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use super::{
     super::{
         owner,
-        plan::{Note, Plan},
+        plan::{Note, Plan, list},
     },
     claim_reference,
 };
@@ -141,7 +141,7 @@ pub fn provision(
 pub fn forget(volume: &PersistentVolume, plan: &mut Plan) {
     let all = volume.metadata.finalizers.as_deref().unwrap_or_default();
     if all.iter().any(|f| f == CLEANUP) {
-        let rest: Vec<_> = all.iter().filter(|f| *f != CLEANUP).collect();
+        let rest = list(all.iter().filter(|f| *f != CLEANUP));
         plan.merge_at(volume, json!({ "metadata": { "finalizers": rest } }));
     }
 }

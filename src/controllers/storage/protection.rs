@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::super::{
     owner,
-    plan::Plan,
+    plan::{Plan, list},
     pods,
     runner::{Controller, Round, Source},
 };
@@ -98,8 +98,8 @@ fn hold<T: Metadata<Ty = ObjectMeta>>(object: &T, finalizer: &str, in_use: bool)
         all.push(finalizer.to_owned());
         plan.merge_at(object, json!({ "metadata": { "finalizers": all } }));
     } else if meta.deletion_timestamp.is_some() && held && !in_use {
-        all.retain(|f| f != finalizer);
-        plan.merge_at(object, json!({ "metadata": { "finalizers": all } }));
+        let rest = list(all.iter().filter(|f| *f != finalizer));
+        plan.merge_at(object, json!({ "metadata": { "finalizers": rest } }));
     }
     plan
 }
