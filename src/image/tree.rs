@@ -334,7 +334,7 @@ impl At<'_> {
     }
 
     fn set_time(&self, (seconds, nanoseconds): (i64, u32)) -> Result<(), Error> {
-        let time = TimeSpec::new(seconds as _, nanoseconds.into());
+        let time = TimeSpec::new(seconds as _, nanoseconds as _);
         let folder = Some(self.folder.as_raw_fd());
         let set = utimensat(folder, self.name, &time, &time, UtimensatFlags::NoFollowSymlink);
         self.check("set time of", set)

@@ -20,8 +20,10 @@ use nix::{
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// How mounts made elsewhere are seen below a mount (`mount_setattr(2)`).
-pub const PROPAGATION_PRIVATE: u64 = libc::MS_PRIVATE;
-pub const PROPAGATION_SLAVE: u64 = libc::MS_SLAVE;
+#[allow(clippy::unnecessary_cast, reason = "the type differs between targets")]
+pub const PROPAGATION_PRIVATE: u64 = libc::MS_PRIVATE as u64;
+#[allow(clippy::unnecessary_cast, reason = "the type differs between targets")]
+pub const PROPAGATION_SLAVE: u64 = libc::MS_SLAVE as u64;
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     Ok(Errno::result(result)?)
