@@ -191,7 +191,7 @@ impl Server {
                 self.proxy.pool.tasks.spawn(async move {
                     proxy.record.connections.fetch_add(1, Ordering::Relaxed);
                     let served = connection(&proxy, stream, acceptor, arrival, stop, &options);
-                    kill.run_until_cancelled(served).await;
+                    Box::pin(kill.run_until_cancelled(served)).await;
                     proxy.record.connections.fetch_sub(1, Ordering::Relaxed);
                     drop(permit);
                 });

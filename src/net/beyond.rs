@@ -51,7 +51,7 @@ impl Beyond {
             match open() {
                 Ok(socket) => drop(self.0.insert(node, Way { socket, unanswered: 0, answered: false })),
                 Err(error) => {
-                    tracing::warn!(node = node.0, %error, "a node beyond a router is not kept reached")
+                    tracing::warn!(node = node.0, %error, "a node beyond a router is not kept reached");
                 }
             }
         }

@@ -96,13 +96,11 @@ struct Tunnelled {
 /// Where a node listens for the tunnel.
 fn port_of(pods: Cidr, outer: Option<Ipv4Addr>) -> u16 {
     let (first, count) = OUTER_PORTS;
-    match outer {
-        None => PORT,
-        Some(_) => {
-            let number = pods.first().to_bits().checked_shr(32 - u32::from(pods.prefix())).unwrap_or(0);
-            first + (number % u32::from(count)) as u16
-        }
+    if outer.is_none() {
+        return PORT;
     }
+    let number = pods.first().to_bits().checked_shr(32 - u32::from(pods.prefix())).unwrap_or(0);
+    first + (number % u32::from(count)) as u16
 }
 
 /// This node among the peers.

@@ -396,13 +396,16 @@ pub struct Remembered {
     pub target: (Ipv4Addr, u16),
 }
 
+/// Endpoints by the address, the protocol and the port of their frontend.
+type TargetsOf = BTreeMap<(Option<Ipv4Addr>, u8, u16), BTreeSet<(Ipv4Addr, u16)>>;
+
 /// Where the clients of each frontend that remembers them may be led.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Stickiness {
     cluster: Cidr,
-    inside: BTreeMap<(Option<Ipv4Addr>, u8, u16), BTreeSet<(Ipv4Addr, u16)>>,
+    inside: TargetsOf,
     /// Of the views that only outsiders have.
-    outside: BTreeMap<(Option<Ipv4Addr>, u8, u16), BTreeSet<(Ipv4Addr, u16)>>,
+    outside: TargetsOf,
 }
 
 impl Stickiness {
