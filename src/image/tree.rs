@@ -333,6 +333,7 @@ impl At<'_> {
         Ok(())
     }
 
+    #[allow(clippy::cast_lossless, reason = "the types differ between targets")]
     fn set_time(&self, (seconds, nanoseconds): (i64, u32)) -> Result<(), Error> {
         let time = TimeSpec::new(seconds as _, nanoseconds as _);
         let folder = Some(self.folder.as_raw_fd());
