@@ -305,9 +305,9 @@ mod tests {
         let held = texts(&plan(&going, &[], &used)).join(" ");
         assert!(held.contains("\"Terminating\"") && held.contains("There are still IPAddresses"), "{held}");
         let free = json!({"metadata": {"finalizers": ["theirs"]}}).to_string();
-        assert_eq!(texts(&plan(&going, &[], &["10.43.0.9"])), [free.clone()]);
-        assert_eq!(texts(&plan(&going, &[cidr("wide", "10.44.0.0/16", json!({}))], &used)), [free.clone()]);
-        assert_eq!(texts(&plan(&going, &[cidr("part", "10.44.0.8/29", json!({}))], &used)), [free]);
+        assert_eq!(texts(&plan(&going, &[], &["10.43.0.9"])), [free.as_str()]);
+        assert_eq!(texts(&plan(&going, &[cidr("wide", "10.44.0.0/16", json!({}))], &used)), [free.as_str()]);
+        assert_eq!(texts(&plan(&going, &[cidr("part", "10.44.0.8/29", json!({}))], &used)), [free.as_str()]);
         let recent = json!({"finalizers": [FINALIZER], "deletionTimestamp": "2026-11-27T11:59:57Z"});
         let waiting = plan(&cidr("more", "10.44.0.0/24", recent), &[], &[]);
         assert_eq!((waiting.actions.len(), waiting.requeue_after), (0, Some(SignedDuration::from_secs(7))));
