@@ -15,7 +15,6 @@ use std::{
 
 use common::{Namespace, Node, board, mounts_below, must, output, processes_of, unique, wait_for};
 use nix::pty::openpty;
-use tar::EntryType;
 
 const WEB: &str = r#"
 apiVersion: apps/v1
@@ -199,15 +198,8 @@ fn the_built_in_verbs_do_what_kubectl_does() {
 
 /// busybox from the machine's package as an image of its own, imported through the running daemon.
 fn import_busybox(node: &Node) {
-    let busybox = fs::read("/bin/busybox").expect("the package busybox-static");
-    let program =
-        images::File { path: "bin/busybox", kind: EntryType::Regular, body: &busybox, link: "", mode: 0o755 };
-    let link = |path| images::link(EntryType::Symlink, path, "busybox");
-    let layer = images::layer(&[images::folder("bin"), program, link("bin/sh"), link("bin/stty")]);
-    let architecture = must(Command::new("dpkg").arg("--print-architecture"));
-    let archive = images::docker_archive("test.local/busybox:1", &[layer], architecture.trim());
     let file = node.dir.path().join("busybox.tar.zst");
-    fs::write(&file, images::zstd(&archive)).unwrap();
+    fs::write(&file, images::zstd(&images::busybox(&["sh", "stty"]))).unwrap();
     let run_dir = node.dir.path().join("run");
     let mut import = node.space.command(common::SAMPAN);
     import.args(["image", "import", "--run-dir"]).arg(run_dir).arg(&file);

@@ -135,6 +135,7 @@ impl World {
             cluster: "c".to_owned(),
             epoch: 0,
             cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+            node_prefix: 24,
             service_cidr: "10.43.0.0/16".parse().unwrap(),
             cluster_dns: String::new(),
             cluster_domain: "cluster.local".to_owned(),

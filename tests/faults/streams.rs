@@ -3,10 +3,8 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
 };
-
-use tar::EntryType;
 
 use crate::{
     common::{self, Node, board, must},
@@ -15,22 +13,8 @@ use crate::{
 
 /// busybox from the machine's package as an image, imported through the running daemon.
 fn import_busybox(node: &Node) {
-    let busybox = fs::read("/bin/busybox").expect("the package busybox-static");
-    let program =
-        images::File { path: "bin/busybox", kind: EntryType::Regular, body: &busybox, link: "", mode: 0o755 };
-    let link = |path| images::link(EntryType::Symlink, path, "busybox");
-    let layer = images::layer(&[
-        images::folder("bin"),
-        images::folder("tmp"),
-        program,
-        link("bin/sh"),
-        link("bin/tar"),
-        link("bin/dd"),
-    ]);
-    let architecture = must(Command::new("dpkg").arg("--print-architecture"));
-    let archive = images::docker_archive("test.local/busybox:1", &[layer], architecture.trim());
     let file = node.dir.path().join("busybox.tar");
-    fs::write(&file, archive).unwrap();
+    fs::write(&file, images::busybox(&["sh", "tar", "dd"])).unwrap();
     let mut import = node.space.command(common::SAMPAN);
     import.args(["image", "import", "--run-dir"]).arg(node.dir.path().join("run")).arg(&file);
     must(&mut import);

@@ -123,3 +123,18 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }
+
+/// `docker save` of `test.local/busybox:1`: the machine's package busybox-static, with links to it in `/bin`.
+pub fn busybox(applets: &[&str]) -> Vec<u8> {
+    let program = std::fs::read("/bin/busybox").expect("the package busybox-static");
+    let paths: Vec<_> = applets.iter().map(|applet| format!("bin/{applet}")).collect();
+    let mut files = vec![
+        folder("bin"),
+        folder("tmp"),
+        File { path: "bin/busybox", kind: EntryType::Regular, body: &program, link: "", mode: 0o755 },
+    ];
+    files.extend(paths.iter().map(|path| link(EntryType::Symlink, path, "busybox")));
+    let architecture = std::process::Command::new("dpkg").arg("--print-architecture").output().unwrap();
+    let architecture = String::from_utf8(architecture.stdout).unwrap();
+    docker_archive("test.local/busybox:1", &[layer(&files)], architecture.trim())
+}

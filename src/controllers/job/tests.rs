@@ -167,7 +167,7 @@ async fn rules_let_failures_pass_or_end_an_index() {
     let policy = json!({"rules": [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "FailIndex", "onExitCodes": {"operator": "In", "values": [1]}}]});
-    let spec = json!({"completions": 2, "parallelism": 2, "completionMode": "Indexed", "backoffLimit": 0,
+    let spec = json!({"completions": 2, "parallelism": 2, "completionMode": "Indexed", "backoffLimit": 1,
         "backoffLimitPerIndex": 5, "podFailurePolicy": policy});
     create(&sim, spec).await;
     sim.settle(|_| Fate::Run, |_| {}).await;

@@ -474,6 +474,8 @@ async fn lost_nodes_let_their_pods_go() {
             Change::Create(pod("other", json!({"nodeName": "b"}))),
             Change::Down("a"),
             ready("a", "Unknown"),
+            // A master that begins anew counts the tolerated time anew, as upstream's does.
+            Change::Pass(60),
             Change::Pass(60),
             ready("a", "True"),
             Change::Down(""),
@@ -821,6 +823,41 @@ async fn autoscalers_follow_the_load_within_their_limits() {
         fate: run,
         deletes: &[],
         end: (field("replicasets.apps", "web", "/status/availableReplicas"), json!(3)),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn networks_of_services_stay_while_their_addresses_are_used() {
+    let spec =
+        json!({"spec": {"clusterIP": "10.44.0.9", "clusterIPs": ["10.44.0.9"], "ports": [{"port": 80}]}});
+    holds(Case {
+        controllers: || {
+            vec![
+                Arc::new(service_addresses::IpAddressController),
+                Arc::new(service_addresses::ServiceCidrController),
+            ]
+        },
+        objects: vec![
+            object(
+                "networking.k8s.io/v1",
+                "ServiceCIDR",
+                "more",
+                json!({"spec": {"cidrs": ["10.44.0.0/24"]}}),
+            ),
+            object("v1", "Service", "web", spec),
+        ],
+        changes: vec![
+            Change::Delete("servicecidrs.networking.k8s.io", "more", None),
+            Change::Delete("services", "web", None),
+            Change::Pass(20),
+        ],
+        fate: leave,
+        deletes: &[("ipaddresses.networking.k8s.io", 1)],
+        end: (
+            count(&["services", "ipaddresses.networking.k8s.io", "servicecidrs.networking.k8s.io"]),
+            json!([0, 0, 0]),
+        ),
     })
     .await;
 }
