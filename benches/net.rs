@@ -231,7 +231,7 @@ fn flood(server: SocketAddr, name: &str) {
                 }
                 while begin.elapsed() < TIME {
                     match socket.recv(&mut answer) {
-                        Ok(length) if length > 12 && answer[3] & 15 == 0 && answer[7] > 0 => answers += 1,
+                        Ok(length) if length > 12 && answer[3] % 16 == 0 && answer[7] > 0 => answers += 1,
                         Ok(_) => panic!("not an answer to {name}"),
                         // One was lost: another takes its place.
                         Err(_) => {}
