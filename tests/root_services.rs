@@ -446,7 +446,7 @@ fn connections_and_services_outlive_the_daemon() {
     let talk = || {
         use std::io::{Read as _, Write as _};
         for (client, server) in &connections {
-            for (mut from, mut to) in [(&*client, &*server), (&*server, &*client)] {
+            for (mut from, mut to) in [(client, server), (server, client)] {
                 from.write_all(b"still there").unwrap();
                 to.set_read_timeout(Some(lab::PATIENCE)).unwrap();
                 to.read_exact(&mut [0; 11]).unwrap();
