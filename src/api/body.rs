@@ -172,7 +172,14 @@ pub fn object(
     if problems.len() > 1 && bytes.len() <= ORDERED_BYTES_MAX {
         problems = in_order(problems, bytes, encoding);
     }
-    validation.judge(&problems, warnings)?;
+    // A patch is refused without these words (`transformDecodeError` of upstream's handlers).
+    validation.judge(&problems, warnings).map_err(|refusal| {
+        let version = expected.api_version.rsplit('/').next().unwrap_or_default();
+        Refusal::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: {refusal}",
+            kind = expected.kind
+        ))
+    })?;
     name_type(&mut value, expected);
     Ok(value)
 }
@@ -301,6 +308,13 @@ mod tests {
                 "duplicate field \"data\"",
                 "unknown field \"metadata.a\"",
             ]
+        );
+        let body = br#"{"foo":1}"#;
+        let refused =
+            object(body, Encoding::Json, &expected, FieldValidation::Strict, &mut warnings).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: unknown field \"foo\""
         );
     }
 
