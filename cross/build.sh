@@ -27,7 +27,8 @@ profile=${SAMPAN_PROFILE:-dist}
 
 need_zig() {
     if [ ! -x "$tools/bin/cargo-zigbuild" ]; then
-        command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1 || need_packages python3 python3-venv
+        # Debian's python3 has venv without what it installs pip from.
+        python3 -c 'import venv, ensurepip' 2>/dev/null || need_packages python3 python3-venv
         # The machine's own authorities, as cargo and apt have them.
         [ ! -f /etc/ssl/certs/ca-certificates.crt ] || export PIP_CERT=${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}
         python3 -m venv "$tools"
