@@ -200,10 +200,7 @@ fn the_built_in_verbs_do_what_kubectl_does() {
 fn import_busybox(node: &Node) {
     let file = node.dir.path().join("busybox.tar.zst");
     fs::write(&file, images::zstd(&images::busybox(&["sh", "stty"]))).unwrap();
-    let run_dir = node.dir.path().join("run");
-    let mut import = node.space.command(common::SAMPAN);
-    import.args(["image", "import", "--run-dir"]).arg(run_dir).arg(&file);
-    assert_eq!(must(&mut import), "test.local/busybox:1\n");
+    assert_eq!(must(&mut node.import(&file)), "test.local/busybox:1\n");
 }
 
 /// A program at a terminal of its own, what it shows, and the terminal's name for `stty`.

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    mem::discriminant,
     sync::Arc,
 };
 
@@ -252,12 +253,9 @@ impl Inbox {
                 }
                 self.waiting.push_back(work);
             }
-            Work::Hello(_) => {
-                self.waiting.retain(|work| !matches!(work, Work::Hello(_)));
-                self.waiting.push_back(work);
-            }
-            Work::Lost(_) => {
-                self.waiting.retain(|work| !matches!(work, Work::Lost(_)));
+            Work::Hello(_) | Work::Lost(_) => {
+                let kind = discriminant(&work);
+                self.waiting.retain(|other| discriminant(other) != kind);
                 self.waiting.push_back(work);
             }
         }
@@ -360,7 +358,7 @@ mod tests {
             assert!(inbox.put(Work::Events(vec![event])));
             assert!(inbox.put(hello(&n.to_string())) && inbox.put(Work::Lost(Loss::Silent)));
         }
-        let kinds: Vec<_> = inbox.waiting.iter().map(std::mem::discriminant).collect();
+        let kinds: Vec<_> = inbox.waiting.iter().map(discriminant).collect();
         assert_eq!(kinds.len(), 4);
         assert!(matches!(&inbox.waiting[2], Work::Hello(hello) if hello.session == "511"));
         let Work::Events(events) = &inbox.waiting[1] else { panic!("no events") };

@@ -87,9 +87,9 @@ fn open(address: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Both sockets of an address. A port that the kernel has chosen for UDP may be taken for TCP: then it
-/// chooses again.
-fn pair(address: SocketAddr) -> Result<(UdpSocket, TcpListener), Error> {
+/// Both sockets of an address, and where they listen. A port that the kernel has chosen for UDP may be
+/// taken for TCP: then it chooses again.
+fn pair(address: SocketAddr) -> Result<(UdpSocket, TcpListener, SocketAddr), Error> {
     const CHOICES_MAX: usize = 32;
     let failed = |transport| move |source| Error::Listen { address, transport, source };
     for choice in 1.. {
@@ -98,7 +98,7 @@ fn pair(address: SocketAddr) -> Result<(UdpSocket, TcpListener), Error> {
             .map_err(failed("UDP"))?;
         let local = socket.local_addr().map_err(failed("UDP"))?;
         match open(local, SockType::Stream).and_then(|fd| TcpListener::from_std(StdTcpListener::from(fd))) {
-            Ok(listener) => return Ok((socket, listener)),
+            Ok(listener) => return Ok((socket, listener, local)),
             Err(error)
                 if address.port() == 0
                     && choice < CHOICES_MAX
@@ -114,12 +114,7 @@ impl Server {
     pub async fn bind(addresses: &[SocketAddr], options: ForwardOptions) -> Result<Self, Error> {
         let (mut udp, mut tcp, mut bound) = (Vec::new(), Vec::new(), Vec::new());
         for address in addresses {
-            let (socket, listener) = pair(*address)?;
-            let local = socket.local_addr().map_err(|source| Error::Listen {
-                address: *address,
-                transport: "UDP",
-                source,
-            })?;
+            let (socket, listener, local) = pair(*address)?;
             udp.push(Arc::new(socket));
             tcp.push(Arc::new(listener));
             bound.push(local);
@@ -515,8 +510,7 @@ mod tests {
 
     /// An upstream that knows every name as 192.0.2.80, counts, and may say that it was cut short.
     async fn upstream(truncates: bool) -> (SocketAddr, Arc<AtomicUsize>) {
-        let (socket, listener) = pair(LOCAL).unwrap();
-        let address = socket.local_addr().unwrap();
+        let (socket, listener, address) = pair(LOCAL).unwrap();
         let count = Arc::new(AtomicUsize::new(0));
         let counted = count.clone();
         let reply = |bytes: &[u8], full: bool| {

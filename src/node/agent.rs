@@ -638,12 +638,9 @@ impl Agent {
         if ledger.shared_digest().to_string() == digest {
             return Ok(());
         }
-        let sound = whole
-            .put
-            .iter()
-            .all(|item| item.key.kind.is_shared() && item.hash == messages::hash_of(&item.body))
-            && whole.delete.iter().all(|key| key.kind.is_shared());
-        if !sound || ledger.digest_with(&whole.put, &whole.delete, true) != digest {
+        if !are_sound(&whole.put, &whole.delete, true)
+            || ledger.digest_with(&whole.put, &whole.delete, true) != digest
+        {
             if self.welcome {
                 self.hello(true).await;
             }
@@ -682,12 +679,9 @@ impl Agent {
             self.parts = Some((whole, total));
             return Ok(());
         };
-        let sound = whole
-            .put
-            .iter()
-            .all(|item| !item.key.kind.is_shared() && item.hash == messages::hash_of(&item.body))
-            && !whole.delete.iter().any(|key| key.kind.is_shared());
-        if !sound || self.shared.ledger.digest_with(&whole.put, &whole.delete, false) != digest {
+        if !are_sound(&whole.put, &whole.delete, false)
+            || self.shared.ledger.digest_with(&whole.put, &whole.delete, false) != digest
+        {
             self.hello(true).await;
             return Ok(());
         }
@@ -934,6 +928,13 @@ async fn arrived(arrivals: &mut Option<watch::Receiver<u64>>) -> bool {
         *arrivals = None;
     }
     known
+}
+
+/// Whether items belong to the part of the desired set that all nodes share (or all do not), and have
+/// the bodies that their hashes say.
+fn are_sound(put: &[Item], delete: &[ItemKey], shared: bool) -> bool {
+    put.iter().all(|item| item.hash == messages::hash_of(&item.body))
+        && put.iter().map(|item| &item.key).chain(delete).all(|key| key.kind.is_shared() == shared)
 }
 
 fn keys(put: &[Item], delete: &[ItemKey]) -> BTreeSet<ItemKey> {

@@ -272,6 +272,13 @@ impl Node {
         command
     }
 
+    /// The command that imports an archive of images through the running daemon.
+    pub fn import(&self, archive: &Path) -> Command {
+        let mut command = self.space.command(SAMPAN);
+        command.args(["image", "import", "--run-dir"]).arg(self.dir.path().join("run")).arg(archive);
+        command
+    }
+
     /// Runs kubectl, which has to succeed.
     pub fn k(&self, args: &[&str]) -> String {
         let out = output(self.kubectl().args(args));

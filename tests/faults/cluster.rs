@@ -216,8 +216,7 @@ fn a_disk_that_fills_up_breaks_nothing_that_runs() {
     });
     let archive = dir.join("image.tar");
     fs::write(&archive, large_image()).unwrap();
-    let mut import = node.space.command(common::SAMPAN);
-    import.args(["image", "import", "--run-dir"]).arg(node.dir.path().join("run")).arg(&archive);
+    let mut import = node.import(&archive);
     let out = output(&mut import);
     let said = String::from_utf8_lossy(&out.stderr).to_lowercase();
     assert!(!out.status.success() && said.contains("no space left"), "{said}");

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    common::{self, Node, board, must},
+    common::{Node, board, must},
     images,
 };
 
@@ -15,9 +15,7 @@ use crate::{
 fn import_busybox(node: &Node) {
     let file = node.dir.path().join("busybox.tar");
     fs::write(&file, images::busybox(&["sh", "tar", "dd"])).unwrap();
-    let mut import = node.space.command(common::SAMPAN);
-    import.args(["image", "import", "--run-dir"]).arg(node.dir.path().join("run")).arg(&file);
-    must(&mut import);
+    must(&mut node.import(&file));
 }
 
 const BOX: &str = r#"
