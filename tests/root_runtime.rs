@@ -309,8 +309,9 @@ async fn a_terminal_has_a_size_and_a_name() {
         .await
         .unwrap();
     let output = text(&mut session.stdout).await;
-    assert!(output.contains("33 101\r\n/dev/pts/0\r\n"), "{output:?}");
-    assert_eq!(session.exit.await.unwrap(), 4);
+    let code = session.exit.await.unwrap();
+    assert!(output.contains("33 101\r\n/dev/pts/0\r\n"), "{code} {output:?}");
+    assert_eq!(code, 4);
     ground.assert_nothing_left(&runtime).await;
 }
 

@@ -244,13 +244,19 @@ impl AsyncRead for Terminal {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(cx))?;
             let room = buf.initialize_unfilled();
-            match guard.try_io(|file| io::Read::read(&mut file.get_ref(), room)) {
+            let ended = |error: &io::Error| error.raw_os_error() == Some(libc::EIO);
+            match guard.try_io(|file| match io::Read::read(&mut file.get_ref(), room) {
+                // The kernel looks for bytes first and for the closing then: what was written in
+                // between is seen by a second look.
+                Err(error) if ended(&error) => io::Read::read(&mut file.get_ref(), room),
+                read => read,
+            }) {
                 Ok(Ok(read)) => {
                     buf.advance(read);
                     return Poll::Ready(Ok(()));
                 }
                 // What a terminal says when its last user has closed it: the end.
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => return Poll::Ready(Ok(())),
+                Ok(Err(error)) if ended(&error) => return Poll::Ready(Ok(())),
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(_would_block) => {}
             }
