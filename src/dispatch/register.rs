@@ -17,8 +17,8 @@ use crate::{
     objects::{Error, Objects},
 };
 
-/// The domains of annotations that a node gives itself.
-const OWN_DOMAINS: [&str; 2] = ["sampan.dev", "sampan.io"];
+/// The domain of annotations that a node gives itself.
+const OWN_DOMAIN: &str = "sampan.dev";
 /// Notes which board is the node.
 const HARDWARE: &str = "sampan.dev/hardware";
 /// The address that the node is seen under, where a router translates its own.
@@ -84,7 +84,7 @@ pub async fn register(context: &Context, name: &str, info: &NodeInfo, hardware: 
 
 /// Whether an annotation is one that a node may give itself: others are the user's, or controllers'.
 fn is_ours(annotation: &str) -> bool {
-    OWN_DOMAINS.iter().any(|domain| annotation.split_once('/').is_some_and(|(d, _)| d == *domain))
+    annotation.split_once('/').is_some_and(|(domain, _)| domain == OWN_DOMAIN)
 }
 
 /// The address that a node was seen under, unless that is one of its own.
@@ -235,7 +235,7 @@ mod tests {
     fn a_node_annotates_itself_with_our_words_only() {
         for (key, ours) in [
             ("sampan.dev/platform", true),
-            ("sampan.io/local-path-root", true),
+            ("sampan.dev/local-path-root", true),
             ("sampan.dev", false),
             ("evil.sampan.dev/x", false),
             ("kubectl.kubernetes.io/last-applied-configuration", false),

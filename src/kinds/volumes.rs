@@ -14,13 +14,13 @@ pub const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 /// Names who made a volume.
 pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 /// The built-in provisioner's name in a StorageClass: folders on nodes.
-pub const LOCAL_PATH: &str = "sampan.io/local-path";
+pub const LOCAL_PATH: &str = "sampan.dev/local-path";
 /// The finalizer of a `local-path` volume whose folder is still on its node.
-pub const LOCAL_PATH_CLEANUP: &str = "sampan.io/local-path-cleanup";
+pub const LOCAL_PATH_CLEANUP: &str = "sampan.dev/local-path-cleanup";
 /// A node's annotation: the folder in which it has its `local-path` volumes.
-pub const LOCAL_PATH_ROOT: &str = "sampan.io/local-path-root";
+pub const LOCAL_PATH_ROOT: &str = "sampan.dev/local-path-root";
 /// A node's annotation: bytes of the file system that has them.
-pub const LOCAL_PATH_CAPACITY: &str = "sampan.io/local-path-capacity";
+pub const LOCAL_PATH_CAPACITY: &str = "sampan.dev/local-path-capacity";
 const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
 /// Whether the built-in provisioner made a volume.
