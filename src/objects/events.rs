@@ -1,14 +1,20 @@
 //! Events: what a part of the system says about an object.
 //!
-//! The name of an Event is made from what it says, so that saying it again counts it up instead of
-//! adding another one.
+//! Saying the same again counts an Event up instead of adding another one ([`super::correlator`]); the
+//! names of an object's Events are in the order of their times, as clients show them.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, ObjectReference};
 use serde_json::json;
 
-use super::{Error, Objects, WriteOptions};
-use crate::{clock, kinds::registry};
+use super::{
+    Error, Objects, WriteOptions,
+    correlator::{Correlated, Keys},
+};
+use crate::{
+    clock,
+    kinds::{names, registry},
+};
 
 /// Where Events about objects without a namespace go.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -51,25 +57,37 @@ impl Objects {
 
     async fn try_say(&self, about: &ObjectReference, said: Said<'_>) -> Result<(), Error> {
         let Said { warning, reason, message, component, host, time } = said;
-        let message = cut(message);
+        let when = time.unwrap_or_else(|| self.clock.now());
+        let correlated = self.said.lock().expect("no holder of the Events' lock panics").correlate(
+            keys(about, said),
+            cut(message),
+            when,
+            self.clock.steady(),
+        );
+        let Some(Correlated { serial, count, first, message }) = correlated else { return Ok(()) };
         let text = |field: &Option<String>| field.clone().unwrap_or_default();
         let namespace = about.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or(DEFAULT_NAMESPACE);
-        let same =
-            [&text(&about.uid), &text(&about.field_path), reason, message, component].map(str::to_owned);
-        let name = format!("{}.{:016x}", text(&about.name), fnv64a(&same));
+        // Some objects have names that an Event must not have.
+        let name = format!("{}.{serial:x}", text(&about.name));
+        let name = if names::dns_subdomain(&name).is_empty() { name } else { format!("{serial:x}") };
         let row = registry::of::<Event>();
-        let when = clock::rfc3339_seconds(time.unwrap_or_else(|| self.clock.now()));
+        let when = clock::rfc3339_seconds(when);
+        let message = cut(&message);
         let options = WriteOptions::system(component);
-        let again = self
-            .modify(row, None, namespace, &name, &options, |event| {
-                event["count"] = (event["count"].as_i64().unwrap_or(1) + 1).into();
-                event["lastTimestamp"] = when.as_str().into();
-                Ok(())
-            })
-            .await;
-        match again {
-            Err(error) if error.is_not_found() => {}
-            done => return done.map(drop),
+        if count > 1 {
+            let again = self
+                .modify(row, None, namespace, &name, &options, |event| {
+                    event["count"] = count.into();
+                    event["message"] = message.into();
+                    event["lastTimestamp"] = when.as_str().into();
+                    Ok(())
+                })
+                .await;
+            match again {
+                // Its time was over meanwhile.
+                Err(error) if error.is_not_found() => {}
+                done => return done.map(drop),
+            }
         }
         let mut source = json!({ "component": component });
         if !host.is_empty() {
@@ -84,13 +102,24 @@ impl Objects {
             "source": source,
             "reportingComponent": component,
             "reportingInstance": host,
-            "firstTimestamp": when,
+            "firstTimestamp": clock::rfc3339_seconds(first),
             "lastTimestamp": when,
             "eventTime": null,
-            "count": 1,
+            "count": count,
         });
         self.create(row, namespace, event, &options).await.map(drop)
     }
+}
+
+/// What an Event is correlated by.
+fn keys(about: &ObjectReference, said: Said<'_>) -> Keys {
+    let text = |field: &'_ Option<String>| field.clone().unwrap_or_default();
+    let object = [&about.kind, &about.namespace, &about.name, &about.uid, &about.api_version].map(text);
+    let source = object.into_iter().chain([said.component.to_owned(), said.host.to_owned()]);
+    let source = fnv64a(FNV_OFFSET, source);
+    let similar = fnv64a(source, [said.warning.to_string(), said.reason.to_owned()]);
+    let same = fnv64a(similar, [text(&about.field_path), said.message.to_owned()]);
+    Keys { source, similar, same }
 }
 
 /// At most [`MESSAGE_LEN_MAX`] bytes of a text, whole characters.
@@ -99,12 +128,12 @@ fn cut(message: &str) -> &str {
     &message[..end.unwrap_or(0)]
 }
 
-/// FNV-1a, 64 bits, of texts with a separator each.
-fn fnv64a(texts: &[String]) -> u64 {
-    let bytes = texts.iter().flat_map(|text| text.bytes().chain([0xff]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a, 64 bits, of texts with a separator each, going on from another one.
+fn fnv64a(from: u64, texts: impl IntoIterator<Item = String>) -> u64 {
+    let bytes = texts.into_iter().flat_map(|text| text.into_bytes().into_iter().chain([0xff]));
+    bytes.fold(from, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -125,12 +154,27 @@ mod tests {
             uid: Some("u".into()),
             ..ObjectReference::default()
         };
-        for message in ["a", "a", "b"] {
+        for message in ["c", "a", "c", "b"] {
             objects.event(&about, true, "FailedScheduling", message, "default-scheduler").await;
         }
-        let mut counts: Vec<_> =
-            objects.list_typed::<Event>(None).iter().map(|e| (e.message.clone().unwrap(), e.count)).collect();
-        counts.sort();
-        assert_eq!(counts, [("a".to_owned(), Some(2)), ("b".to_owned(), Some(1))]);
+        // Lists are in the order of names, which is that of the times.
+        let listed = objects.list_typed::<Event>(None);
+        let counts: Vec<_> = listed.iter().map(|e| (e.message.as_deref().unwrap(), e.count)).collect();
+        assert_eq!(counts, [("c", Some(2)), ("a", Some(1)), ("b", Some(1))]);
+    }
+
+    #[tokio::test]
+    async fn objects_with_any_name_have_events() {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = Objects::new(Store::open(&dir.path().join("state.db")).unwrap(), Arc::new(SystemClock));
+        for name in ["system:node", &"n".repeat(250)] {
+            let about = ObjectReference { name: Some(name.into()), ..ObjectReference::default() };
+            objects.try_say(&about, said()).await.unwrap();
+        }
+        assert_eq!(objects.list_typed::<Event>(None).len(), 2);
+    }
+
+    fn said() -> Said<'static> {
+        Said { warning: false, reason: "R", message: "m", component: "c", host: "", time: None }
     }
 }

@@ -11,6 +11,7 @@ mod admission;
 pub mod allocate;
 mod binding;
 mod bootstrap;
+mod correlator;
 pub mod credentials;
 mod delete;
 mod error;
@@ -25,7 +26,10 @@ pub mod scale;
 pub mod token;
 mod verbs;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 pub use error::Error;
 pub use events::Said;
@@ -125,17 +129,20 @@ pub struct Objects {
     settings: Option<Arc<Settings>>,
     /// Held over what has to be counted and written at once: addresses, ports, quotas, budgets.
     counted: Arc<tokio::sync::Mutex<()>>,
+    /// What Events were said, by whoever speaks through this.
+    said: Arc<Mutex<correlator::Correlator>>,
 }
 
 impl Objects {
     /// Bare verbs: nothing is admitted, no address is given (tests, simulations).
     pub fn new(store: Store, clock: SharedClock) -> Self {
-        Self { store, clock, settings: None, counted: Arc::default() }
+        Self { store, clock, settings: None, counted: Arc::default(), said: Arc::default() }
     }
 
     /// The verbs of a cluster, with admission and allocation.
     pub fn of_cluster(store: Store, clock: SharedClock, settings: Settings) -> Self {
-        Self { store, clock, settings: Some(Arc::new(settings)), counted: Arc::default() }
+        let settings = Some(Arc::new(settings));
+        Self { store, clock, settings, counted: Arc::default(), said: Arc::default() }
     }
 
     /// What the cluster sets; `None` for bare verbs.
