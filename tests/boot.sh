@@ -6,8 +6,9 @@
 #           systemd: Debian with systemd, set up by `sampan install`
 #
 # A Debian kernel in qemu (emulated: no KVM is needed), 512 MiB, up to 4 cores, cgroup version 2 only, no
-# network. First boot: the node gets ready, the demo's Deployment, Service and Ingress work. While it
-# writes, qemu is killed. Second boot: every acknowledged write is there, and all is back by itself.
+# network. First boot: the node gets ready, the demo's Deployment, Service and Ingress work, and a volume
+# holds no more than its claim says (the disk has project quotas). While it writes, qemu is killed. Second
+# boot: every acknowledged write is there, and all is back by itself.
 # As root on Debian 12; the kernel and the rest come from Debian's packages. State is in target/boot.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,7 +30,7 @@ while [ $# -gt 0 ]; do
     *) binary=$1; shift ;;
     esac
 done
-[ -f "$binary" ] || { sed -n '2,13p' "$0" | cut -c3-; exit 2; }
+[ -f "$binary" ] || { sed -n '2,14p' "$0" | cut -c3-; exit 2; }
 need_packages binutils busybox-static cpio e2fsprogs kmod
 [ -n "$arch" ] || case $(readelf -h "$binary" | sed -n 's/ *Machine: *//p') in
 *X86-64*) arch=x86_64 ;;
@@ -92,7 +93,7 @@ make_initramfs() {
     cp "$busybox" "$tree/bin/busybox"
     install -m 755 tests/boot/initramfs.sh "$tree/init"
     [ -f "$modules/modules.dep" ] || depmod -b "$work/kernel" "$release"
-    for module in virtio_pci virtio_blk crc32c_generic ext4; do
+    for module in virtio_pci virtio_blk crc32c_generic ext4 quota_v2; do
         modprobe -d "$work/kernel" -S "$release" --show-depends "$module" | sed -n 's/^insmod \([^ ]*\).*/\1/p'
     done | awk '!seen[$0]++' | while read -r module; do
         cp "$module" "$tree/modules/"
@@ -154,7 +155,8 @@ make_root() {
     *) echo "tests/boot.sh: unknown init $init" >&2; exit 2 ;;
     esac
     rm -f "$disk"
-    mke2fs -q -t ext4 -d "$root" "$disk" 2G
+    # With project quotas: volumes hold what their claims say.
+    mke2fs -q -t ext4 -O quota,project -E quotatype=prjquota -d "$root" "$disk" 2G
     rm -rf "$root"
 }
 

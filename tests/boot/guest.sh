@@ -55,6 +55,47 @@ all_acked() {
     done
 }
 
+# volume SIZE: a claim of so many bytes, and a pod that has it.
+volume() {
+    cat <<EOF
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: room}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: $1}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: filler}
+spec:
+  containers: [{name: c, image: sampan.dev/demo, volumeMounts: [{name: room, mountPath: /room}]}]
+  volumes: [{name: room, persistentVolumeClaim: {claimName: room}}]
+EOF
+}
+# fill KIB NAME: writes a file into the volume.
+fill() {
+    /bin/busybox dd if=/dev/zero bs=1k count="$1" 2>/dev/null |
+        sampan exec -i filler -- /bin/sh -c "cat > /room/$2"
+}
+# refuses KIB NAME: the volume has no room for that, and says why.
+refuses() {
+    if fill "$1" "$2" >/tmp/last 2>&1; then
+        fail "the volume holds more than its claim says"
+    fi
+    grep -qi quota /tmp/last || { cat /tmp/last; fail "the volume refuses for another reason"; }
+    say "the volume refuses more: $(cat /tmp/last)"
+}
+a_volume_holds_what_it_says() {
+    volume 512Ki | sampan apply -f - || fail "apply a claim"
+    until_true 60 "a pod writes what fits into its volume" fill 384 some
+    refuses 384 more
+    volume 1Mi | sampan apply -f - || fail "ask for more"
+    until_true 60 "the volume has grown" fill 512 more
+    refuses 512 much
+    sampan get events >/tmp/last
+    grep -q VolumeResizeSuccessful /tmp/last || { cat /tmp/last; fail "no event of the volume's growth"; }
+    ! grep -q VolumeSizeNotEnforced /tmp/last || fail "an event says that the size is not enforced"
+}
+
 before() { :; }
 after() { :; }
 [ ! -f /boot-test/systemd.sh ] || . /boot-test/systemd.sh
@@ -66,6 +107,7 @@ first)
     sampan apply -f /boot-test/demo.yaml || fail "apply"
     until_true 120 "the Deployment is rolled out" rolled_out
     answers
+    a_volume_holds_what_it_says
     say "writing"
     write 1 5000
     ;;
@@ -75,6 +117,8 @@ second)
     say "all $(word acked) acknowledged writes are there"
     until_true 120 "the Deployment is rolled out" rolled_out
     answers
+    until_true 60 "the volume has what was written" sampan exec filler -- /bin/ls /room/some
+    refuses 512 much
     write 5001 5003
     after
     say "PASSED"
