@@ -11,7 +11,11 @@ use std::{
     thread,
 };
 
-use common::{Node, SAMPAN, board, output, wait_for};
+use common::{
+    Node, SAMPAN, Switch, board, output,
+    several::{agent, server, token},
+    unique, wait_for,
+};
 
 /// A workload whose pods are the demo's web page; `spec` is JSON without its braces.
 fn workload(kind: &str, name: &str, spec: &str) -> String {
@@ -136,6 +140,64 @@ fn sets_keep_names_places_and_strategies() {
     });
     node.k(&["delete", "statefulset", "db"]);
     node.wait_output(&["get", "pvc", "-o", "name"], "no claims", str::is_empty);
+}
+
+/// The pods of a workload: name, image, whether ready, uid.
+fn pods(node: &Node, app: &str) -> Vec<[String; 4]> {
+    let path = "jsonpath={range .items[*]}{.metadata.name} {.spec.containers[0].image} \
+                {.status.containerStatuses[0].ready} {.metadata.uid}{\"\\n\"}{end}";
+    let text = node.k(&["get", "pods", "-l", &format!("app={app}"), "-o", path]);
+    let line = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>().try_into().unwrap();
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn a_version_that_never_gets_ready_takes_down_no_more_than_it_may() {
+    let switch = Switch::new(&unique("ww"));
+    let node = server(&unique("wm"), &switch, "192.0.2.1/24", &[]);
+    node.wait_ready();
+    let _boards = ["192.0.2.2/24", "192.0.2.3/24"]
+        .map(|address| agent(&unique("wa"), &switch, address, &token(&node, &[])));
+    node.wait_output(&["get", "nodes"], "three nodes", |t| t.matches(" Ready").count() == 3);
+    let rolling =
+        r#""updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "50%"}}"#;
+    // Half of three daemons is two, rounded up; of five ordinals two, rounded down.
+    node.apply(&workload("DaemonSet", "ds", rolling));
+    let parallel =
+        format!(r#""replicas": 5, "serviceName": "p", "podManagementPolicy": "Parallel", {rolling}"#);
+    node.apply(&workload("StatefulSet", "p", &parallel));
+    let sets = [("daemonset/ds", "ds", 3), ("statefulset/p", "p", 5)];
+    for (set, app, count) in sets {
+        rolled_out(&node, set);
+        assert_eq!(pods(&node, app).len(), count);
+        let before = pods(&node, app);
+        node.k(&["set", "image", set, "c=127.0.0.1:1/none:1"]);
+        let stuck = ["get", "pods", "-l", &format!("app={app}")];
+        let stuck = node.wait_output(&stuck, "two pods that cannot start", |t| {
+            t.lines()
+                .filter(|line| line.contains("ErrImagePull") || line.contains("ImagePullBackOff"))
+                .count()
+                == 2
+        });
+        let now = pods(&node, app);
+        let (new, old): (Vec<_>, Vec<_>) = now.into_iter().partition(|[_, image, ..]| image.contains("none"));
+        assert_eq!(new.len(), 2, "{stuck}");
+        assert_eq!(old.len(), count - 2, "{stuck}");
+        assert!(old.iter().all(|pod| pod[2] == "true" && before.contains(pod)), "{old:?}, before {before:?}");
+        if app == "p" {
+            let names: Vec<_> = new.iter().map(|[name, ..]| name.as_str()).collect();
+            assert_eq!(names, ["p-3", "p-4"], "the highest ordinals go first");
+        }
+        // What never got ready goes first, and takes nobody along.
+        node.k(&["rollout", "undo", set]);
+        rolled_out(&node, set);
+        let now = pods(&node, app);
+        assert!(
+            now.iter().all(|[_, image, ready, _]| image == "sampan.dev/demo" && ready == "true"),
+            "{now:?}"
+        );
+        assert!(old.iter().all(|pod| now.contains(pod)), "{old:?}, now {now:?}");
+    }
 }
 
 #[test]
