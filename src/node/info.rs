@@ -16,6 +16,12 @@ use crate::{
     },
 };
 
+/// What the board's firmware says of it (Documentation/ABI/testing/sysfs-firmware-ofw).
+const DEVICE_TREE: &str = "/sys/firmware/devicetree/base";
+
+/// The longest value of a label (characters).
+const LABEL_VALUE_MAX: usize = 63;
+
 /// Looks at the machine; `address` is used when given.
 pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
@@ -29,13 +35,7 @@ pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
     let machine_id = text("/etc/machine-id");
     let uuid = text("/sys/class/dmi/id/product_uuid");
     let capacity = capacity(&options.data_dir, options.limits.max_pods);
-    let mut labels = BTreeMap::new();
-    // The device tree names the board: `Raspberry Pi 4 Model B Rev 1.4`, with a NUL at its end.
-    let model = text("/proc/device-tree/model");
-    let model = label_value(model.trim_end_matches('\0'));
-    if !model.is_empty() {
-        labels.insert("sampan.dev/board".to_owned(), model);
-    }
+    let labels = board(Path::new(DEVICE_TREE)).map(|model| ("sampan.dev/board".to_owned(), model));
     let own = address.or_else(outward_address);
     let mut addresses: Vec<(String, String)> =
         own.map(|ip| ("InternalIP".to_owned(), ip.to_string())).into_iter().collect();
@@ -55,10 +55,21 @@ pub fn gather(options: &Options, address: Option<Ipv4Addr>) -> NodeInfo {
         own_addresses: own_addresses().into_iter().map(|(_, ip)| ip).collect(),
         allocatable: allocatable(&capacity, &options.limits),
         capacity,
-        labels,
+        labels: labels.into_iter().collect(),
         annotations,
         serves_ingress: options.serves_ingress,
     }
+}
+
+/// The board's model (`Raspberry Pi 4 Model B Rev 1.4`) as the value of a label.
+fn board(device_tree: &Path) -> Option<String> {
+    Some(label_value(&word(&device_tree.join("model"))?)).filter(|model| !model.is_empty())
+}
+
+/// The text of a file without what is around it: the device tree ends texts with a NUL.
+fn word(path: &Path) -> Option<String> {
+    let text = String::from_utf8_lossy(&fs::read(path).ok()?).into_owned();
+    Some(text.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_owned()).filter(|t| !t.is_empty())
 }
 
 /// Where this node has its `local-path` volumes, and how large their file system is.
@@ -89,28 +100,23 @@ pub fn tasks() -> Option<u64> {
 /// it; hashed, [`topics::HARDWARE_LENGTH`] hexadecimal characters. A copied memory card takes the
 /// machine id along, so that comes last.
 pub fn hardware(given: Option<&str>) -> String {
-    let text = |path: &Path| {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        Some(text.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_owned()).filter(|t| !t.is_empty())
+    let files = ["/sys/class/dmi/id/product_uuid", "/sys/class/dmi/id/board_serial"];
+    let serial = || {
+        word(&Path::new(DEVICE_TREE).join("serial-number"))
+            .or_else(|| files.iter().find_map(|path| word(Path::new(path))))
     };
-    let files = [
-        "/proc/device-tree/serial-number",
-        "/sys/class/dmi/id/product_uuid",
-        "/sys/class/dmi/id/board_serial",
-    ];
-    let serial = || files.iter().find_map(|path| text(Path::new(path)));
     // The address of the first interface that is a device (`device` links to its bus).
     let address = || {
         let mut devices: Vec<_> = fs::read_dir("/sys/class/net").ok()?.flatten().map(|e| e.path()).collect();
         devices.retain(|path| path.join("device").exists());
         devices.sort();
-        devices.iter().find_map(|path| text(&path.join("address")))
+        devices.iter().find_map(|path| word(&path.join("address")))
     };
     let found = given
         .map(str::to_owned)
         .or_else(serial)
         .or_else(address)
-        .or_else(|| text(Path::new("/etc/machine-id")))
+        .or_else(|| word(Path::new("/etc/machine-id")))
         .unwrap_or_default();
     let digest = ring::digest::digest(&ring::digest::SHA256, found.as_bytes());
     ids::hex(&digest.as_ref()[..topics::HARDWARE_LENGTH / 2])
@@ -222,14 +228,12 @@ fn os_image(text: &str) -> String {
     name.unwrap_or("Linux").trim_matches('"').to_owned()
 }
 
-/// A text as the value of a label: at most 63 characters of the allowed alphabet.
+/// A text as the value of a label.
 fn label_value(text: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' };
-    let mut value: String = text.chars().map(plain).take(63).collect();
-    while value.ends_with(|c: char| !c.is_ascii_alphanumeric()) {
-        value.pop();
-    }
-    value
+    let edge = |c: char| !c.is_ascii_alphanumeric();
+    let value: String = text.trim_start_matches(edge).chars().map(plain).take(LABEL_VALUE_MAX).collect();
+    value.trim_end_matches(edge).to_owned()
 }
 
 /// The addresses of all interfaces but the loopback.
@@ -266,9 +270,21 @@ mod tests {
 
     #[test]
     fn a_model_becomes_a_label() {
-        assert_eq!(label_value("Raspberry Pi 4 Model B Rev 1.4"), "Raspberry-Pi-4-Model-B-Rev-1.4");
-        assert_eq!(label_value("x (y)"), "x--y");
-        assert_eq!(label_value(""), "");
+        let tree = tempfile::tempdir().unwrap();
+        assert_eq!(board(tree.path()), None, "no device tree");
+        let long = "x".repeat(80);
+        for (model, expected) in [
+            (&b"Raspberry Pi 4 Model B Rev 1.4\0"[..], Some("Raspberry-Pi-4-Model-B-Rev-1.4")),
+            (b"StarFive VisionFive 2 (v1.3B)\0", Some("StarFive-VisionFive-2--v1.3B")),
+            (b"(unnamed)\0", Some("unnamed")),
+            (b"Orange Pi \xff\0", Some("Orange-Pi")),
+            (long.as_bytes(), Some(&long[..63])),
+            (b"\0", None),
+            (b"--\0", None),
+        ] {
+            fs::write(tree.path().join("model"), model).unwrap();
+            assert_eq!(board(tree.path()).as_deref(), expected, "{}", String::from_utf8_lossy(model));
+        }
     }
 
     #[test]
