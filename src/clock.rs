@@ -34,9 +34,43 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        Timestamp::now()
+        Timestamp::now() + wrong::by()
     }
 }
+
+/// How far a test has set this process's clock, in builds for development only: seconds in a file, which
+/// the test may write while the process runs.
+#[cfg(debug_assertions)]
+mod wrong {
+    use std::{env, fs, sync::LazyLock};
+
+    use jiff::SignedDuration;
+
+    const FILE: &str = "SAMPAN_TEST_CLOCK";
+    static PATH: LazyLock<Option<String>> = LazyLock::new(|| env::var(FILE).ok());
+
+    pub fn by() -> SignedDuration {
+        let read = |path| fs::read_to_string(path).ok()?.trim().parse().ok();
+        SignedDuration::from_secs(PATH.as_ref().and_then(read).unwrap_or(0))
+    }
+
+    /// The variable for a program that replaces this one.
+    pub fn left() -> Option<String> {
+        PATH.as_ref().map(|path| format!("{FILE}={path}"))
+    }
+}
+
+#[cfg(not(debug_assertions))]
+mod wrong {
+    pub fn by() -> jiff::SignedDuration {
+        jiff::SignedDuration::ZERO
+    }
+
+    pub fn left() -> Option<String> {
+        None
+    }
+}
+pub use wrong::left;
 
 /// Watches a clock for being set.
 #[derive(Debug)]

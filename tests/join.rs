@@ -237,6 +237,49 @@ fn a_cluster_is_restored_on_another_board_and_its_nodes_find_it() {
     assert_eq!(pod_processes(&board), before);
 }
 
+#[test]
+fn a_name_that_leads_to_another_board_is_followed() {
+    let switch = Switch::new(&unique("jw"));
+    let url = "mqtts://master.home:8883";
+    let mut old = server(&unique("jm"), &switch, "192.0.2.1/24", &["--endpoints", url]);
+    old.wait_ready();
+    let words = token(&old, &[]);
+    assert_eq!(words[1], url);
+    let names = old.dir.path().join("hosts");
+    std::fs::write(&names, "127.0.0.1 localhost\n").unwrap();
+    let mut space = Namespace::on_switch(&unique("js"), &switch, "192.0.2.2/24");
+    space.set_file("/etc/hosts", &names);
+    let args: Vec<_> = words.iter().map(String::as_str).collect();
+    let board = Node::start("agent", &unique("ja"), space, &args);
+    wait_for("the name to be asked for in vain", || {
+        let log = board.log();
+        log.contains("the master cannot be reached").then_some(()).ok_or(log)
+    });
+    std::fs::write(&names, "192.0.2.1 master.home\n").unwrap();
+    old.wait_output(&["get", "nodes"], "the board to find the name", two_ready);
+    let before = run_web(&old, &board);
+    let file = old.dir.path().join("cluster.backup");
+    must(&mut sampan(&old, &["backup", &file.display().to_string()]));
+    old.kill();
+
+    let args = ["--restore", &file.display().to_string(), "--endpoints", url];
+    let new = server(&unique("jo"), &switch, "192.0.2.9/24", &args);
+    new.wait_ready();
+    let reached = || {
+        let out = output(new.kubectl().args(["exec", "web", "--", "/bin/echo", "here"]));
+        (out.stdout == b"here\n")
+            .then_some(())
+            .ok_or_else(|| String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    assert!(reached().is_err(), "the name still leads to the old board");
+    std::fs::write(&names, "192.0.2.9 master.home\n").unwrap();
+    wait_for("the board to follow the name", reached);
+    assert_eq!(pod_processes(&board), before, "its pod went on");
+    new.wait_output(&["get", "nodes"], "the board to be Ready", |text| {
+        text.lines().any(|line| line.starts_with(&board.name) && line.contains(" Ready"))
+    });
+}
+
 /// Debian's Mosquitto in a folder of its own.
 struct Mosquitto {
     child: Child,

@@ -127,6 +127,11 @@ impl Server {
         self
     }
 
+    /// The time by which certificates and tokens are judged, whatever the board's clock says.
+    pub fn time(&self) -> TrustedTime {
+        self.api.time.clone()
+    }
+
     /// The address that was bound.
     pub fn local_addr(&self) -> std::net::SocketAddr {
         self.api.address

@@ -19,7 +19,7 @@ use crate::{
         pki::{self, Pki},
         tls,
     },
-    clock::{SharedClock, SystemClock},
+    clock::{Clock as _, SharedClock, SystemClock},
     config::{self, Part},
     controllers,
     dispatch::{
@@ -133,7 +133,7 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         will: None,
     };
     let bus = link::connect(&tasks, "master's link", &way(MASTER_USER, MASTER_GROUP, &here_broker)?, master);
-    let own_node = common.enabled(Part::Agent).then(|| common.node_name());
+    let own_node = common.enabled(Part::Agent).then(|| own_name(common, &state)).transpose()?;
     let options = dispatch::Options {
         cluster: cluster.clone(),
         epoch: backup::epoch(&state)?,
@@ -146,7 +146,8 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
         own_node: own_node.clone(),
         origins,
     };
-    let dispatch = Dispatch::new(objects.clone(), options, bus, tokens(&objects)).with_desk(desk(&pki));
+    let dispatch =
+        Dispatch::new(objects.clone(), options, bus, tokens(&objects, api.time())).with_desk(desk(&pki));
     let links = streams::node_streams(dispatch.streams());
     let measured = api.usage();
     tasks.spawn("usage", {
@@ -185,6 +186,25 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
     }
     tracing::info!(api = %here, kubeconfig = %common.data_dir.join("kubeconfig").display(), "the cluster is up");
     Ok(App { store: Some(store), tasks, claims: Vec::new() })
+}
+
+/// The name of the master's own node: as given, else the one it has had. A board whose host is renamed
+/// stays the node it was, with its pods.
+fn own_name(common: &config::Common, state: &Path) -> anyhow::Result<String> {
+    let path = state.join("node-name");
+    let known = match fs::read_to_string(&path) {
+        Ok(name) => Some(name.trim().to_owned()).filter(|name| !name.is_empty()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    if let (None, Some(known)) = (&common.node_name, &known) {
+        return Ok(known.clone());
+    }
+    let name = common.node_name();
+    if known.as_ref() != Some(&name) {
+        pki::write_file(&path, name.as_bytes(), 0o644)?;
+    }
+    Ok(name)
 }
 
 /// Where pods and nodes reach the API. A board without any network of its own is reached at the first
@@ -323,17 +343,16 @@ fn authority(pki: &Arc<Pki>) -> controllers::certificates::Authority {
 }
 
 /// Service account tokens for pods.
-fn tokens(objects: &Objects) -> IssueToken {
+fn tokens(objects: &Objects, time: tls::TrustedTime) -> IssueToken {
     let objects = objects.clone();
     Arc::new(move |request| {
-        let objects = objects.clone();
+        let (objects, now) = (objects.clone(), time.now());
         Box::pin(async move {
             let spec = TokenSpec {
                 audiences: request.audiences,
                 expiration_seconds: Some(request.expiration_seconds),
                 bound: Some(Bound { kind: "Pod".to_owned(), name: request.pod, uid: request.pod_uid }),
             };
-            let now = objects.clock().now();
             let issued = objects.issue_token(&request.namespace, &request.service_account, &spec, now);
             issued.map(|t| (t.token, t.expires)).map_err(|e| e.to_string())
         })

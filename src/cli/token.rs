@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use base64::Engine as _;
 use clap::{Args, Subcommand};
 use hyper::Method;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::{Value, json};
 
@@ -23,7 +23,8 @@ use super::{
 };
 use crate::{
     api::pki,
-    app, clock,
+    app,
+    clock::{self, Clock as _, SystemClock},
     dispatch::join::{NODE_ANNOTATION, TOKEN_NAMESPACE, TOKEN_PREFIX, TOKEN_TYPE},
     ids,
     kinds::names,
@@ -116,7 +117,7 @@ async fn create(
         id: ids::name_suffix(ID_LENGTH),
         secret: ids::name_suffix(SECRET_LENGTH),
     };
-    let expiration = Timestamp::now().checked_add(ttl).context("--ttl")?;
+    let expiration = SystemClock.now().checked_add(ttl).context("--ttl")?;
     let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
     let mut secret = json!({
         "apiVersion": "v1",

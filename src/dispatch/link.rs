@@ -102,8 +102,7 @@ impl Link {
                 protocol: self.protocol,
                 generation: self.generation,
                 put,
-                delete: Vec::new(),
-                digest: None,
+                ..Desired::default()
             })
             .collect();
         if let Some(first) = parts.first_mut() {

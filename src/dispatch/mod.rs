@@ -378,6 +378,10 @@ impl Dispatch {
         for link in self.links.values_mut() {
             link.offset = significant(link.offset + by);
         }
+        // Tokens of pods may be over: every answer to a hello says what time it is.
+        for node in self.links.keys() {
+            self.context.say(node, &Down::SayHello { hashes: false });
+        }
     }
 
     /// Refuses a hello, or has its node registered; [`Self::welcome`] comes after that.
@@ -669,8 +673,11 @@ impl Dispatch {
     fn bring_up(&mut self, node: &str, own: Own, always: bool) {
         let Some(link) = self.links.get_mut(node) else { return };
         link.dirty = false;
-        let parts = link.bring_up(own, self.context.options.epoch, always);
-        for part in parts.into_iter().flatten() {
+        let mut parts = link.bring_up(own, self.context.options.epoch, always).unwrap_or_default();
+        if let Some(last) = parts.last_mut().filter(|_| always) {
+            last.now = Some(self.context.objects.clock().now());
+        }
+        for part in parts {
             self.context.say(node, &Down::Desired(part));
         }
     }

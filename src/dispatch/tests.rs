@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::{
-    clock::SystemClock,
+    clock::{ManualClock, SharedClock, SystemClock},
     ids::Generation,
     kinds::registry,
     mqtt::{
@@ -43,9 +43,13 @@ struct Board {
 
 impl World {
     fn new() -> Self {
+        Self::at(Arc::new(SystemClock))
+    }
+
+    fn at(clock: SharedClock) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("state.db")).unwrap();
-        let objects = Objects::new(store, Arc::new(SystemClock));
+        let objects = Objects::new(store, clock);
         let broker = MemoryBroker::new();
         let (bus, events) = broker.connect("master", topics::master_filters("c"), None);
         let options = Options {
@@ -402,6 +406,32 @@ async fn a_node_one_version_newer_is_understood_and_others_are_told() {
         };
         assert!(reason.contains(&format!("speaks version {version}")), "{reason}");
     }
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_hears_what_time_it_is_and_again_when_the_masters_clock_was_set() {
+    let start: jiff::Timestamp = "1979-01-01T00:00:00Z".parse().unwrap();
+    let clock = Arc::new(ManualClock::new(start));
+    let world = World::at(clock.clone());
+    let mut board = world.board("a", "s1");
+    let time = async |board: &mut Board| {
+        board.hello(true, "machine").await;
+        loop {
+            if let Down::Desired(Desired { now: Some(now), .. }) = board.next().await {
+                return now;
+            }
+        }
+    };
+    assert_eq!(time(&mut board).await, start);
+    board.join().await;
+    let by = SignedDuration::from_hours(400_000);
+    clock.jump(by);
+    // Its next sign of life shows no other difference.
+    let beat = Up::Beat { session: "s1".to_owned(), generation: board.generation, shared: String::new() };
+    board.say(&beat).await;
+    while !matches!(board.next().await, Down::SayHello { hashes: false }) {}
+    assert_eq!(time(&mut board).await, start + by);
     world.tasks.stop().await;
 }
 

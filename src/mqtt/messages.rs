@@ -271,6 +271,9 @@ pub struct Desired {
     pub delete: Vec<ItemKey>,
     /// Of the whole set after this; `None` when more parts of this generation follow.
     pub digest: Option<String>,
+    /// In the last part of an answer to a hello: the master's time, by which tokens are good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub now: Option<jiff::Timestamp>,
 }
 
 /// The part of the desired set that all nodes share, or what has changed of it.
@@ -497,6 +500,69 @@ mod tests {
             assert_eq!(wire[0], form);
             let Up::Status(back) = decode(&wire).unwrap() else { panic!("another message") };
             assert!(back.pods[0].status.get().contains(&text));
+        }
+    }
+
+    /// What the first release of version 1 says, to the letter. This list only grows: what stands here is in
+    /// use on boards that nobody has updated.
+    #[test]
+    fn what_version_one_says_is_understood() {
+        let with_form = |text: &&str| [b"\0", text.as_bytes()].concat();
+        let up = [
+            r#"{"hello":{"protocol":1,"session":"s","boot":"b","hardware":"h","info":{"machineId":"m","architecture":"arm64",
+                "addresses":[["InternalIP","192.0.2.1"]],"capacity":{"cpu":"4"}},"generation":3,"digest":"d","shared":"e",
+                "hashes":[[{"kind":"pod","namespace":"ns","name":"p"},"f"]]}}"#,
+            r#"{"ack":{"generation":3}}"#,
+            r#"{"status":{"seq":1,"pods":[{"namespace":"ns","name":"p","uid":"u","status":{"phase":"Running"}}]}}"#,
+            r#"{"status":{"seq":2,"node":{"memoryPressure":false,"images":[[["a:1"],7]]}}}"#,
+            r#"{"events":[{"name":"p","uid":"u","warning":true,"reason":"R","message":"m","time":"2026-11-27T00:00:00Z"}]}"#,
+            r#"{"ask":{"id":1,"ask":{"token":{"namespace":"ns","serviceAccount":"a","pod":"p","podUid":"u","audiences":[],
+                "expirationSeconds":3600}}}}"#,
+            r#"{"ask":{"id":2,"ask":{"folderRemoved":{"volume":"v","uid":"u"}}}}"#,
+            r#"{"beat":{"session":"s","generation":3}}"#,
+            r#"{"bye":{"session":"s","clean":false}}"#,
+        ];
+        for text in &up {
+            decode::<Up>(&with_form(text)).unwrap_or_else(|error| panic!("{text}: {error}"));
+        }
+        let kinds = [
+            "config",
+            "configMap",
+            "secret",
+            "persistentVolume",
+            "persistentVolumeClaim",
+            "namespace",
+            "pod",
+            "service",
+            "serviceEnv",
+            "dns",
+            "ingress",
+            "peers",
+            "policy",
+            "runtimeClass",
+        ];
+        for kind in kinds {
+            let text = format!(
+                r#"{{"desired":{{"session":"s","epoch":0,"protocol":1,"generation":4,"put":[{{"kind":"{kind}",
+                "namespace":"ns","name":"n","hash":"h","body":"{{}}"}}],"delete":[{{"kind":"{kind}","name":"o"}}],
+                "digest":"d"}}}}"#
+            );
+            let desired = decode::<Down>(&with_form(&text.as_str()));
+            let Ok(Down::Desired(desired)) = desired else { panic!("{text}: {desired:?}") };
+            assert_eq!((desired.put.len(), desired.delete.len(), desired.now), (1, 1, None));
+        }
+        let down = [
+            r#"{"shared":{"epoch":0,"put":[],"delete":[],"digest":"d"}}"#,
+            r#"{"statusAck":{"seq":1}}"#,
+            r#"{"answer":{"id":1,"answer":{"token":{"token":"t","expires":"2026-11-27T00:00:00Z"}}}}"#,
+            r#"{"answer":{"id":2,"answer":"done"}}"#,
+            r#"{"answer":{"id":3,"answer":{"refused":"why"}}}"#,
+            r#"{"sayHello":{"hashes":true}}"#,
+            r#"{"refused":{"session":"s","reason":"why"}}"#,
+            r#"{"removed":{"session":"s"}}"#,
+        ];
+        for text in &down {
+            decode::<Down>(&with_form(text)).unwrap_or_else(|error| panic!("{text}: {error}"));
         }
     }
 

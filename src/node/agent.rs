@@ -30,6 +30,7 @@ use super::{
     ledger::{Ledger, LedgerError},
     local::{Command, Local},
     logs,
+    parts::Parts,
     record::{Record, Verdict, Wanted, parse_container_id},
     shared::{Options, Outbox, Pressure, Shared},
     streams,
@@ -38,7 +39,7 @@ use super::{
 };
 use crate::{
     clock::{Jumps, SharedClock},
-    ids,
+    ids::{self, Generation},
     image::Images,
     mqtt::{
         self, Bus, Event, Events, Priority, Will,
@@ -65,8 +66,6 @@ const REMOVAL_MAX: Duration = Duration::from_secs(45);
 const COMMANDS_MAX: usize = 8;
 /// The one peer of a node's streams.
 const MASTER: &str = "";
-/// Parts of a desired set that may wait for their last one (bytes).
-const PARTS_BYTES_MAX: usize = 64 << 20;
 
 /// How a node introduces itself to a broker.
 #[derive(Debug, Clone)]
@@ -183,8 +182,8 @@ pub struct Agent {
     seq: u64,
     /// What [`Self::seq`] was at the last beat: what has no acknowledgement since is said again.
     seq_of_beat: u64,
-    parts: Option<(Desired, usize)>,
-    shared_parts: Option<(SharedChange, usize)>,
+    parts: Parts,
+    shared_parts: Parts,
     pods: BTreeMap<String, Entry>,
     workers: JoinSet<String>,
     mux: Mux,
@@ -236,6 +235,7 @@ impl Agent {
             images,
             network,
             clock,
+            masters_lead: Mutex::default(),
             ledger,
             outbox: Outbox::default(),
             asks: Asks::default(),
@@ -273,8 +273,8 @@ impl Agent {
             commands: mpsc::channel(COMMANDS_MAX),
             seq: 0,
             seq_of_beat: 0,
-            parts: None,
-            shared_parts: None,
+            parts: Parts::default(),
+            shared_parts: Parts::default(),
             pods: BTreeMap::new(),
             workers: JoinSet::new(),
             stop_workers: CancellationToken::new(),
@@ -461,7 +461,7 @@ impl Agent {
                 self.hello_again = None;
                 self.hello_pause = HELLO_AGAIN_FIRST;
                 self.state = None;
-                (self.parts, self.shared_parts) = (None, None);
+                (self.parts, self.shared_parts) = (Parts::default(), Parts::default());
                 self.mux.lost(MASTER);
                 self.shared.outbox.unsend();
                 self.shared.asks.unsend();
@@ -499,7 +499,7 @@ impl Agent {
     }
 
     async fn hello(&mut self, hashes: bool) {
-        self.parts = None;
+        self.parts = Parts::default();
         let ledger = &self.shared.ledger;
         let hello = Hello {
             protocol: PROTOCOL,
@@ -619,40 +619,27 @@ impl Agent {
         if !self.is_obeyed(part.epoch).await? {
             return Ok(());
         }
-        let size: usize = part.put.iter().map(|i| i.body.len()).sum();
-        let (mut whole, total) = match self.shared_parts.take() {
-            Some((whole, total)) => (whole, total + size),
-            None => (SharedChange::default(), size),
-        };
-        if total > PARTS_BYTES_MAX {
-            tracing::error!(bytes = total, "what all nodes share is too large for this node");
-            return Ok(());
-        }
-        whole.put.extend(part.put);
-        whole.delete.extend(part.delete);
-        let Some(digest) = part.digest else {
-            self.shared_parts = Some((whole, total));
+        let SharedChange { put, delete, digest, .. } = part;
+        let Some((whole, digest)) = self.shared_parts.add(Generation::default(), put, delete, digest) else {
             return Ok(());
         };
         let ledger = &self.shared.ledger;
         if ledger.shared_digest().to_string() == digest {
             return Ok(());
         }
-        if !are_sound(&whole.put, &whole.delete, true)
-            || ledger.digest_with(&whole.put, &whole.delete, true) != digest
-        {
+        if !whole.come_to(&digest, ledger, true) {
             if self.welcome {
                 self.hello(true).await;
             }
             return Ok(());
         }
-        let keys = keys(&whole.put, &whole.delete);
+        let keys = whole.keys();
         ledger.apply(ledger.generation(), whole.put, whole.delete).await?;
         self.use_items(&keys).await;
         Ok(())
     }
 
-    /// Collects the parts of a change; the last one says what the whole has to come to.
+    /// Collects the parts of a change of what is the node's own, and obeys the whole.
     async fn desired(&mut self, part: Desired) -> Result<(), LedgerError> {
         if !part.session.is_empty() && part.session != self.session {
             return Ok(());
@@ -664,30 +651,19 @@ impl Agent {
             tracing::debug!(generation = %part.generation, "an older generation is refused");
             return Ok(());
         }
-        let size: usize = part.put.iter().map(|i| i.body.len()).sum();
-        let (mut whole, total) = match self.parts.take() {
-            Some((whole, total)) if whole.generation == part.generation => (whole, total + size),
-            _ => (Desired { generation: part.generation, ..Desired::default() }, size),
-        };
-        if total > PARTS_BYTES_MAX {
-            tracing::error!(bytes = total, "the desired set is too large for this node");
-            return Ok(());
+        if part.now.is_some_and(|now| self.shared.hear_time(now)) {
+            // Tokens that seemed good may be over.
+            self.tell_all(Mail::Items).await;
         }
-        whole.put.extend(part.put);
-        whole.delete.extend(part.delete);
-        let Some(digest) = part.digest else {
-            self.parts = Some((whole, total));
-            return Ok(());
-        };
-        if !are_sound(&whole.put, &whole.delete, false)
-            || self.shared.ledger.digest_with(&whole.put, &whole.delete, false) != digest
-        {
+        let Desired { generation, put, delete, digest, .. } = part;
+        let Some((whole, digest)) = self.parts.add(generation, put, delete, digest) else { return Ok(()) };
+        if !whole.come_to(&digest, &self.shared.ledger, false) {
             self.hello(true).await;
             return Ok(());
         }
-        let keys = keys(&whole.put, &whole.delete);
-        self.shared.ledger.apply(whole.generation, whole.put, whole.delete).await?;
-        self.say(&Up::Ack { generation: whole.generation }).await;
+        let keys = whole.keys();
+        self.shared.ledger.apply(generation, whole.put, whole.delete).await?;
+        self.say(&Up::Ack { generation }).await;
         if std::mem::take(&mut self.asked) {
             self.state = None;
         }
@@ -928,17 +904,6 @@ async fn arrived(arrivals: &mut Option<watch::Receiver<u64>>) -> bool {
         *arrivals = None;
     }
     known
-}
-
-/// Whether items belong to the part of the desired set that all nodes share (or all do not), and have
-/// the bodies that their hashes say.
-fn are_sound(put: &[Item], delete: &[ItemKey], shared: bool) -> bool {
-    put.iter().all(|item| item.hash == messages::hash_of(&item.body))
-        && put.iter().map(|item| &item.key).chain(delete).all(|key| key.kind.is_shared() == shared)
-}
-
-fn keys(put: &[Item], delete: &[ItemKey]) -> BTreeSet<ItemKey> {
-    put.iter().map(|item| &item.key).chain(delete).cloned().collect()
 }
 
 fn uid_of(item: &Item) -> Option<String> {

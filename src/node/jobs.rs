@@ -191,7 +191,7 @@ pub async fn resize(
 /// what is there.
 async fn tokens(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
     let mut tokens = volumes::tokens_needed(shared, wanted);
-    let now = shared.clock.now();
+    let now = shared.masters_time();
     for token in &mut tokens {
         if token.refresh_in(now).is_some_and(|left| !left.is_zero()) {
             continue;

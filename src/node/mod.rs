@@ -30,6 +30,7 @@ mod launch;
 mod ledger;
 mod local;
 mod logs;
+mod parts;
 mod plan;
 mod probes;
 mod qos;

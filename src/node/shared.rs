@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::core::v1::{Node, PodStatus},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -35,6 +36,8 @@ use crate::{
     runtime::Runtime,
 };
 
+/// What the master says of the time is on its way so long that less means nothing.
+const TIME_ERROR_MAX: SignedDuration = SignedDuration::from_secs(10);
 /// Events that wait for the master; the oldest go first.
 const EVENTS_MAX: usize = 256;
 
@@ -186,6 +189,8 @@ pub struct Shared {
     pub images: Arc<dyn Images>,
     pub network: Arc<dyn Network>,
     pub clock: SharedClock,
+    /// How far the master's clock is ahead of this one, as it last said.
+    pub masters_lead: Mutex<SignedDuration>,
     pub ledger: Ledger,
     pub outbox: Outbox,
     pub asks: Asks,
@@ -245,6 +250,20 @@ impl Shared {
             disk_pressure: pressure.disk,
             pid_pressure: pressure.pid,
         }
+    }
+
+    /// What time it is for the master, by whom tokens are judged. As long as it has said nothing, this
+    /// board's clock is all there is.
+    pub fn masters_time(&self) -> Timestamp {
+        self.clock.now() + *self.masters_lead.lock().expect("no holder of the lead's lock panics")
+    }
+
+    /// Hears what time it is for the master; whether it is another one than was thought.
+    pub fn hear_time(&self, now: Timestamp) -> bool {
+        let error = now.duration_since(self.masters_time());
+        let mut lead = self.masters_lead.lock().expect("no holder of the lead's lock panics");
+        *lead += error;
+        error.abs() > TIME_ERROR_MAX
     }
 
     pub fn allocations(&self) -> MutexGuard<'_, Allocations> {

@@ -195,6 +195,8 @@ impl Worker {
         tracing::info!(pod = self.wanted.full_name(), seconds = by.as_secs(), "the clock was set");
         self.live.clock_was_set(by);
         move_times(self.record.status.start_time.as_mut().map(|time| &mut time.0), by);
+        // Tokens that seemed good may be over.
+        self.refresh();
     }
 
     fn say(&self, container: Option<&str>, warning: bool, reason: &str, message: impl Into<String>) {
@@ -908,7 +910,7 @@ impl Worker {
     }
 
     fn schedule_refresh(&mut self, tokens: &[Token]) {
-        let now = self.shared.clock.now();
+        let now = self.shared.masters_time();
         let first = tokens.iter().filter_map(|token| token.refresh_in(now)).min();
         self.next_refresh = first.map(|left| Instant::now() + left.max(jobs::REFRESH_RETRY));
     }

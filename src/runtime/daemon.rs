@@ -15,7 +15,6 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use jiff::Timestamp;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -34,7 +33,10 @@ use super::{
     state::{self, Folder, Record},
     sys, wire,
 };
-use crate::crash;
+use crate::{
+    clock::{Clock as _, SystemClock},
+    crash,
+};
 
 /// Changes kept for a slow reader of [`Runtime::watch`].
 const CHANGES_MAX: usize = 1024;
@@ -190,7 +192,7 @@ fn unseen(folder: &Folder, error: &str) -> Exit {
         signal: None,
         oom_killed: false,
         started_at: folder.started().map(|started| started.at),
-        finished_at: Timestamp::now(),
+        finished_at: SystemClock.now(),
         error: Some(error.to_owned()),
     }
 }

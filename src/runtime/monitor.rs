@@ -33,7 +33,10 @@ use super::{
     state::Folder,
     sys,
 };
-use crate::crash;
+use crate::{
+    clock::{Clock as _, SystemClock},
+    crash,
+};
 
 /// How long a client may refuse what it is sent before it is dropped (seconds).
 const CLIENT_PATIENCE_SECONDS: u64 = 5;
@@ -217,7 +220,7 @@ fn watch_over(handover: Handover) -> io::Result<()> {
     while !monitor.round(Some((&process, &listener)), PollTimeout::NONE)? {}
 
     crash::point(crash::SHIM);
-    let finished_at = Timestamp::now();
+    let finished_at = SystemClock.now();
     // Not reaped: the pid stays ours until this process has ended.
     let status = waitid(Id::Pid(Pid::from_raw(handover.pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
     let cgroups = Cgroups::detect();
@@ -344,7 +347,7 @@ impl Monitor {
             Err(_) => 0,
         };
         let (log, name, role) = (&mut self.log, output.name, output.role);
-        let now = Timestamp::now();
+        let now = SystemClock.now();
         if read == 0 {
             output.lines.finish(|text, whole| log.entry(now, name, text, whole));
             output.file = None;
@@ -421,7 +424,7 @@ impl Monitor {
     }
 
     fn finish(&mut self) {
-        let now = Timestamp::now();
+        let now = SystemClock.now();
         for output in &mut self.outputs {
             let (log, name) = (&mut self.log, output.name);
             output.lines.finish(|text, whole| log.entry(now, name, text, whole));

@@ -22,7 +22,6 @@ use std::{
     rc::Rc,
 };
 
-use jiff::Timestamp;
 use libcontainer::{
     container::builder::ContainerBuilder,
     error::LibcontainerError,
@@ -41,7 +40,10 @@ use super::{
     state::{Folder, Record, Started},
     sys, wire,
 };
-use crate::crash;
+use crate::{
+    clock::{self, Clock as _, SystemClock},
+    crash,
+};
 
 /// Exit code of a container that never ran.
 pub const CODE_NOT_STARTED: i32 = 128;
@@ -76,7 +78,7 @@ pub fn run(mut args: impl Iterator<Item = String>) -> ExitCode {
         signal: None,
         oom_killed: false,
         started_at: None,
-        finished_at: Timestamp::now(),
+        finished_at: SystemClock.now(),
         error: Some(format!("{PREFIX}{failure}")),
     };
     let _ = folder.write_exit(&never_ran);
@@ -204,7 +206,7 @@ fn create(folder: &mut Folder, record: &Record) -> Result<Running, String> {
     };
     crash::point(crash::SHIM);
     let pid = container.pid().ok_or("libcontainer told no pid")?.as_raw();
-    let started = Started { pid, at: Timestamp::now() };
+    let started = Started { pid, at: SystemClock.now() };
     folder.write_started(&started).map_err(say("write started"))?;
     crash::point(crash::SHIM);
     container.start().map_err(|error| chain(&error))?;
@@ -269,7 +271,8 @@ fn hand_over(
         forget_bundle(folder);
     }
     let _ = std::env::set_current_dir("/");
-    let env: Vec<CString> = crash::left(crash::SHIM).into_iter().flat_map(CString::new).collect();
+    let env: Vec<CString> =
+        [crash::left(crash::SHIM), clock::left()].into_iter().flatten().flat_map(CString::new).collect();
     let Err(error) = nix::unistd::execve(c"/proc/self/exe", &args, &env);
     format!("start the monitor: {error}")
 }

@@ -20,12 +20,17 @@ const POLL: Duration = Duration::from_millis(50);
 pub const SAMPAN: &str = env!("CARGO_BIN_EXE_sampan");
 
 /// Waits until `probe` gives something; panics with `what` and the last word of `why` otherwise.
-pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Result<T, String>) -> T {
+pub fn wait_for<T>(what: &str, probe: impl FnMut() -> Result<T, String>) -> T {
+    wait_at_most(PATIENCE, what, probe)
+}
+
+/// As [`wait_for`], for what takes longer.
+pub fn wait_at_most<T>(patience: Duration, what: &str, mut probe: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
         match probe() {
             Ok(value) => return value,
-            Err(why) if start.elapsed() > PATIENCE => panic!("waited in vain for {what}: {why}"),
+            Err(why) if start.elapsed() > patience => panic!("waited in vain for {what}: {why}"),
             Err(_) => std::thread::sleep(POLL),
         }
     }
@@ -50,13 +55,16 @@ fn ip(args: &[&str]) {
 /// A network namespace with loopback up and one address of its own.
 pub struct Namespace {
     pub name: String,
+    /// What else its commands have to themselves: flags of unshare(1), and the shell's words that set it up.
+    /// Every command has it anew: a daemon that is started again finds nothing that it has mounted before.
+    own: Option<[String; 2]>,
 }
 
 impl Namespace {
     /// `address` is put on a link, `192.0.2.10/24`-like.
     pub fn new(name: &str, address: &str) -> Self {
         ip(&["netns", "add", name]);
-        let space = Self { name: name.to_owned() };
+        let space = Self { name: name.to_owned(), own: None };
         ip(&["-n", name, "link", "set", "lo", "up"]);
         ip(&["-n", name, "link", "add", "lan0", "type", "bridge"]);
         ip(&["-n", name, "addr", "add", address, "dev", "lan0"]);
@@ -67,7 +75,7 @@ impl Namespace {
     /// A namespace joined to a switch by a veth pair.
     pub fn on_switch(name: &str, switch: &Switch, address: &str) -> Self {
         ip(&["netns", "add", name]);
-        let space = Self { name: name.to_owned() };
+        let space = Self { name: name.to_owned(), own: None };
         ip(&["-n", name, "link", "set", "lo", "up"]);
         let port = format!("p{}", address.replace(['.', '/'], ""));
         let port = &port[port.len().saturating_sub(14)..];
@@ -94,8 +102,23 @@ impl Namespace {
     /// A command that runs inside. `nsenter` and not `ip netns exec`, which hides the cgroup mounts.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.name)).arg(program.as_ref());
+        command.arg(format!("--net=/run/netns/{}", self.name));
+        if let Some([flags, script]) = &self.own {
+            command.arg("unshare").args(flags.split(' '));
+            command.args(["sh", "-c", &format!("{script} && exec \"$0\" \"$@\"")]);
+        }
+        command.arg(program.as_ref());
         command
+    }
+
+    /// Gives commands from now on a file of their own in place of the machine's.
+    pub fn set_file(&mut self, path: &str, own: &Path) {
+        self.set_own("--mount --propagation slave", &format!("mount --bind {} {path}", own.display()));
+    }
+
+    /// Gives commands from now on something to themselves.
+    pub fn set_own(&mut self, flags: &str, script: &str) {
+        self.own = Some([flags.to_owned(), script.to_owned()]);
     }
 }
 
@@ -111,7 +134,7 @@ pub struct Switch(pub Namespace);
 impl Switch {
     pub fn new(name: &str) -> Self {
         ip(&["netns", "add", name]);
-        let space = Namespace { name: name.to_owned() };
+        let space = Namespace { name: name.to_owned(), own: None };
         ip(&["-n", name, "link", "add", "sw0", "type", "bridge"]);
         ip(&["-n", name, "link", "set", "sw0", "up"]);
         Self(space)
@@ -193,6 +216,13 @@ impl Node {
     /// Whether the daemon has ended by itself.
     pub fn has_ended(&mut self) -> bool {
         self.child.as_mut().is_none_or(|child| child.try_wait().is_ok_and(|status| status.is_some()))
+    }
+
+    /// From its next start on the daemon is not told its name.
+    pub fn forget_name(&mut self) {
+        if let Some(at) = self.args.iter().position(|arg| arg == "--node-name") {
+            self.args.drain(at..at + 2);
+        }
     }
 
     /// Flags for the next start.

@@ -1,6 +1,10 @@
 //! What tests with several boards have in common.
 
-use std::process::Command;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use super::{Namespace, Node, SAMPAN, Switch, must, unique};
 
@@ -50,4 +54,29 @@ pub fn cable(switch: &Switch, address: &str, state: &str) {
     let port = format!("p{}", address.replace(['.', '/'], ""));
     let port = &port[port.len().saturating_sub(14)..];
     must(Command::new("ip").args(["-n", &switch.0.name, "link", "set", port, state]));
+}
+
+/// A wall clock that a test sets for a daemon while it runs. Time that passes is left alone.
+pub struct FakeClock(PathBuf);
+
+impl FakeClock {
+    /// One that is right.
+    pub fn new(dir: &Path) -> Self {
+        let clock = Self(dir.join(unique("clock")));
+        clock.set(0);
+        clock
+    }
+
+    /// Sets it, by seconds from the right time.
+    pub fn set(&self, seconds: i64) {
+        // Whole at every moment.
+        let fresh = self.0.with_extension("new");
+        fs::write(&fresh, seconds.to_string()).unwrap();
+        fs::rename(fresh, &self.0).unwrap();
+    }
+
+    /// The environment of its daemon.
+    pub fn env(&self) -> [(&str, &str); 1] {
+        [("SAMPAN_TEST_CLOCK", self.0.to_str().unwrap())]
+    }
 }

@@ -7,7 +7,6 @@ use std::{path::Path, process::ExitCode};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::Args;
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use tokio::{
@@ -17,6 +16,7 @@ use tokio::{
 
 use super::{exec, get, logs, targets};
 use crate::{
+    clock::{Clock as _, SystemClock},
     control,
     kinds::registry,
     mqtt::stream::{Incoming, LogOptions, Outcome, Place, Request, STDERR, STDIN, STDOUT, Stream},
@@ -111,7 +111,7 @@ pub async fn get(here: &Here<'_>, args: &get::Get) -> anyhow::Result<()> {
             let kind = registry::of::<Pod>();
             let columns: Vec<Value> =
                 kind.columns.iter().map(|c| json!({"name": c.name, "priority": c.priority})).collect();
-            let now = Timestamp::now();
+            let now = SystemClock.now();
             let row = |pod: &Value| json!({"cells": (kind.strategy.cells)(pod, now), "object": pod});
             let rows: Vec<Value> = pods.iter().map(row).collect();
             let table = json!({"columnDefinitions": columns, "rows": rows});
@@ -150,7 +150,7 @@ pub async fn logs(here: &Here<'_>, args: &logs::Logs) -> anyhow::Result<()> {
         timestamps: args.timestamps,
         tail_lines: args.tail.and_then(|lines| u64::try_from(lines).ok()),
         limit_bytes: args.limit_bytes,
-        since: since.map(|seconds| Timestamp::now() - jiff::SignedDuration::from_secs(seconds)),
+        since: since.map(|seconds| SystemClock.now() - jiff::SignedDuration::from_secs(seconds)),
         stream: None,
     };
     let stream = here.open(&Request::Logs { place, options }).await?;

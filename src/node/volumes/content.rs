@@ -33,9 +33,9 @@ pub struct Token {
 }
 
 impl Token {
-    /// How long it stays before it has to be replaced: until four fifths of its life are over, or a
-    /// day has gone (upstream's `requiresRefresh`). When this clock was set back, nobody knows how old
-    /// it is: it is to be replaced.
+    /// How long it stays at `now` (the master's time) before it has to be replaced: until four fifths of its
+    /// life are over, or a day has gone (upstream's `requiresRefresh`). When a clock was set back, nobody
+    /// knows how old it is: it is to be replaced.
     pub fn refresh_in(&self, now: Timestamp) -> Option<Duration> {
         let (_, expires) = self.current.as_ref()?;
         let life = SignedDuration::from_secs(self.expiration_seconds);
@@ -238,4 +238,41 @@ fn pick(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_replaced_by_its_age_and_at_once_when_a_clock_was_set() {
+        let now: Timestamp = "2026-11-27T12:00:00Z".parse().unwrap();
+        let minutes = SignedDuration::from_mins;
+        let left = |life: i64, expires_in: SignedDuration, fresh: bool| {
+            let token = Token {
+                volume: "v".to_owned(),
+                path: "token".to_owned(),
+                audiences: Vec::new(),
+                expiration_seconds: life,
+                current: Some((String::new(), now + expires_in)),
+                fresh,
+            };
+            token.refresh_in(now).unwrap().as_secs() / 60
+        };
+        for (life, expires_in, fresh, expected) in [
+            (3600, minutes(60), true, 48),
+            (3600, minutes(30), false, 18),
+            (3600, minutes(5), false, 0),
+            (7 * 86_400, minutes(7 * 1440), true, 1440),
+            // A month went by.
+            (3600, minutes(-43_200), false, 0),
+            // The clock was set back.
+            (3600, minutes(1440), false, 0),
+            // Nobody knows yet whose clock is wrong: not again and again.
+            (3600, minutes(-5_000_000), true, 48),
+            (3600, minutes(5_000_000), true, 48),
+        ] {
+            assert_eq!(left(life, expires_in, fresh), expected, "{life} s, ends in {expires_in:?}, {fresh}");
+        }
+    }
 }
