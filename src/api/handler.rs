@@ -78,11 +78,12 @@ async fn route(
     if info.resource.is_some() {
         return verbs::handle(api, user, request, query, info).await;
     }
-    let document = documents(api, request.headers(), &query, &info.path).await;
-    if document.is_ok() && !matches!(*request.method(), Method::GET | Method::HEAD) {
+    let parts: Vec<&str> = info.path.split('/').filter(|p| !p.is_empty()).collect();
+    let document = Document::at(&parts).ok_or(Refusal::NoSuchPath)?;
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(Refusal::NoSuchMethod);
     }
-    document
+    document.answer(api, request.headers(), &query).await
 }
 
 /// Whether a path belongs to the core group, or to another group that there is.
@@ -90,41 +91,79 @@ fn is_served(path: &str) -> bool {
     let mut parts = path.split('/').filter(|part| !part.is_empty());
     match (parts.next(), parts.next()) {
         (Some("api"), _) => true,
-        (Some("apis"), Some(group)) => {
-            KINDS.iter().chain(usage::KINDS).any(|kind| !kind.group.is_empty() && kind.group == group)
-        }
+        (Some("apis"), Some(group)) => is_group(group, None),
         _ => false,
     }
 }
 
-async fn documents(api: &Api, headers: &HeaderMap, query: &Query, path: &str) -> Result<Reply, Refusal> {
-    let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
-    match parts.as_slice() {
-        [] => Ok(reply::json(StatusCode::OK, &json!({"paths": paths()}))),
-        ["healthz" | "livez" | "readyz", ..] => {
-            health::check(api, path, query).await.ok_or(Refusal::NoSuchPath)
-        }
-        ["openapi", rest @ ..] => openapi::serve(api, headers, query, rest),
-        ["version"] => Ok(reply::json(StatusCode::OK, &health::version())),
-        ["metrics"] => Ok(health::metrics(api)),
-        [root @ ("api" | "apis")] => Ok(roots(api, headers, *root == "api")),
-        ["api", "v1"] => resources(headers, "", "v1"),
-        ["apis", group] => discovery::group(KINDS, group)
-            .map(|value| reply::json(StatusCode::OK, &value))
-            .ok_or(Refusal::NoSuchPath),
-        ["apis", group, version] => resources(headers, group, version),
-        [".well-known", "openid-configuration"] => {
-            let document = json!({"issuer": token::ISSUER, "jwks_uri": format!("{}/openid/v1/jwks", token::ISSUER),
+/// Whether there is a group, in a version if one is asked for.
+fn is_group(group: &str, version: Option<&str>) -> bool {
+    let mut kinds = KINDS.iter().chain(usage::KINDS).filter(|kind| !kind.group.is_empty());
+    kinds.any(|kind| kind.group == group && version.is_none_or(|version| kind.version == version))
+}
+
+/// What there is to read beside resources.
+enum Document<'a> {
+    Paths,
+    Health(health::Asked<'a>),
+    OpenApi(openapi::Document),
+    Version,
+    Metrics,
+    /// `/api` or `/apis`.
+    Roots {
+        core: bool,
+    },
+    Group(&'a str),
+    Resources(&'a str, &'a str),
+    TokenIssuer,
+    TokenKeys,
+}
+
+impl<'a> Document<'a> {
+    /// The document at a path, given as its parts; nothing of it is built yet.
+    fn at(parts: &[&'a str]) -> Option<Self> {
+        Some(match *parts {
+            [] => Self::Paths,
+            [probe @ ("healthz" | "livez" | "readyz"), ref single @ ..] => {
+                Self::Health(health::Asked::of(probe, single)?)
+            }
+            ["openapi", ref rest @ ..] => Self::OpenApi(openapi::Document::at(rest)?),
+            ["version"] => Self::Version,
+            ["metrics"] => Self::Metrics,
+            [root @ ("api" | "apis")] => Self::Roots { core: root == "api" },
+            ["api", "v1"] => Self::Resources("", "v1"),
+            ["apis", group] if is_group(group, None) => Self::Group(group),
+            ["apis", group, version] if is_group(group, Some(version)) => Self::Resources(group, version),
+            [".well-known", "openid-configuration"] => Self::TokenIssuer,
+            ["openid", "v1", "jwks"] => Self::TokenKeys,
+            _ => return None,
+        })
+    }
+
+    async fn answer(self, api: &Api, headers: &HeaderMap, query: &Query) -> Result<Reply, Refusal> {
+        match self {
+            Self::Paths => Ok(reply::json(StatusCode::OK, &json!({"paths": paths()}))),
+            Self::Health(asked) => Ok(health::check(api, &asked, query).await),
+            Self::OpenApi(document) => document.answer(api, headers, query),
+            Self::Version => Ok(reply::json(StatusCode::OK, &health::version())),
+            Self::Metrics => Ok(health::metrics(api)),
+            Self::Roots { core } => Ok(roots(api, headers, core)),
+            Self::Group(group) => discovery::group(KINDS, group)
+                .map(|value| reply::json(StatusCode::OK, &value))
+                .ok_or(Refusal::NoSuchPath),
+            Self::Resources(group, version) => resources(headers, group, version),
+            Self::TokenIssuer => {
+                let document = json!({"issuer": token::ISSUER, "jwks_uri": format!("{}/openid/v1/jwks", token::ISSUER),
                 "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
                 "id_token_signing_alg_values_supported": ["ES256"]});
-            Ok(reply::json(StatusCode::OK, &document))
+                Ok(reply::json(StatusCode::OK, &document))
+            }
+            Self::TokenKeys => {
+                let settings = api.objects.settings().ok_or(Refusal::NoSuchPath)?;
+                let keys = settings.tokens.key_set().to_string();
+                Ok(reply::reply(StatusCode::OK, "application/jwk-set+json", reply::full(keys)))
+            }
         }
-        ["openid", "v1", "jwks"] => {
-            let settings = api.objects.settings().ok_or(Refusal::NoSuchPath)?;
-            let keys = settings.tokens.key_set().to_string();
-            Ok(reply::reply(StatusCode::OK, "application/jwk-set+json", reply::full(keys)))
-        }
-        _ => Err(Refusal::NoSuchPath),
     }
 }
 

@@ -215,53 +215,71 @@ fn architecture() -> &'static str {
     }
 }
 
-/// `/healthz`, `/livez`, `/readyz` and single checks below them. `None`: no such check.
-pub async fn check(api: &Api, path: &str, query: &Query) -> Option<Reply> {
-    let mut parts = path.trim_matches('/').splitn(2, '/');
-    let probe = parts.next().unwrap_or_default();
-    let single = parts.next();
-    let checks: [(&str, Result<(), String>); 4] = [
-        ("ping", Ok(())),
-        ("log", Ok(())),
-        ("etcd", api.objects.store().check().await.map_err(|e| e.to_string())),
-        (
-            "shutdown",
-            if api.stop.is_cancelled() { Err("process is shutting down".to_owned()) } else { Ok(()) },
-        ),
-    ];
-    let checks: Vec<_> =
-        checks.into_iter().filter(|(name, _)| probe == "readyz" || *name != "shutdown").collect();
-    if let Some(single) = single {
-        let (_, verdict) = checks.iter().find(|(name, _)| *name == single)?;
-        return Some(match verdict {
-            Ok(()) => reply::text(StatusCode::OK, "ok"),
-            Err(_) => {
-                reply::text(StatusCode::INTERNAL_SERVER_ERROR, "internal server error: reason withheld\n")
+/// The checks, and whether `/readyz` alone makes them.
+const CHECKS: [(&str, bool); 4] = [("ping", false), ("log", false), ("etcd", false), ("shutdown", true)];
+
+/// `/healthz`, `/livez`, `/readyz`, or a single check below them.
+pub struct Asked<'a> {
+    probe: &'a str,
+    single: Option<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    /// What a path asks for; `None`: there is no such check.
+    pub fn of(probe: &'a str, single: &[&'a str]) -> Option<Self> {
+        match *single {
+            [] => Some(Self { probe, single: None }),
+            [name]
+                if CHECKS.iter().any(|(own, of_ready)| *own == name && (!of_ready || probe == "readyz")) =>
+            {
+                Some(Self { probe, single: Some(name) })
             }
-        });
+            _ => None,
+        }
+    }
+}
+
+/// Makes the checks and says what they found.
+pub async fn check(api: &Api, asked: &Asked<'_>, query: &Query) -> Reply {
+    let Asked { probe, single } = *asked;
+    let mut checks = Vec::with_capacity(CHECKS.len());
+    for (name, of_ready) in CHECKS {
+        if of_ready && probe != "readyz" || single.is_some_and(|single| single != name) {
+            continue;
+        }
+        let good = match name {
+            "etcd" => api.objects.store().check().await.is_ok(),
+            "shutdown" => !api.stop.is_cancelled(),
+            _ => true,
+        };
+        checks.push((name, good));
+    }
+    if single.is_some() {
+        return if checks.iter().all(|(_, good)| *good) {
+            reply::text(StatusCode::OK, "ok")
+        } else {
+            reply::text(StatusCode::INTERNAL_SERVER_ERROR, "internal server error: reason withheld\n")
+        };
     }
     let excluded: Vec<&str> = query.all("exclude").collect();
     let mut report = String::new();
     let mut failed = false;
-    for (name, verdict) in &checks {
-        let line = match verdict {
-            _ if excluded.contains(name) => format!("[+]{name} excluded: ok\n"),
-            Ok(()) => format!("[+]{name} ok\n"),
-            Err(_) => {
-                failed = true;
-                format!("[-]{name} failed: reason withheld\n")
-            }
+    for (name, good) in &checks {
+        let line = if excluded.contains(name) {
+            format!("[+]{name} excluded: ok\n")
+        } else if *good {
+            format!("[+]{name} ok\n")
+        } else {
+            failed = true;
+            format!("[-]{name} failed: reason withheld\n")
         };
         report.push_str(&line);
     }
     if failed {
-        return Some(reply::text(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("{report}{probe} check failed\n"),
-        ));
+        return reply::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{report}{probe} check failed\n"));
     }
     if query.get("verbose").is_some() {
-        return Some(reply::text(StatusCode::OK, format!("{report}{probe} check passed\n")));
+        return reply::text(StatusCode::OK, format!("{report}{probe} check passed\n"));
     }
-    Some(reply::text(StatusCode::OK, "ok"))
+    reply::text(StatusCode::OK, "ok")
 }

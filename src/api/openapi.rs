@@ -25,46 +25,65 @@ const JSON: &str = "application/json";
 /// How long a document with its hash in its address may be kept, as upstream.
 const LIFE: SignedDuration = SignedDuration::from_hours(365 * 24);
 
-/// Answers a path below `/openapi`, given as its parts.
-pub fn serve(api: &Api, headers: &HeaderMap, query: &Query, parts: &[&str]) -> Result<Reply, Refusal> {
-    let failed = |error: std::io::Error| Refusal::from(crate::objects::Error::Internal(error.to_string()));
-    let (group, version) = match parts {
-        ["v2"] => {
-            let protobuf = accepts(headers, V2_PROTOBUF) || accepts(headers, V2_PROTOBUF_OLD);
-            return answer(headers, if protobuf { V2_PROTOBUF } else { JSON }, &openapi::hash(KINDS), || {
-                if protobuf {
-                    return openapi::v2_protobuf(KINDS).map_err(failed);
-                }
-                let mut text = Vec::new();
-                openapi::v2_json(KINDS, &mut text).map_err(failed)?;
-                Ok(text)
-            });
+/// A document below `/openapi`.
+pub enum Document {
+    V2,
+    Index,
+    /// One that the index names.
+    Part(String),
+}
+
+impl Document {
+    /// The document of a path below `/openapi`, given as its parts.
+    pub fn at(parts: &[&str]) -> Option<Self> {
+        match *parts {
+            ["v2"] => Some(Self::V2),
+            ["v3"] => Some(Self::Index),
+            ["v3", ref name @ ..] => {
+                Some(name.join("/")).filter(|name| openapi::has_v3(KINDS, name)).map(Self::Part)
+            }
+            _ => None,
         }
-        ["v3"] => {
-            let index = openapi::v3_index(KINDS);
-            return Ok(reply::json(StatusCode::OK, &index));
-        }
-        ["v3", "api", version] => ("", *version),
-        ["v3", "apis", group, version] => (*group, *version),
-        _ => return Err(Refusal::NoSuchPath),
-    };
-    let rows: Vec<_> = KINDS.iter().filter(|k| k.group == group && k.version == version).collect();
-    if rows.is_empty() {
-        return Err(Refusal::NoSuchPath);
     }
-    let hash = openapi::hash(rows);
+
+    pub fn answer(self, api: &Api, headers: &HeaderMap, query: &Query) -> Result<Reply, Refusal> {
+        match self {
+            Self::V2 => v2(headers),
+            Self::Index => Ok(reply::json(StatusCode::OK, &openapi::v3_index(KINDS))),
+            Self::Part(name) => v3(api, headers, query, &name),
+        }
+    }
+}
+
+fn failed(error: std::io::Error) -> Refusal {
+    Refusal::from(crate::objects::Error::Internal(error.to_string()))
+}
+
+fn v2(headers: &HeaderMap) -> Result<Reply, Refusal> {
+    let protobuf = accepts(headers, V2_PROTOBUF) || accepts(headers, V2_PROTOBUF_OLD);
+    answer(headers, if protobuf { V2_PROTOBUF } else { JSON }, &openapi::hash(KINDS), || {
+        if protobuf {
+            return openapi::v2_protobuf(KINDS).map_err(failed);
+        }
+        let mut text = Vec::new();
+        openapi::v2_json(KINDS, &mut text).map_err(failed)?;
+        Ok(text)
+    })
+}
+
+fn v3(api: &Api, headers: &HeaderMap, query: &Query, name: &str) -> Result<Reply, Refusal> {
+    let hash = openapi::v3_hash(KINDS, name);
     let asked = query.filled("hash");
     if asked.is_some_and(|asked| asked != hash) {
         let mut moved = reply::reply(StatusCode::MOVED_PERMANENTLY, JSON, reply::full(""));
-        let path = parts.join("/");
-        if let Ok(place) = HeaderValue::from_str(&format!("/openapi/{path}?hash={hash}")) {
+        if let Ok(place) = HeaderValue::from_str(&format!("/openapi/v3/{name}?hash={hash}")) {
             moved.headers_mut().insert(LOCATION, place);
         }
         return Ok(moved);
     }
     let mut document = answer(headers, JSON, &hash, || {
         let mut text = Vec::new();
-        openapi::v3_group(KINDS, group, version, &mut text).map_err(failed)?;
+        openapi::v3(KINDS, name, &mut text).map_err(failed)?;
         Ok(text)
     })?;
     if asked.is_some() {

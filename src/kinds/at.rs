@@ -92,6 +92,11 @@ impl<'a> At<'a> {
         FieldError::invalid(&self.path, self.value.clone(), detail)
     }
 
+    /// [`At::invalid`] that does not show the value.
+    pub fn refused(&self, detail: impl Into<String>) -> FieldError {
+        FieldError::refused(&self.path, detail)
+    }
+
     pub fn not_supported(&self, supported: &[&str]) -> FieldError {
         FieldError::not_supported(&self.path, self.value.clone(), supported)
     }
@@ -135,6 +140,25 @@ impl<'a> At<'a> {
     pub fn check_required_one_of(&self, supported: &[&str], errors: &mut ErrorList) {
         if self.check_required(errors) {
             self.check_one_of(supported, errors);
+        }
+    }
+
+    /// Refuses what is no path below a domain: `acme.io/foo` (`IsDomainPrefixedPath`).
+    pub fn check_domain_prefixed(&self, errors: &mut ErrorList) {
+        if !self.check_required(errors) {
+            return;
+        }
+        let Some((domain, path)) =
+            self.str().split_once('/').filter(|(domain, path)| !domain.is_empty() && !path.is_empty())
+        else {
+            errors.push(self.invalid("must be a domain-prefixed path (such as \"acme.io/foo\")"));
+            return;
+        };
+        let wrong = names::dns_subdomain(domain);
+        errors.extend(wrong.into_iter().map(|m| FieldError::invalid(&self.path, domain, m)));
+        if !path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&b)) {
+            let detail = "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')";
+            errors.push(FieldError::invalid(&self.path, path, detail));
         }
     }
 

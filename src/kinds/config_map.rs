@@ -5,14 +5,14 @@ use serde_json::Value;
 use super::{
     ErrorList, FieldError, Kind, Strategy,
     at::At,
-    columns::{self, AGE, NAME, integer},
+    columns::{self, AGE, NAME, text},
     meta, names,
     registry::row,
 };
 
 pub const CONFIG_MAP: Kind = Kind {
     short_names: &["cm"],
-    columns: &[NAME, integer("Data"), AGE],
+    columns: &[NAME, text("Data"), AGE],
     strategy: Strategy {
         validate: |object| meta::check(object, true, names::dns_subdomain, check),
         validate_update: |new, old| {

@@ -4,13 +4,13 @@ use serde_json::Value;
 
 use super::{
     Kind, Strategy,
-    columns::{self, AGE, NAME, integer, number, text},
+    columns::{self, AGE, NAME, number, text},
     meta, names,
     registry::row,
 };
 
 pub const CONTROLLER_REVISION: Kind = Kind {
-    columns: &[NAME, text("Controller"), integer("Revision"), AGE],
+    columns: &[NAME, text("Controller"), text("Revision"), AGE],
     strategy: Strategy {
         validate: |object| {
             meta::check(object, true, names::dns_subdomain, |object, errors| {

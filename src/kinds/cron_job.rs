@@ -61,10 +61,7 @@ fn validate(cron: &Value) -> ErrorList {
             errors.push(text.invalid(why));
         }
         let zone = spec.get("timeZone");
-        let has_zone = text.str().contains("TZ");
-        if has_zone && zone.is_set() {
-            errors.push(text.invalid("cannot use both timeZone field and TZ or CRON_TZ in schedule"));
-        } else if has_zone && is_new {
+        if text.str().contains("TZ") && is_new {
             errors.push(text.invalid("cannot use TZ or CRON_TZ in schedule, use timeZone field instead"));
         }
         check_zone(&zone, errors);
@@ -110,8 +107,13 @@ fn check_zone(zone: &At<'_>, errors: &mut ErrorList) {
 fn check_change(new: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
     let [text, had] = [new, old].map(|cron| cron.get("spec").get("schedule"));
     let zone = new.get("spec").get("timeZone");
-    if text.str().contains("TZ") && !had.str().contains("TZ") && !zone.is_set() {
+    if !text.str().contains("TZ") {
+        return;
+    }
+    if !had.str().contains("TZ") {
         errors.push(text.invalid("cannot use TZ or CRON_TZ in schedule, use timeZone field instead"));
+    } else if zone.is_set() {
+        errors.push(text.invalid("cannot use both timeZone field and TZ or CRON_TZ in schedule"));
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    ErrorList, Kind, Strategy,
+    ErrorList, FieldError, Kind, Strategy,
     at::At,
     columns::{self, AGE, NAME, boolean, integer, text, text_or},
     edit::{child, present, set_default},
@@ -31,8 +31,12 @@ pub const CSI_DRIVER: Kind = Kind {
         validate: |driver| meta::check(driver, false, names::dns_subdomain, check_driver),
         validate_update: |new, old| {
             meta::check_update(new, old, |new, old, errors| {
-                for field in ["attachRequired", "volumeLifecycleModes"] {
-                    new.get("spec").get(field).check_immutable(&old.get("spec").get(field), errors);
+                // The path is upstream's, letter by letter.
+                for (field, shown) in
+                    [("attachRequired", "attachedRequired"), ("volumeLifecycleModes", "volumeLifecycleModes")]
+                {
+                    let [now, then] = [new, old].map(|driver| driver.get("spec").get(field));
+                    now.with_path(format!("spec.{shown}")).check_immutable(&then, errors);
                 }
             })
         },
@@ -56,7 +60,20 @@ pub const CSI_NODE: Kind = Kind {
                         errors.push(name.duplicate());
                     }
                     seen.push(name.str());
-                    driver.get("nodeID").check_required(errors);
+                    check_node_driver(&driver, errors);
+                }
+            })
+        },
+        validate_update: |new, old| {
+            meta::check_update(new, old, |new, old, errors| {
+                let [now, then] = [new, old].map(|node| node.get("spec").get("drivers"));
+                for driver in then.items() {
+                    let same = now.items().find(|d| d.get("name").str() == driver.get("name").str());
+                    if let Some(same) = same {
+                        for field in ["nodeID", "topologyKeys"] {
+                            same.get(field).check_immutable(&driver.get(field), errors);
+                        }
+                    }
                 }
             })
         },
@@ -120,6 +137,50 @@ fn default_driver(driver: &mut Value) {
     }
 }
 
+/// The id that a driver has for a node (bytes).
+const NODE_ID_BYTES_MAX: usize = 192;
+
+fn check_node_driver(driver: &At<'_>, errors: &mut ErrorList) {
+    let (id, count) = (driver.get("nodeID"), driver.get("allocatable").get("count"));
+    id.check_required(errors);
+    if id.len() > NODE_ID_BYTES_MAX {
+        errors.push(id.invalid(format!("must be {NODE_ID_BYTES_MAX} characters or less")));
+    }
+    count.check_not_negative(errors);
+    let mut seen: Vec<&str> = Vec::new();
+    for key in driver.get("topologyKeys").items() {
+        if key.check_required(errors) && seen.contains(&key.str()) {
+            errors.push(key.duplicate());
+        }
+        seen.push(key.str());
+        if !key.is_empty() {
+            key.check(names::qualified, errors);
+        }
+    }
+}
+
+/// How long the tokens for a driver live (seconds).
+const TOKEN_SECONDS_MIN: i64 = 10 * 60;
+const TOKEN_SECONDS_MAX: i64 = 1 << 32;
+
+fn check_tokens(requests: &At<'_>, errors: &mut ErrorList) {
+    let mut seen: Vec<&str> = Vec::new();
+    for request in requests.items() {
+        let (audience, seconds) = (request.get("audience"), request.get("expirationSeconds"));
+        if seen.contains(&audience.str()) {
+            errors.push(FieldError::duplicate(&audience.path, audience.str()));
+            continue;
+        }
+        seen.push(audience.str());
+        if seconds.int().is_some_and(|s| s < TOKEN_SECONDS_MIN) {
+            errors.push(seconds.invalid("may not specify a duration less than 10 minutes"));
+        }
+        if seconds.int().is_some_and(|s| s > TOKEN_SECONDS_MAX) {
+            errors.push(seconds.invalid("may not specify a duration larger than 2^32 seconds"));
+        }
+    }
+}
+
 fn check_driver(driver: &At<'_>, errors: &mut ErrorList) {
     check_csi_driver_name(&driver.get("metadata").get("name"), errors);
     let spec = driver.get("spec");
@@ -127,6 +188,7 @@ fn check_driver(driver: &At<'_>, errors: &mut ErrorList) {
     for mode in spec.get("volumeLifecycleModes").items() {
         mode.check_one_of(&["Ephemeral", "Persistent"], errors);
     }
+    check_tokens(&spec.get("tokenRequests"), errors);
 }
 
 fn driver_cells(driver: &Value, now: jiff::Timestamp) -> Vec<Value> {
@@ -135,17 +197,21 @@ fn driver_cells(driver: &Value, now: jiff::Timestamp) -> Vec<Value> {
         let items = spec[field].as_array().into_iter().flatten();
         items.filter_map(|i| inner.map_or(i, |f| &i[f]).as_str()).collect()
     };
-    let audiences = list("tokenRequests", Some("audience"));
-    let audiences = if audiences.is_empty() { "<unset>".to_owned() } else { audiences.join(",") };
-    let flag = |field: &str| Value::from(spec[field].as_bool().unwrap_or(false));
+    let audiences = if spec["tokenRequests"].is_null() {
+        "<unset>".to_owned()
+    } else {
+        list("tokenRequests", Some("audience")).join(",")
+    };
+    let modes = list("volumeLifecycleModes", None).join(",");
+    let flag = |field: &str, unset: bool| Value::from(spec[field].as_bool().unwrap_or(unset));
     vec![
         columns::name(driver),
-        flag("attachRequired"),
-        flag("podInfoOnMount"),
-        flag("storageCapacity"),
+        flag("attachRequired", true),
+        flag("podInfoOnMount", false),
+        flag("storageCapacity", false),
         audiences.into(),
-        flag("requiresRepublish"),
-        list("volumeLifecycleModes", None).join(",").into(),
+        flag("requiresRepublish", false),
+        if modes.is_empty() { "<none>".into() } else { modes.into() },
         columns::age(driver, now).into(),
     ]
 }

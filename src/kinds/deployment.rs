@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{
     Column, ErrorList, Kind, Strategy, Subresource,
     at::At,
-    columns::{self, AGE, NAME, TEMPLATE, integer, number, template_cells, text},
+    columns::{self, AGE, NAME, TEMPLATE, number, template_cells, text},
     edit::{child, drop_empty, set_default, set_default_empty},
     labels, meta, names,
     pod_template::default_template,
@@ -100,16 +100,8 @@ fn check_strategy(strategy: &At<'_>, errors: &mut ErrorList) {
     }
 }
 
-const COLUMNS: &[Column] = &[
-    NAME,
-    text("Ready"),
-    integer("Up-to-date"),
-    integer("Available"),
-    AGE,
-    TEMPLATE[0],
-    TEMPLATE[1],
-    TEMPLATE[2],
-];
+const COLUMNS: &[Column] =
+    &[NAME, text("Ready"), text("Up-to-date"), text("Available"), AGE, TEMPLATE[0], TEMPLATE[1], TEMPLATE[2]];
 
 fn cells(deployment: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let (spec, status) = (&deployment["spec"], &deployment["status"]);

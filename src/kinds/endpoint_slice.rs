@@ -44,6 +44,7 @@ pub const ENDPOINT_SLICE: Kind = Kind {
 const ENDPOINTS_MAX: usize = 1000;
 const ADDRESSES_MAX: usize = 100;
 const PORTS_MAX: usize = 20_000;
+const HINTS_MAX: usize = 8;
 const TOPOLOGY_LABELS_MAX: usize = 16;
 
 fn check(slice: &At<'_>, errors: &mut ErrorList) {
@@ -111,6 +112,22 @@ fn check_endpoint(endpoint: &At<'_>, kind: &str, errors: &mut ErrorList) {
     if endpoint.get("hostname").is_set() {
         endpoint.get("hostname").check(names::dns_label, errors);
     }
+    for (list, rule) in [("forZones", names::label_value as names::Rule), ("forNodes", names::dns_subdomain)]
+    {
+        let hints = endpoint.get("hints").get(list);
+        if hints.len() > HINTS_MAX {
+            errors.push(FieldError::too_many(&hints.path, hints.len(), HINTS_MAX));
+            continue;
+        }
+        let mut seen: Vec<&str> = Vec::new();
+        for name in hints.items().map(|hint| hint.get("name")) {
+            if seen.contains(&name.str()) {
+                errors.push(name.duplicate());
+            }
+            seen.push(name.str());
+            name.check(rule, errors);
+        }
+    }
     let topology = endpoint.get("deprecatedTopology");
     if topology.len() > TOPOLOGY_LABELS_MAX {
         errors.push(FieldError::too_many(&topology.path, topology.len(), TOPOLOGY_LABELS_MAX));
@@ -123,7 +140,7 @@ fn cells(slice: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let list = |field: &str| slice[field].as_array().map(Vec::as_slice).unwrap_or_default();
     let port = |port: &Value| match (&port["port"], port["name"].as_str()) {
         (Value::Number(number), _) => number.to_string(),
-        (_, Some(name)) if !name.is_empty() => name.to_owned(),
+        (_, Some(name)) => name.to_owned(),
         _ => "*".to_owned(),
     };
     let ports: Vec<String> = list("ports").iter().map(port).collect();

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{
     Column, Durability, ErrorList, FieldError, Kind, StoredAs, Strategy,
     at::At,
-    columns::{self, NAME, integer, number, text, text_or, wide},
+    columns::{self, NAME, number, text, text_or, wide},
     edit::child,
     meta, names,
     registry::row,
@@ -173,7 +173,7 @@ const COLUMNS: &[Column] = &[
     wide(text("Source")),
     text("Message"),
     wide(text("First Seen")),
-    wide(integer("Count")),
+    wide(text("Count")),
     wide(NAME),
 ];
 
@@ -195,11 +195,12 @@ fn cells(event: &Value, now: jiff::Timestamp) -> Vec<Value> {
         (kind, name) if name.is_empty() => kind,
         (kind, name) => format!("{kind}/{name}"),
     };
-    let mut source = part(&event["source"]["component"]);
-    let mut host = part(&event["source"]["host"]);
-    if source.is_empty() {
-        (source, host) = (part(&event["reportingComponent"]), part(&event["reportingInstance"]));
-    }
+    let first_of = |from: &str, or: &str| {
+        let given = part(&event["source"][from]);
+        if given.is_empty() { part(&event[or]) } else { given }
+    };
+    let mut source = first_of("component", "reportingComponent");
+    let host = first_of("host", "reportingInstance");
     if !host.is_empty() {
         source = format!("{source}, {host}");
     }

@@ -9,6 +9,8 @@ use serde_json::Value;
 pub enum FieldErrorKind {
     Required,
     Invalid,
+    /// [`Self::Invalid`] that does not show the value (Go's `OmitValueType`).
+    Refused,
     NotSupported,
     Duplicate,
     Forbidden,
@@ -24,7 +26,7 @@ impl FieldErrorKind {
     pub fn reason(self) -> &'static str {
         match self {
             Self::Required => "FieldValueRequired",
-            Self::Invalid => "FieldValueInvalid",
+            Self::Invalid | Self::Refused => "FieldValueInvalid",
             Self::NotSupported => "FieldValueNotSupported",
             Self::Duplicate => "FieldValueDuplicate",
             Self::Forbidden => "FieldValueForbidden",
@@ -39,7 +41,7 @@ impl FieldErrorKind {
     fn words(self) -> &'static str {
         match self {
             Self::Required => "Required value",
-            Self::Invalid | Self::TypeInvalid => "Invalid value",
+            Self::Invalid | Self::Refused | Self::TypeInvalid => "Invalid value",
             Self::NotSupported => "Unsupported value",
             Self::Duplicate => "Duplicate value",
             Self::Forbidden => "Forbidden",
@@ -83,6 +85,11 @@ impl FieldError {
         Self::new(FieldErrorKind::Invalid, path, value, detail)
     }
 
+    /// [`Self::invalid`] that does not show the value.
+    pub fn refused(path: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::new(FieldErrorKind::Refused, path, Value::Null, detail)
+    }
+
     /// `supported` is listed as given: upstream sorts most of its lists, but not all.
     pub fn not_supported(path: impl Into<String>, value: impl Into<Value>, supported: &[&str]) -> Self {
         let list: Vec<_> = supported.iter().map(|s| format!("{s:?}")).collect();
@@ -117,7 +124,7 @@ impl FieldError {
         use FieldErrorKind as K;
         let words = self.kind.words();
         let shown = match self.kind {
-            K::Required | K::Forbidden | K::TooLong | K::InternalError => String::new(),
+            K::Required | K::Refused | K::Forbidden | K::TooLong | K::InternalError => String::new(),
             _ => format!(": {}", show(&self.value)),
         };
         let detail = if self.detail.is_empty() { String::new() } else { format!(": {}", self.detail) };

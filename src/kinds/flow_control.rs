@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     ErrorList, Kind, Strategy, Subresource,
     at::At,
-    columns::{self, AGE, NAME, integer, text, text_or},
+    columns::{self, AGE, NAME, text, text_or},
     edit::{child, present, set_default, set_default_empty},
     meta, names,
     registry::row,
@@ -18,7 +18,7 @@ pub const FLOW_SCHEMA: Kind = Kind {
     columns: &[
         NAME,
         text("PriorityLevel"),
-        integer("MatchingPrecedence"),
+        text("MatchingPrecedence"),
         text("DistinguisherMethod"),
         AGE,
         text("MissingPL"),
@@ -144,15 +144,13 @@ fn default_level(level: &mut Value) {
 
 fn level_cells(level: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let spec = &level["spec"];
-    let part = if spec["type"] == "Exempt" { &spec["exempt"] } else { &spec["limited"] };
-    let queuing = &spec["limited"]["limitResponse"]["queuing"];
-    let shown = |value: &Value| -> Value {
-        value.as_i64().map_or_else(|| "<none>".into(), |number| number.to_string().into())
-    };
+    let limited = &spec["limited"];
+    let queuing = &limited["limitResponse"]["queuing"];
+    let shown = |value: &Value| if value.is_null() { "<none>".into() } else { value.clone() };
     vec![
         columns::name(level),
         spec["type"].clone(),
-        shown(&part["nominalConcurrencyShares"]),
+        shown(&limited["nominalConcurrencyShares"]),
         shown(&queuing["queues"]),
         shown(&queuing["handSize"]),
         shown(&queuing["queueLengthLimit"]),

@@ -3,13 +3,14 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Column, ErrorList, Kind, StoredAs, Strategy, Subresource,
+    Column, ErrorList, FieldError, Kind, StoredAs, Strategy, Subresource,
     at::At,
-    columns::{self, AGE, NAME, integer, number, text},
+    columns::{self, AGE, NAME, number, text},
     edit::{child, drop_empty, each, present, set_default},
     meta, names,
-    quantity::canonicalize,
+    quantity::{Quantity, canonicalize},
     registry::row,
+    resource_names,
 };
 
 pub const HORIZONTAL_POD_AUTOSCALER: Kind = Kind {
@@ -121,44 +122,153 @@ fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
     }
     for direction in ["scaleUp", "scaleDown"] {
         let rules = spec.get("behavior").get(direction);
-        rules.get("stabilizationWindowSeconds").check_range(0, 3600, errors);
-        rules.get("selectPolicy").check_one_of(&["Disabled", "Max", "Min"], errors);
-        for policy in rules.get("policies").items() {
-            policy.get("type").check_one_of(&["Percent", "Pods"], errors);
-            for field in ["value", "periodSeconds"] {
-                if number(policy.get(field).value) <= 0 {
-                    errors.push(policy.get(field).invalid("must be greater than zero"));
-                }
-            }
+        if rules.is_set() {
+            check_rules(&rules, errors);
         }
     }
 }
 
+/// How long a recommendation is remembered, and the period of a policy (seconds).
+const STABILIZATION_SECONDS_MAX: i64 = 3600;
+const PERIOD_SECONDS_MAX: i64 = 1800;
+
+fn check_rules(rules: &At<'_>, errors: &mut ErrorList) {
+    let window = rules.get("stabilizationWindowSeconds");
+    if window.int().is_some_and(|s| s < 0) {
+        errors.push(window.invalid("must be greater than or equal to zero"));
+    }
+    if window.int().is_some_and(|s| s > STABILIZATION_SECONDS_MAX) {
+        errors.push(window.invalid(format!("must be less than or equal to {STABILIZATION_SECONDS_MAX}")));
+    }
+    rules.get("selectPolicy").check_one_of(&["Disabled", "Max", "Min"], errors);
+    let policies = rules.get("policies");
+    if policies.is_empty() {
+        errors.push(policies.required("must specify at least one Policy"));
+    }
+    for policy in policies.items() {
+        let kind = policy.get("type");
+        if !["Percent", "Pods"].contains(&kind.str()) {
+            errors.push(kind.not_supported(&["Percent", "Pods"]));
+        }
+        for field in ["value", "periodSeconds"] {
+            if number(policy.get(field).value) <= 0 {
+                errors.push(policy.get(field).invalid("must be greater than zero"));
+            }
+        }
+        let period = policy.get("periodSeconds");
+        if period.int().is_some_and(|s| s > PERIOD_SECONDS_MAX) {
+            errors.push(period.invalid(format!("must be less than or equal to {PERIOD_SECONDS_MAX}")));
+        }
+    }
+    let tolerance = rules.get("tolerance");
+    if Quantity::from_json(tolerance.value).is_ok_and(Quantity::is_negative) {
+        errors.push(tolerance.invalid("must be greater or equal to zero"));
+    }
+}
+
+/// The fields of a metric in the order in which they are looked at, and the types that they are for.
+const METRIC_SOURCES: [(&str, &str); 5] = [
+    ("object", "Object"),
+    ("external", "External"),
+    ("pods", "Pods"),
+    ("resource", "Resource"),
+    ("containerResource", "ContainerResource"),
+];
+
 fn check_metric(metric: &At<'_>, errors: &mut ErrorList) {
     let kind = metric.get("type");
-    kind.check_required_one_of(&["ContainerResource", "External", "Object", "Pods", "Resource"], errors);
-    let Some(field) = source_field(metric.value) else { return };
-    let source = metric.get(field);
-    if !source.is_set() {
-        errors.push(
-            source.required(&format!("must populate information for the given metric source: {field}")),
-        );
-        return;
+    if kind.is_empty() {
+        errors.push(kind.required("must specify a metric source type"));
     }
-    let named = if matches!(field, "resource" | "containerResource") {
-        source.get("name")
-    } else {
-        source.get("metric").get("name")
+    let expected = METRIC_SOURCES.iter().find(|(_, own)| *own == kind.str()).map(|(field, _)| *field);
+    if expected.is_none() {
+        let mut types = METRIC_SOURCES.map(|(_, kind)| kind);
+        types.sort_unstable();
+        errors.push(At { value: &kind.str().into(), path: kind.path.clone() }.not_supported(&types));
+    }
+    let present: Vec<&str> =
+        METRIC_SOURCES.iter().map(|(f, _)| *f).filter(|f| metric.get(f).is_set()).collect();
+    if let Some(first) = present.first() {
+        check_source(first, &metric.get(first), errors);
+    }
+    if let Some(expected) = expected.filter(|field| !metric.get(field).is_set()) {
+        let detail = "must populate information for the given metric source";
+        errors.push(metric.get(expected).required(detail));
+    }
+    if present.len() != 1 {
+        for other in present.iter().filter(|field| Some(**field) != expected) {
+            errors.push(metric.get(other).forbidden("must populate the given metric source only"));
+        }
+    }
+}
+
+fn check_source(field: &str, source: &At<'_>, errors: &mut ErrorList) {
+    let named = |at: &At<'_>, what: &str, rule: names::Rule, errors: &mut ErrorList| {
+        if at.is_empty() {
+            errors.push(at.required(&format!("must specify a {what}")));
+        } else {
+            at.check(rule, errors);
+        }
     };
-    named.check_required(errors);
+    let of_resource = matches!(field, "resource" | "containerResource");
+    if field == "object" {
+        for part in ["kind", "name"] {
+            source.get("describedObject").get(part).check_required_name(names::path_segment, errors);
+        }
+    }
+    if of_resource {
+        let name = source.get("name");
+        if name.is_empty() {
+            errors.push(name.required("must specify a resource name"));
+        } else if field == "containerResource" {
+            resource_names::check_container_name(name.str(), &name, errors);
+        }
+    } else {
+        named(&source.get("metric").get("name"), "metric name", names::path_segment, errors);
+    }
     if field == "containerResource" {
-        source.get("container").check_required(errors);
+        named(&source.get("container"), "container", names::dns_label, errors);
     }
     let target = source.get("target");
-    target.get("type").check_required_one_of(&["AverageValue", "Utilization", "Value"], errors);
-    let amounts = ["value", "averageValue", "averageUtilization"];
-    if amounts.iter().all(|amount| !target.get(amount).is_set()) {
-        errors.push(target.required("must set a target value"));
+    check_target(&target, errors);
+    let [value, average, percent] =
+        ["value", "averageValue", "averageUtilization"].map(|amount| target.get(amount));
+    match field {
+        "object" if !value.is_set() && !average.is_set() => {
+            errors.push(average.required("must set either a target value or averageValue"));
+        }
+        "external" if !value.is_set() && !average.is_set() => {
+            errors.push(average.required("must set either a target value for metric or a per-pod target"));
+        }
+        "external" if value.is_set() && average.is_set() => {
+            errors.push(value.forbidden("may not set both a target value for metric and a per-pod target"));
+        }
+        "pods" if !average.is_set() => {
+            errors.push(average.required("must specify a positive target averageValue"));
+        }
+        _ if of_resource && !percent.is_set() && !average.is_set() => {
+            errors.push(percent.required("must set either a target raw value or a target utilization"));
+        }
+        _ if of_resource && percent.is_set() && average.is_set() => {
+            errors.push(average.forbidden("may not set both a target raw value and a target utilization"));
+        }
+        _ => {}
+    }
+}
+
+fn check_target(target: &At<'_>, errors: &mut ErrorList) {
+    let kind = target.get("type");
+    if kind.is_empty() {
+        errors.push(kind.required("must specify a metric target type"));
+    }
+    if !["Utilization", "Value", "AverageValue"].contains(&kind.str()) {
+        let detail = "must be either Utilization, Value, or AverageValue";
+        errors.push(FieldError::invalid(&kind.path, kind.str(), detail));
+    }
+    for amount in ["value", "averageValue"].map(|field| target.get(field)) {
+        if amount.is_set() && Quantity::from_json(amount.value).is_ok_and(|q| q <= Quantity::ZERO) {
+            errors.push(amount.invalid("must be positive"));
+        }
     }
     let percent = target.get("averageUtilization");
     if percent.int().is_some_and(|p| p < 1) {
@@ -255,15 +365,8 @@ fn from_stored(mut object: Value) -> Value {
     object
 }
 
-const COLUMNS: &[Column] = &[
-    NAME,
-    text("Reference"),
-    text("Targets"),
-    text("MinPods"),
-    integer("MaxPods"),
-    integer("Replicas"),
-    AGE,
-];
+const COLUMNS: &[Column] =
+    &[NAME, text("Reference"), text("Targets"), text("MinPods"), text("MaxPods"), text("Replicas"), AGE];
 
 /// So many metrics are shown in a row.
 const METRICS_SHOWN_MAX: usize = 2;
@@ -362,7 +465,7 @@ mod tests {
             [
                 "spec.maxReplicas: Invalid value: 0: must be greater than 0",
                 "spec.maxReplicas: Invalid value: 0: must be greater than or equal to `minReplicas`",
-                "spec.metrics[0].pods: Required value: must populate information for the given metric source: pods",
+                "spec.metrics[0].pods: Required value: must populate information for the given metric source",
             ]
         );
     }

@@ -26,8 +26,15 @@ pub const INGRESS: Kind = Kind {
             new["metadata"]["generation"] = 1.into();
         },
         validate: |ingress| {
+            let is_new = meta::is_new(ingress);
             meta::check(ingress, true, names::dns_subdomain, |ingress, errors| {
                 check_spec(&ingress.get("spec"), errors);
+                let class = ingress.get("spec").get("ingressClassName");
+                let annotation = ingress.get("metadata").get("annotations").key(CLASS_ANNOTATION);
+                if is_new && class.is_set() && annotation.is_set() && annotation.str() != class.str() {
+                    let at = annotation.with_path(format!("annotations.{CLASS_ANNOTATION}"));
+                    errors.push(at.invalid("must match `ingressClassName` when both are specified"));
+                }
             })
         },
         warnings: |ingress| {
@@ -136,6 +143,10 @@ fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
                 if host.str().contains('*') { names::wildcard_subdomain } else { names::dns_subdomain };
             host.check(rule, errors);
         });
+        let secret = tls.get("secretName");
+        if !secret.is_empty() {
+            secret.check(names::dns_subdomain, errors);
+        }
     }
     if class.is_set() {
         class.check(names::dns_subdomain, errors);
@@ -184,53 +195,67 @@ fn check_backend(backend: &At<'_>, errors: &mut ErrorList) {
     let (service, resource) = (backend.get("service"), backend.get("resource"));
     match (service.is_set(), resource.is_set()) {
         (true, true) => {
-            errors.push(FieldError::invalid(
-                &backend.path,
-                "",
-                "cannot set both resource and service backends",
-            ));
+            let detail = "cannot set both resource and service backends";
+            errors.push(FieldError::invalid(&backend.path, "", detail));
         }
-        (false, false) => errors.push(backend.required("at least one of resource or service is required")),
-        (false, true) => {
-            for field in ["kind", "name"] {
-                resource.get(field).check_required(errors);
-            }
+        (false, false) => {
+            let detail = "resource or service backend is required";
+            errors.push(FieldError::invalid(&backend.path, "", detail));
         }
+        (false, true) => check_reference(&resource, errors),
         (true, false) => {
             let (name, port) = (service.get("name"), service.get("port"));
             name.check_required_name(names::dns_1035_label, errors);
             let number = port.get("number").int().unwrap_or(0);
             match (!port.get("name").is_empty(), number != 0) {
-                (true, true) => errors.push(FieldError::invalid(
-                    &service.path,
-                    "",
-                    "cannot set both port name & port number",
-                )),
+                (true, true) => {
+                    let detail = "cannot set both port name & port number";
+                    errors.push(FieldError::invalid(&backend.path, "", detail));
+                }
                 (true, false) => port.get("name").check(names::port_name, errors),
                 (false, true) => port.get("number").check_port(errors),
-                (false, false) => errors.push(service.required("port name or number is required")),
+                (false, false) => errors.push(backend.required("port name or number is required")),
             }
         }
     }
 }
 
+/// A reference to an object of any kind.
+fn check_reference(reference: &At<'_>, errors: &mut ErrorList) {
+    if reference.get("apiGroup").is_set() {
+        reference.get("apiGroup").check(names::dns_subdomain, errors);
+    }
+    for field in ["kind", "name"] {
+        reference.get(field).check_required_name(names::path_segment, errors);
+    }
+}
+
+/// The name of an IngressClass' controller (bytes).
+const CONTROLLER_BYTES_MAX: usize = 250;
+
 fn check_class(class: &At<'_>, errors: &mut ErrorList) {
     let spec = class.get("spec");
     let controller = spec.get("controller");
-    if controller.check_required(errors) {
-        match controller.str().split_once('/') {
-            Some((domain, path)) if !domain.is_empty() && !path.is_empty() => {
-                let wrong = names::dns_subdomain(domain);
-                errors.extend(wrong.into_iter().map(|m| FieldError::invalid(&controller.path, domain, m)));
-            }
-            _ => errors.push(controller.invalid("must be a domain-prefixed path (such as \"acme.io/foo\")")),
-        }
+    if controller.len() > CONTROLLER_BYTES_MAX {
+        errors.push(FieldError::too_long(&controller.path, CONTROLLER_BYTES_MAX));
     }
+    controller.check_domain_prefixed(errors);
     let parameters = spec.get("parameters");
-    if parameters.is_set() {
-        parameters.get("kind").check_required(errors);
-        parameters.get("name").check_required(errors);
-        parameters.get("scope").check_required_one_of(&["Cluster", "Namespace"], errors);
+    if !parameters.is_set() {
+        return;
+    }
+    check_reference(&parameters, errors);
+    let (scope, namespace) = (parameters.get("scope"), parameters.get("namespace"));
+    scope.check_required_one_of(&["Cluster", "Namespace"], errors);
+    match scope.str() {
+        "Namespace" if !namespace.is_set() => {
+            errors.push(namespace.required("`parameters.scope` is set to 'Namespace'"));
+        }
+        "Namespace" => namespace.check(names::dns_label, errors),
+        "Cluster" if namespace.is_set() => {
+            errors.push(namespace.forbidden("`parameters.scope` is set to 'Cluster'"));
+        }
+        _ => {}
     }
 }
 
@@ -239,13 +264,15 @@ const COLUMNS: &[Column] = &[NAME, text("Class"), text("Hosts"), text("Address")
 fn cells(ingress: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let spec = &ingress["spec"];
     let rules = spec["rules"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let hosts: Vec<&str> =
-        rules.iter().filter_map(|r| r["host"].as_str()).filter(|h| !h.is_empty()).collect();
-    let shown = hosts[..hosts.len().min(SHOWN_MAX)].join(",");
-    let hosts = match hosts.len() {
-        0 => "*".to_owned(),
-        n if n > SHOWN_MAX => format!("{shown} + {} more...", rules.len() - SHOWN_MAX),
-        _ => shown,
+    let named = rules.iter().enumerate().filter_map(|(i, r)| Some((i, r["host"].as_str()?)));
+    let shown: Vec<(usize, &str)> = named.filter(|(_, h)| !h.is_empty()).take(SHOWN_MAX).collect();
+    let hosts = shown.iter().map(|(_, host)| *host).collect::<Vec<_>>().join(",");
+    let hosts = match shown.last() {
+        None => "*".to_owned(),
+        Some((i, _)) if shown.len() == SHOWN_MAX && i + 1 < rules.len() => {
+            format!("{hosts} + {} more...", rules.len() - SHOWN_MAX)
+        }
+        Some(_) => hosts,
     };
     let secure = spec["tls"].as_array().is_some_and(|tls| !tls.is_empty());
     vec![
@@ -266,7 +293,11 @@ fn class_cells(class: &Value, now: jiff::Timestamp) -> Vec<Value> {
         (false, "") => format!("{}/{}", part("kind"), part("name")),
         (false, group) => format!("{}.{group}/{}", part("kind"), part("name")),
     };
-    vec![columns::name(class), spec["controller"].clone(), shown.into(), columns::age(class, now).into()]
+    let mut name = class["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    if class["metadata"]["annotations"]["ingressclass.kubernetes.io/is-default-class"] == "true" {
+        name.push_str(" (default)");
+    }
+    vec![name.into(), spec["controller"].clone(), shown.into(), columns::age(class, now).into()]
 }
 
 #[cfg(test)]
@@ -294,7 +325,7 @@ mod tests {
             [
                 format!("{at}.path: Invalid value: \"a//b\": must be an absolute path"),
                 format!("{at}.path: Invalid value: \"a//b\": must not contain '//'"),
-                format!("{at}.backend.service: Required value: port name or number is required"),
+                format!("{at}.backend: Required value: port name or number is required"),
             ]
         );
     }

@@ -39,6 +39,19 @@ const BACKOFF_LIMIT: i64 = 6;
 /// Pods of an Indexed job that run at once.
 const PARALLELISM_MAX_INDEXED: i64 = 100_000;
 const POD_FAILURE_RULES_MAX: usize = 20;
+/// Exit codes and conditions of a rule.
+const EXIT_CODES_MAX: usize = 255;
+const POD_CONDITIONS_MAX: usize = 20;
+const SUCCESS_RULES_MAX: usize = 20;
+/// The text that lists indexes which have to succeed (bytes).
+const SUCCEEDED_INDEXES_MAX: usize = 64 * 1024;
+/// Indexes that may fail; and, from so many completions on, how many may fail and run at once.
+const FAILED_INDEXES_MAX: i64 = 100_000;
+const COMPLETIONS_HIGH: i64 = 100_000;
+const FAILED_INDEXES_MAX_HIGH: i64 = 10_000;
+const PARALLELISM_MAX_HIGH: i64 = 10_000;
+/// The name of a job's controller (bytes).
+const MANAGED_BY_BYTES_MAX: usize = 63;
 
 /// The labels that tie a pod to its job: prefixed, and as they were before.
 const UID_LABELS: [&str; 2] = ["batch.kubernetes.io/controller-uid", "controller-uid"];
@@ -163,6 +176,17 @@ pub fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
         ],
         errors,
     );
+    let failed = spec.get("maxFailedIndexes");
+    if failed.is_set() && !spec.get("backoffLimitPerIndex").is_set() {
+        errors.push(spec.get("backoffLimitPerIndex").required("when maxFailedIndexes is specified"));
+    }
+    let managed_by = spec.get("managedBy");
+    if managed_by.is_set() {
+        managed_by.check_domain_prefixed(errors);
+        if managed_by.len() > MANAGED_BY_BYTES_MAX {
+            errors.push(FieldError::too_long(&managed_by.path, MANAGED_BY_BYTES_MAX));
+        }
+    }
     let mode = spec.get("completionMode");
     mode.check_one_of(&["NonIndexed", "Indexed"], errors);
     let (completions, parallelism) = (spec.get("completions"), spec.get("parallelism"));
@@ -175,24 +199,28 @@ pub fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
                 "must be less than or equal to {PARALLELISM_MAX_INDEXED} when completion mode is Indexed"
             )));
         }
+        check_failed_indexes(spec, errors);
     } else {
-        for field in ["backoffLimitPerIndex", "maxFailedIndexes", "successPolicy"] {
+        for field in ["backoffLimitPerIndex", "maxFailedIndexes"] {
             let field = spec.get(field);
             if field.is_set() {
                 errors.push(field.invalid("requires indexed completion mode"));
             }
         }
     }
-    let failed = spec.get("maxFailedIndexes");
-    if failed.is_set() && !spec.get("backoffLimitPerIndex").is_set() {
-        errors.push(spec.get("backoffLimitPerIndex").required("when maxFailedIndexes is specified"));
+    check_failure_policy(spec, errors);
+    let success = spec.get("successPolicy");
+    if success.is_set() {
+        if mode.str() == "Indexed" {
+            check_success_policy(&success, completions.int().unwrap_or(0), errors);
+        } else {
+            errors.push(success.invalid("requires indexed completion mode"));
+        }
     }
-    check_failure_policy(&spec.get("podFailurePolicy"), errors);
     let replacement = spec.get("podReplacementPolicy");
-    replacement.check_one_of(&["Failed", "TerminatingOrFailed"], errors);
-    if spec.get("podFailurePolicy").is_set() && replacement.str() == "TerminatingOrFailed" {
-        errors.push(replacement.not_supported(&["Failed"]));
-    }
+    let replacements: &[&str] =
+        if spec.get("podFailurePolicy").is_set() { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
+    replacement.check_one_of(replacements, errors);
     let template = spec.get("template");
     pod_spec::check_template(&template, &[], errors);
     let policy = template.get("spec").get("restartPolicy");
@@ -206,37 +234,179 @@ pub fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn check_failure_policy(policy: &At<'_>, errors: &mut ErrorList) {
+/// Of an Indexed job: how many indexes may fail.
+fn check_failed_indexes(spec: &At<'_>, errors: &mut ErrorList) {
+    let [failed, parallelism] = ["maxFailedIndexes", "parallelism"].map(|field| spec.get(field));
+    let completions = spec.get("completions").int();
+    let mut at_most = |at: &At<'_>, max: i64, what: &str| {
+        if at.int().is_some_and(|n| n > max) {
+            errors.push(at.invalid(format!("must be less than or equal to {what}")));
+        }
+    };
+    if let Some(completions) = completions {
+        at_most(&failed, completions, "completions");
+    }
+    at_most(&failed, FAILED_INDEXES_MAX, &FAILED_INDEXES_MAX.to_string());
+    let high = completions.is_some_and(|n| n > COMPLETIONS_HIGH);
+    if !high || !spec.get("backoffLimitPerIndex").is_set() {
+        return;
+    }
+    let words =
+        format!("when completions are above {COMPLETIONS_HIGH} and used with backoff limit per index");
+    at_most(&parallelism, PARALLELISM_MAX_HIGH, &format!("{PARALLELISM_MAX_HIGH} {words}"));
+    at_most(&failed, FAILED_INDEXES_MAX_HIGH, &format!("{FAILED_INDEXES_MAX_HIGH} {words}"));
+    if !failed.is_set() {
+        let detail = format!("must be specified when completions is above {COMPLETIONS_HIGH}");
+        errors.push(failed.required(&detail));
+    }
+}
+
+fn check_success_policy(policy: &At<'_>, completions: i64, errors: &mut ErrorList) {
     let rules = policy.get("rules");
+    if rules.is_empty() {
+        errors
+            .push(rules.required("at least one rules must be specified when the successPolicy is specified"));
+    }
+    if rules.len() > SUCCESS_RULES_MAX {
+        errors.push(FieldError::too_many(&rules.path, rules.len(), SUCCESS_RULES_MAX));
+    }
+    for rule in rules.items() {
+        let (count, indexes) = (rule.get("succeededCount"), rule.get("succeededIndexes"));
+        if !count.is_set() && !indexes.is_set() {
+            errors
+                .push(rule.required("at least one of succeededCount or succeededIndexes must be specified"));
+        }
+        if indexes.len() > SUCCEEDED_INDEXES_MAX {
+            errors.push(FieldError::too_long(&indexes.path, SUCCEEDED_INDEXES_MAX));
+        }
+        let total = count_indexes(indexes.str(), completions).unwrap_or_else(|why| {
+            errors.push(indexes.invalid(format!("error parsing succeededIndexes: {why}")));
+            0
+        });
+        count.check_not_negative(errors);
+        let mut at_most = |max: i64, what: &str| {
+            if count.int().is_some_and(|n| n > max) {
+                errors.push(count.invalid(format!("must be less than or equal to {max} ({what})")));
+            }
+        };
+        at_most(completions, "the number of specified completions");
+        if indexes.is_set() {
+            at_most(total, "the number of indexes in the specified succeededIndexes field");
+        }
+    }
+}
+
+/// How many indexes a text like `0,2-4` names, or why it is none (`validateIndexesFormat`).
+fn count_indexes(text: &str, completions: i64) -> Result<i64, String> {
+    let (mut total, mut last) = (0, None);
+    for interval in text.split(',').filter(|_| !text.is_empty()) {
+        let limits: Vec<&str> = interval.split('-').collect();
+        if limits.len() > 2 {
+            return Err(format!(
+                "the fragment {interval:?} violates the requirement that an index interval can have at most two parts separated by '-'"
+            ));
+        }
+        let read = |limit: &str| match limit.parse::<i64>() {
+            Err(_) => Err(format!("cannot convert string to integer for index: {limit:?}")),
+            Ok(index) if index >= completions => Err(format!("too large index: {limit:?}")),
+            Ok(index) => Ok(index),
+        };
+        let grows = |previous: i64, current: i64| {
+            let detail = format!("non-increasing order, previous: {previous}, current: {current}");
+            if current > previous { Ok(()) } else { Err(detail) }
+        };
+        let first = read(limits[0])?;
+        last.map_or(Ok(()), |last| grows(last, first))?;
+        let end = match limits.get(1) {
+            Some(limit) => {
+                let end = read(limit)?;
+                grows(first, end)?;
+                end
+            }
+            None => first,
+        };
+        total += end - first + 1;
+        last = Some(end);
+    }
+    Ok(total)
+}
+
+fn check_failure_policy(spec: &At<'_>, errors: &mut ErrorList) {
+    let rules = spec.get("podFailurePolicy").get("rules");
+    let pods = spec.get("template").get("spec");
+    let containers: Vec<&str> = ["containers", "initContainers"]
+        .iter()
+        .flat_map(|list| pods.get(list).items().collect::<Vec<_>>())
+        .map(|container| container.get("name").str())
+        .collect();
     if rules.len() > POD_FAILURE_RULES_MAX {
         errors.push(FieldError::too_many(&rules.path, rules.len(), POD_FAILURE_RULES_MAX));
     }
     for rule in rules.items() {
-        rule.get("action").check_required_one_of(&["Count", "FailIndex", "FailJob", "Ignore"], errors);
+        let action = rule.get("action");
+        if action.str() == "FailIndex" && !spec.get("backoffLimitPerIndex").is_set() {
+            errors.push(action.invalid("requires the backoffLimitPerIndex to be set"));
+        }
+        check_listed(&action, &["Count", "FailIndex", "FailJob", "Ignore"], errors);
         let (codes, conditions) = (rule.get("onExitCodes"), rule.get("onPodConditions"));
+        if codes.is_set() {
+            check_exit_codes(&codes, &containers, errors);
+        }
+        if conditions.len() > POD_CONDITIONS_MAX {
+            errors.push(FieldError::too_many(&conditions.path, conditions.len(), POD_CONDITIONS_MAX));
+        }
+        for condition in conditions.items() {
+            condition.get("type").check(names::qualified, errors);
+            check_listed(&condition.get("status"), &["False", "True", "Unknown"], errors);
+        }
         match (codes.is_set(), !conditions.is_empty()) {
             (false, false) => {
-                errors.push(rule.invalid("specifying one of OnExitCodes and OnPodConditions is required"));
+                errors.push(rule.refused("specifying one of OnExitCodes and OnPodConditions is required"));
             }
             (true, true) => {
-                errors.push(rule.invalid("specifying both OnExitCodes and OnPodConditions is not supported"));
+                errors.push(rule.refused("specifying both OnExitCodes and OnPodConditions is not supported"));
             }
             _ => {}
         }
-        if codes.is_set() {
-            let (operator, values) = (codes.get("operator"), codes.get("values"));
-            operator.check_required_one_of(&["In", "NotIn"], errors);
-            if values.is_empty() {
-                errors.push(values.invalid("at least one value is required"));
-            }
-            for value in values.items().filter(|v| v.int() == Some(0) && operator.str() == "In") {
-                errors.push(value.invalid("must not be 0 for the In operator"));
-            }
+    }
+}
+
+/// Refuses a text that is none of `supported`; one that is missing in the words of Jobs.
+fn check_listed(at: &At<'_>, supported: &[&str], errors: &mut ErrorList) {
+    if at.is_empty() {
+        let list: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
+        errors.push(at.required(&format!("valid values: [{}]", list.join(" "))));
+    }
+    at.check_one_of(supported, errors);
+}
+
+fn check_exit_codes(codes: &At<'_>, containers: &[&str], errors: &mut ErrorList) {
+    let [operator, container, values] = ["operator", "containerName", "values"].map(|f| codes.get(f));
+    check_listed(&operator, &["In", "NotIn"], errors);
+    if container.is_set() && !containers.contains(&container.str()) {
+        errors.push(
+            container.invalid("must be one of the container or initContainer names in the pod template"),
+        );
+    }
+    if values.is_empty() {
+        let none = Value::Array(Vec::new());
+        errors.push(At { value: &none, path: values.path.clone() }.invalid("at least one value is required"));
+    } else if values.len() > EXIT_CODES_MAX {
+        errors.push(FieldError::too_many(&values.path, values.len(), EXIT_CODES_MAX));
+    }
+    let mut seen: Vec<i64> = Vec::new();
+    for value in values.items() {
+        let code = value.int().unwrap_or(0);
+        if code == 0 && operator.str() == "In" {
+            errors.push(value.invalid("must not be 0 for the In operator"));
         }
-        for condition in conditions.items() {
-            condition.get("type").check_required_name(names::qualified, errors);
-            condition.get("status").check_required_one_of(&["False", "True", "Unknown"], errors);
+        if seen.contains(&code) {
+            errors.push(value.duplicate());
         }
+        seen.push(code);
+    }
+    if !seen.is_sorted() {
+        errors.push(values.invalid("must be ordered"));
     }
 }
 

@@ -30,7 +30,7 @@ mod horizontal_pod_autoscaler;
 pub mod ingress;
 mod job;
 pub mod labels;
-mod lease;
+pub mod lease;
 mod limit_range;
 mod meta;
 pub mod metrics;
@@ -51,6 +51,8 @@ mod pod_warnings;
 mod priority_class;
 pub mod quantity;
 mod rbac;
+#[cfg(test)]
+mod refusals;
 pub mod registry;
 mod replica_set;
 mod replication_controller;

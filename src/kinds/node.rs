@@ -143,6 +143,11 @@ fn cells(node: &Value, now: jiff::Timestamp) -> Vec<Value> {
         let found = status["addresses"].as_array().into_iter().flatten().find(|a| a["type"] == kind);
         found.map_or_else(|| "<none>".into(), |a| a["address"].clone())
     };
+    let mut kernel =
+        info["kernelVersion"].as_str().filter(|k| !k.is_empty()).unwrap_or("<unknown>").to_owned();
+    if let Some(architecture) = info["architecture"].as_str().filter(|a| !a.is_empty()) {
+        kernel = format!("{kernel} ({architecture})");
+    }
     vec![
         columns::name(node),
         status_text(node).into(),
@@ -152,7 +157,7 @@ fn cells(node: &Value, now: jiff::Timestamp) -> Vec<Value> {
         address("InternalIP"),
         address("ExternalIP"),
         text_or(&info["osImage"], "<unknown>"),
-        text_or(&info["kernelVersion"], "<unknown>"),
+        kernel.into(),
         text_or(&info["containerRuntimeVersion"], "<unknown>"),
     ]
 }

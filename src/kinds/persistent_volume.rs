@@ -14,7 +14,7 @@ use super::{
     registry::row,
     resource_names,
     scheduling::check_node_selector,
-    volume_sources::{check_csi_driver_name, check_shared_source},
+    volume_sources::{check_csi_driver_name, check_initiator, check_shared_source, one_source_only},
 };
 
 pub const PERSISTENT_VOLUME: Kind = Kind {
@@ -27,7 +27,7 @@ pub const PERSISTENT_VOLUME: Kind = Kind {
         prepare_create: |volume| volume["status"] = json!({"phase": "Pending"}),
         validate: |volume| {
             meta::check(volume, false, names::dns_subdomain, |volume, errors| {
-                check_spec(&volume.get("spec"), errors);
+                check_spec(&volume.get("spec"), volume.get("metadata").get("name").str(), errors);
             })
         },
         validate_update: |new, old| meta::check_update(new, old, check_change),
@@ -84,7 +84,7 @@ fn default(volume: &mut Value) {
     default_network_volume(spec);
 }
 
-fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
+fn check_spec(spec: &At<'_>, name: &str, errors: &mut ErrorList) {
     let (modes, capacity) = (spec.get("accessModes"), spec.get("capacity"));
     modes.check_required(errors);
     check_access_modes(&modes, errors);
@@ -107,15 +107,15 @@ fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
     for source in SOURCES.iter().map(|s| (s, spec.get(s))).filter(|(_, at)| at.is_set()) {
         let (kind, at) = source;
         if found {
-            errors.push(at.forbidden("may not specify more than 1 volume type"));
+            errors.push(one_source_only(kind, &at));
             continue;
         }
         found = true;
-        check_shared_source(kind, &at, errors);
-        if *kind == "csi" {
-            check_csi_driver_name(&at.get("driver"), errors);
-            at.get("volumeHandle").check_required(errors);
-        }
+        // Upstream has another name in this path.
+        let shown =
+            if *kind == "gcePersistentDisk" { at.with_path("spec.persistentDisk") } else { at.clone() };
+        check_shared_source(kind, &shown, errors);
+        check_own_source(kind, &at, name, errors);
         if *kind == "local" && !affinity.is_set() {
             errors.push(affinity.required("Local volume requires node affinity"));
         }
@@ -126,6 +126,10 @@ fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
     if policy.str() == "Recycle" && spec.get("hostPath").get("path").str() == "/" {
         errors.push(policy.forbidden("may not be 'recycle' for a hostPath mount of '/'"));
     }
+    let attributes = spec.get("volumeAttributesClassName");
+    if attributes.is_set() && attributes.is_empty() {
+        errors.push(attributes.required("an empty string is disallowed"));
+    }
     for class in ["storageClassName", "volumeAttributesClassName"] {
         if !spec.get(class).is_empty() {
             spec.get(class).check(names::dns_subdomain, errors);
@@ -133,6 +137,55 @@ fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
     }
     spec.get("volumeMode").check_one_of(&["Block", "Filesystem"], errors);
 }
+
+/// What a source has in a PersistentVolume and not in a pod.
+fn check_own_source(kind: &str, at: &At<'_>, name: &str, errors: &mut ErrorList) {
+    match kind {
+        "csi" => {
+            check_csi_driver_name(&at.get("driver"), errors);
+            at.get("volumeHandle").check_required(errors);
+            for field in CSI_SECRETS.map(|field| at.get(field)).iter().filter(|secret| secret.is_set()) {
+                field.get("name").check_required_name(names::dns_subdomain, errors);
+                field.get("namespace").check_required_name(names::dns_label, errors);
+            }
+        }
+        "cinder" | "storageos" => {
+            let secret = at.get("secretRef");
+            if secret.is_set() {
+                secret.get("namespace").check_required(errors);
+            }
+        }
+        "azureFile" if at.get("secretNamespace").is_set() => {
+            at.get("secretNamespace").check_required(errors);
+        }
+        "glusterfs" if at.get("endpointsNamespace").is_set() => {
+            let namespace = at.get("endpointsNamespace");
+            if namespace.is_empty() {
+                let detail = "if the endpointnamespace is set, it must be a valid namespace name";
+                errors.push(namespace.invalid(detail));
+            } else {
+                namespace.check(names::dns_label, errors);
+            }
+        }
+        "iscsi" => {
+            let portal = at.get("targetPortal").with_path(format!("{}.targetportal", at.path));
+            check_initiator(at, name, &portal, errors);
+            let secret = at.get("secretRef");
+            if secret.is_set() {
+                secret.get("name").check_required(errors);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The Secrets of a CSI volume that upstream looks at.
+const CSI_SECRETS: [&str; 4] = [
+    "controllerPublishSecretRef",
+    "controllerExpandSecretRef",
+    "nodePublishSecretRef",
+    "nodeExpandSecretRef",
+];
 
 fn check_change(new: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
     let (spec, had) = (new.get("spec"), old.get("spec"));
@@ -169,6 +222,8 @@ fn cells(volume: &Value, now: jiff::Timestamp) -> Vec<Value> {
         Value::Null => String::new(),
         claim => format!("{}/{}", part(&claim["namespace"]), part(&claim["name"])),
     };
+    let annotation = &volume["metadata"]["annotations"]["volume.beta.kubernetes.io/storage-class"];
+    let class = if annotation.is_string() { annotation } else { &spec["storageClassName"] };
     let dying = !volume["metadata"]["deletionTimestamp"].is_null();
     vec![
         columns::name(volume),
@@ -177,7 +232,7 @@ fn cells(volume: &Value, now: jiff::Timestamp) -> Vec<Value> {
         text_or(&spec["persistentVolumeReclaimPolicy"], ""),
         if dying { "Terminating".into() } else { text_or(&status["phase"], "") },
         claim.into(),
-        text_or(&spec["storageClassName"], ""),
+        text_or(class, ""),
         text_or(&spec["volumeAttributesClassName"], "<unset>"),
         text_or(&status["reason"], ""),
         columns::age(volume, now).into(),

@@ -79,6 +79,11 @@ fn default(pod: &mut Value) {
         default_pod_level(&mut resources, spec);
         spec["resources"] = resources;
     }
+    // A time that Go writes although nobody has set it.
+    if let Some(status) = present(pod, "status") {
+        each(status, "conditions").for_each(|c| c["lastProbeTime"] = c["lastProbeTime"].take());
+    }
+    let spec = child(pod, "spec");
     set_default(spec, "enableServiceLinks", true);
     if spec["hostNetwork"] == true {
         for list in ["containers", "initContainers"] {

@@ -117,6 +117,7 @@ fn summarize(pod: &Value) -> Summary {
     if !initializing || has_condition(pod, "Initialized") {
         restarts = of_sidecars;
         let mut running = false;
+        let mut failure = None;
         for container in items(status, "containerStatuses").iter().rev() {
             restarts.add(container);
             let (terminated, waiting) = (&container["state"]["terminated"], &container["state"]["waiting"]);
@@ -125,14 +126,21 @@ fn summarize(pod: &Value) -> Summary {
                 reason = why;
             } else if !terminated.is_null() {
                 reason = termination(terminated);
+                if number(&terminated["exitCode"]) != 0 {
+                    failure = Some(reason.clone());
+                }
             } else if container["ready"] == true && !container["state"]["running"].is_null() {
                 running = true;
                 ready += 1;
             }
         }
-        if reason == "Completed" && running {
-            let text = if has_condition(pod, "Ready") { "Running" } else { "NotReady" };
-            text.clone_into(&mut reason);
+        if reason == "Completed" {
+            reason = match failure {
+                _ if running && has_condition(pod, "Ready") => "Running".to_owned(),
+                Some(failure) => failure,
+                None if running => "NotReady".to_owned(),
+                None => reason,
+            };
         }
     }
     if !pod["metadata"]["deletionTimestamp"].is_null() {

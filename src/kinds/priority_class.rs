@@ -3,7 +3,7 @@
 use super::{
     ErrorList, Kind, Strategy,
     at::At,
-    columns::{self, AGE, NAME, boolean, integer, number, text, text_or, wide},
+    columns::{self, AGE, NAME, boolean, integer, number, text, text_or},
     edit::set_default,
     meta, names,
     registry::row,
@@ -12,7 +12,7 @@ use super::{
 pub const PRIORITY_CLASS: Kind = Kind {
     short_names: &["pc"],
     namespaced: false,
-    columns: &[NAME, integer("Value"), boolean("Global-Default"), AGE, wide(text("PreemptionPolicy"))],
+    columns: &[NAME, integer("Value"), boolean("Global-Default"), AGE, text("PreemptionPolicy")],
     strategy: Strategy {
         default: |class| set_default(class, "preemptionPolicy", "PreemptLowerPriority"),
         validate: |class| meta::check(class, false, names::dns_subdomain, check),

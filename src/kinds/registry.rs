@@ -155,4 +155,88 @@ mod tests {
         assert_eq!(by_resource("events").map(|k| k.group), Some(""));
         assert_eq!(by_resource("horizontalpodautoscalers.autoscaling").map(|k| k.version), Some("v2"));
     }
+
+    /// Every printer of upstream 1.36 (`pkg/printers/internalversion/printers.go`): `*` has the format
+    /// `name`, `#` counts, `?` is true or false, `@` is a date, `+` is shown by `-o wide` only.
+    const PRINTED: &str = "\
+pods: Name*, Ready, Status, Restarts, Age, IP+, Node+, Nominated Node+, Readiness Gates+\n\
+podtemplates: Name*, Containers, Images, Pod Labels\n\
+poddisruptionbudgets.policy: Name*, Min Available, Max Unavailable, Allowed Disruptions#, Age\n\
+replicationcontrollers: Name*, Desired#, Current#, Ready#, Age, Containers+, Images+, Selector+\n\
+replicasets.apps: Name*, Desired#, Current#, Ready#, Age, Containers+, Images+, Selector+\n\
+daemonsets.apps: Name*, Desired#, Current#, Ready#, Up-to-date#, Available#, Node Selector, Age, Containers+, Images+, Selector+\n\
+jobs.batch: Name*, Status, Completions, Duration, Age, Containers+, Images+, Selector+\n\
+cronjobs.batch: Name*, Schedule, Timezone, Suspend?, Active#, Last Schedule, Age, Containers+, Images+, Selector+\n\
+services: Name*, Type, Cluster-IP, External-IP, Port(s), Age, Selector+\n\
+ingresses.networking.k8s.io: Name*, Class, Hosts, Address, Ports, Age\n\
+ingressclasses.networking.k8s.io: Name*, Controller, Parameters, Age\n\
+statefulsets.apps: Name*, Ready, Age, Containers+, Images+\n\
+endpoints: Name*, Endpoints, Age\n\
+nodes: Name*, Status, Roles, Age, Version, Internal-IP+, External-IP+, OS-Image+, Kernel-Version+, Container-Runtime+\n\
+events: Last Seen, Type, Reason, Object, Subobject+, Source+, Message, First Seen+, Count+, Name*+\n\
+namespaces: Name*, Status, Age\n\
+secrets: Name*, Type, Data, Age\n\
+serviceaccounts: Name*, Age\n\
+persistentvolumes: Name*, Capacity, Access Modes, Reclaim Policy, Status, Claim, StorageClass, VolumeAttributesClass, Reason, Age, VolumeMode+\n\
+persistentvolumeclaims: Name*, Status, Volume, Capacity, Access Modes, StorageClass, VolumeAttributesClass, Age, VolumeMode+\n\
+componentstatuses: Name*, Status, Message, Error\n\
+deployments.apps: Name*, Ready, Up-to-date, Available, Age, Containers+, Images+, Selector+\n\
+horizontalpodautoscalers.autoscaling: Name*, Reference, Targets, MinPods, MaxPods, Replicas, Age\n\
+configmaps: Name*, Data, Age\n\
+networkpolicies.networking.k8s.io: Name*, Pod-Selector, Age\n\
+rolebindings.rbac.authorization.k8s.io: Name*, Role, Age, Users+, Groups+, ServiceAccounts+\n\
+clusterrolebindings.rbac.authorization.k8s.io: Name*, Role, Age, Users+, Groups+, ServiceAccounts+\n\
+certificatesigningrequests.certificates.k8s.io: Name*, Age, SignerName, Requestor, RequestedDuration, Condition\n\
+leases.coordination.k8s.io: Name*, Holder, Age\n\
+storageclasses.storage.k8s.io: Name*, Provisioner, ReclaimPolicy, VolumeBindingMode, AllowVolumeExpansion, Age\n\
+volumeattributesclasses.storage.k8s.io: Name*, DriverName, Age\n\
+controllerrevisions.apps: Name*, Controller, Revision, Age\n\
+resourcequotas: Name*, Request, Limit, Age\n\
+priorityclasses.scheduling.k8s.io: Name*, Value#, Global-Default?, Age, PreemptionPolicy\n\
+runtimeclasses.node.k8s.io: Name*, Handler, Age\n\
+volumeattachments.storage.k8s.io: Name*, Attacher*, PV, Node, Attached?, Age\n\
+endpointslices.discovery.k8s.io: Name*, AddressType, Ports, Endpoints, Age\n\
+csinodes.storage.k8s.io: Name*, Drivers#, Age\n\
+csidrivers.storage.k8s.io: Name*, AttachRequired?, PodInfoOnMount?, StorageCapacity?, TokenRequests, RequiresRepublish?, Modes, Age\n\
+csistoragecapacities.storage.k8s.io: Name*, StorageClassName, Capacity\n\
+flowschemas.flowcontrol.apiserver.k8s.io: Name*, PriorityLevel, MatchingPrecedence, DistinguisherMethod, Age, MissingPL\n\
+prioritylevelconfigurations.flowcontrol.apiserver.k8s.io: Name*, Type, NominalConcurrencyShares, Queues, HandSize, QueueLengthLimit, Age\n\
+servicecidrs.networking.k8s.io: Name*, CIDRs, Age\n\
+ipaddresses.networking.k8s.io: Name*, ParentRef\n\
+limitranges: Name*, Created At@\n\
+roles.rbac.authorization.k8s.io: Name*, Created At@\n\
+clusterroles.rbac.authorization.k8s.io: Name*, Created At@\n\
+";
+
+    #[test]
+    fn tables_have_upstreams_columns() {
+        let mut printed = std::collections::BTreeMap::new();
+        for line in PRINTED.lines() {
+            let (resource, columns) = line.split_once(": ").expect("a resource and its columns");
+            printed.insert(resource, columns);
+        }
+        let shown = |kind: &Kind| {
+            let column = |c: &crate::kinds::Column| {
+                let mark = match (c.format, c.kind) {
+                    ("name", _) => "*",
+                    (_, "integer") => "#",
+                    (_, "boolean") => "?",
+                    (_, "date") => "@",
+                    _ => "",
+                };
+                format!("{}{mark}{}", c.name, if c.priority > 0 { "+" } else { "" })
+            };
+            kind.columns.iter().map(column).collect::<Vec<_>>().join(", ")
+        };
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        for kind in KINDS.iter().filter(|k| k.verbs.contains(&"list")) {
+            let stored = kind.stored_as.map_or((kind.plural, kind.group), |s| (s.plural, s.group));
+            let resource =
+                if stored.1.is_empty() { stored.0.to_owned() } else { format!("{}.{}", stored.0, stored.1) };
+            assert_eq!(Some(shown(kind).as_str()), printed.get(resource.as_str()).copied(), "{resource}");
+            let empty = serde_json::json!({"metadata": {"name": "x"}, "spec": {}, "status": {}});
+            let cells = (kind.strategy.cells)(&empty, now);
+            assert_eq!(cells.len(), kind.columns.len(), "{resource}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use super::{
     names,
     quantity::canonicalize_list,
     registry::row,
+    resource_names,
     scheduling::check_tolerations,
 };
 
@@ -23,6 +24,12 @@ pub const RUNTIME_CLASS: Kind = Kind {
         validate: |class| {
             meta::check(class, false, names::dns_subdomain, |class, errors| {
                 class.get("handler").check_required_name(names::dns_label, errors);
+                let fixed = class.get("overhead").get("podFixed").with_path("overhead.limits");
+                for (name, _) in fixed.entries() {
+                    let at = fixed.key(name);
+                    resource_names::check_container_name(name, &at, errors);
+                    resource_names::check_amount(name, &at, errors);
+                }
                 let scheduling = class.get("scheduling");
                 check_labels(&scheduling.get("nodeSelector"), errors);
                 check_tolerations(&scheduling.get("tolerations"), errors);

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{
     ErrorList, FieldError, Kind, Strategy,
     at::At,
-    columns::{self, AGE, NAME, integer, text},
+    columns::{self, AGE, NAME, text},
     config_map::{DATA_BYTES_MAX, base64_bytes, check_immutable, check_keys, entries},
     edit::{child, set_default_empty},
     meta, names,
@@ -14,7 +14,7 @@ use super::{
 };
 
 pub const SECRET: Kind = Kind {
-    columns: &[NAME, text("Type"), integer("Data"), AGE],
+    columns: &[NAME, text("Type"), text("Data"), AGE],
     strategy: Strategy {
         default,
         validate: |object| meta::check(object, true, names::dns_subdomain, check),

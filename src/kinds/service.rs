@@ -38,6 +38,8 @@ pub const SERVICE: Kind = Kind {
     ..row("", "v1", "Service", "services", "service", "io.k8s.api.core.v1.Service")
 };
 
+/// No load balancer leads to it.
+const KUBELET_PORT: i64 = 10250;
 /// How long a client stays with its endpoint (seconds).
 const AFFINITY_SECONDS: i64 = 10_800;
 const AFFINITY_SECONDS_MAX: i64 = 86_400;
@@ -189,6 +191,12 @@ fn check(service: &At<'_>, errors: &mut ErrorList) {
     let headless = is_headless(spec.value);
     if ports.is_empty() && !headless && kind.str() != "ExternalName" {
         errors.push(ports.required(""));
+    }
+    if kind.str() == "LoadBalancer" {
+        for port in ports.items().filter(|port| port.get("port").int() == Some(KUBELET_PORT)) {
+            let detail = format!("may not expose port {KUBELET_PORT} externally since it is used by kubelet");
+            errors.push(FieldError::invalid(port.path, KUBELET_PORT, detail));
+        }
     }
     match kind.str() {
         "LoadBalancer" | "NodePort" if headless => errors.push(FieldError::invalid(

@@ -20,9 +20,9 @@ pub const SERVICE_CIDR: Kind = Kind {
         validate_update: |new, old| {
             meta::check_update(new, old, |new, old, errors| {
                 let [now, then] = [new, old].map(|o| o.get("spec").get("cidrs"));
-                let grows =
-                    now.len() > then.len() && now.items().zip(then.items()).all(|(a, b)| a.str() == b.str());
-                if !grows {
+                if now.len() == then.len() || (then.len() == 1 && now.len() == 2) {
+                    now.items().zip(then.items()).for_each(|(a, b)| a.check_immutable(&b, errors));
+                } else {
                     now.check_immutable(&then, errors);
                 }
             })
@@ -47,7 +47,7 @@ pub const SERVICE_CIDR: Kind = Kind {
 pub const IP_ADDRESS: Kind = Kind {
     short_names: &["ip"],
     namespaced: false,
-    columns: &[NAME, text("ParentRef"), AGE],
+    columns: &[NAME, text("ParentRef")],
     strategy: Strategy {
         validate: |object| meta::check(object, false, addresses::ip, check_address),
         validate_update: |new, old| {
@@ -56,14 +56,18 @@ pub const IP_ADDRESS: Kind = Kind {
                 now.check_immutable(&then, errors);
             })
         },
-        cells: |object, now| {
+        cells: |object, _| {
             let parent = &object["spec"]["parentRef"];
+            if parent.is_null() {
+                return vec![columns::name(object), "<none>".into()];
+            }
             let parts = ["resource", "group"].map(|f| parent[f].as_str().unwrap_or_default());
-            let resource = if parts[1].is_empty() { parts[0].to_owned() } else { parts.join(".") };
+            let resource =
+                if parts[1].is_empty() { parts[0].to_owned() } else { parts.join(".") }.to_lowercase();
             let owner = ["namespace", "name"].map(|f| parent[f].as_str().unwrap_or_default());
             let shown =
                 owner.iter().filter(|p| !p.is_empty()).fold(resource, |all, part| format!("{all}/{part}"));
-            vec![columns::name(object), shown.into(), columns::age(object, now).into()]
+            vec![columns::name(object), shown.into()]
         },
         ..Strategy::PLAIN
     },
@@ -81,12 +85,18 @@ fn check(object: &At<'_>, errors: &mut ErrorList) {
     let cidrs = object.get("spec").get("cidrs");
     if cidrs.is_empty() {
         errors.push(cidrs.required("at least one CIDR required"));
-    } else if !addresses::one_of_each_family(cidrs.items().map(|c| c.str())) {
-        errors.push(cidrs.invalid(
-            "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/96",
-        ));
+        return;
+    }
+    if cidrs.len() > 2 {
+        errors.push(cidrs.invalid("may only hold up to 2 values"));
+        return;
     }
     cidrs.items().for_each(|cidr| cidr.check(addresses::cidr, errors));
+    if !addresses::one_of_each_family(cidrs.items().map(|c| c.str())) {
+        errors.push(cidrs.invalid(
+            "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
+        ));
+    }
 }
 
 fn check_address(object: &At<'_>, errors: &mut ErrorList) {
@@ -95,6 +105,13 @@ fn check_address(object: &At<'_>, errors: &mut ErrorList) {
         errors.push(FieldError::required(parent.path, ""));
         return;
     }
-    parent.get("resource").check_required(errors);
-    parent.get("name").check_required_name(names::path_segment, errors);
+    if !parent.get("group").is_empty() {
+        parent.get("group").check(names::dns_subdomain, errors);
+    }
+    for field in ["resource", "name"] {
+        parent.get(field).check_required_name(names::path_segment, errors);
+    }
+    if !parent.get("namespace").is_empty() {
+        parent.get("namespace").check(names::path_segment, errors);
+    }
 }

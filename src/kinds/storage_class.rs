@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     ErrorList, FieldError, Kind, Strategy,
     at::At,
-    columns::{self, AGE, NAME, boolean, text},
+    columns::{self, AGE, NAME, text},
     edit::set_default_empty,
     meta, names,
     registry::row,
@@ -20,7 +20,7 @@ pub const STORAGE_CLASS: Kind = Kind {
         text("Provisioner"),
         text("ReclaimPolicy"),
         text("VolumeBindingMode"),
-        boolean("AllowVolumeExpansion"),
+        text("AllowVolumeExpansion"),
         AGE,
     ],
     strategy: Strategy {
@@ -88,6 +88,35 @@ pub const VOLUME_ATTRIBUTES_CLASS: Kind = Kind {
     )
 };
 
+/// Parameters of a class, and all of them together (bytes).
+const PARAMETERS_MAX: usize = 512;
+const PARAMETERS_BYTES_MAX: usize = 256 * 1024;
+
+fn check_topologies(topologies: &At<'_>, errors: &mut ErrorList) {
+    for term in topologies.items() {
+        let mut keys: Vec<&str> = Vec::new();
+        for requirement in term.get("matchLabelExpressions").items() {
+            let (key, values) = (requirement.get("key"), requirement.get("values"));
+            if values.is_empty() {
+                errors.push(values.required(""));
+            }
+            let mut seen: Vec<&str> = Vec::new();
+            for value in values.items() {
+                if seen.contains(&value.str()) {
+                    errors.push(value.duplicate());
+                }
+                seen.push(value.str());
+            }
+            let wrong = names::qualified(key.str());
+            errors.extend(wrong.into_iter().map(|m| FieldError::invalid(&key.path, key.str(), m)));
+            if keys.contains(&key.str()) {
+                errors.push(key.duplicate());
+            }
+            keys.push(key.str());
+        }
+    }
+}
+
 fn check(class: &At<'_>, errors: &mut ErrorList) {
     let provisioner = class.get("provisioner");
     if provisioner.check_required(errors) {
@@ -98,6 +127,14 @@ fn check(class: &At<'_>, errors: &mut ErrorList) {
     }
     class.get("reclaimPolicy").check_required_one_of(&["Delete", "Retain"], errors);
     class.get("volumeBindingMode").check_required_one_of(&["Immediate", "WaitForFirstConsumer"], errors);
+    let parameters = class.get("parameters");
+    let bytes: usize = parameters.entries().map(|(k, v)| k.len() + v.as_str().map_or(0, str::len)).sum();
+    if parameters.len() > PARAMETERS_MAX {
+        errors.push(FieldError::too_long(&parameters.path, PARAMETERS_MAX));
+    } else if bytes > PARAMETERS_BYTES_MAX {
+        errors.push(FieldError::too_long(&parameters.path, PARAMETERS_BYTES_MAX));
+    }
+    check_topologies(&class.get("allowedTopologies"), errors);
     for (key, _) in class.get("parameters").entries().filter(|(k, _)| k.is_empty()) {
         errors.push(FieldError::invalid("parameters", key, "field can not be empty"));
     }

@@ -1,7 +1,7 @@
 //! VolumeAttachments.
 
 use super::{
-    FieldError, Kind, Strategy, Subresource,
+    Column, FieldError, Kind, Strategy, Subresource,
     columns::{self, AGE, NAME, boolean, text, text_or},
     meta, names,
     registry::row,
@@ -11,7 +11,14 @@ use super::{
 pub const VOLUME_ATTACHMENT: Kind = Kind {
     namespaced: false,
     subresources: &[Subresource::Status],
-    columns: &[NAME, text("Attacher"), text("PV"), text("Node"), boolean("Attached"), AGE],
+    columns: &[
+        NAME,
+        Column { format: "name", ..text("Attacher") },
+        text("PV"),
+        text("Node"),
+        boolean("Attached"),
+        AGE,
+    ],
     strategy: Strategy {
         validate: |object| {
             meta::check(object, false, names::dns_subdomain, |object, errors| {

@@ -88,7 +88,7 @@ fn check_source(volume: &At<'_>, pod_name: &str, errors: &mut ErrorList) {
     for source in SOURCES.iter().map(|s| (s, volume.get(s))).filter(|(_, at)| at.is_set()) {
         let (kind, at) = source;
         if found {
-            errors.push(at.forbidden("may not specify more than 1 volume type"));
+            errors.push(one_source_only(kind, &at));
             continue;
         }
         found = true;
@@ -110,7 +110,8 @@ fn check_source(volume: &At<'_>, pod_name: &str, errors: &mut ErrorList) {
             }
             "downwardAPI" => {
                 check_mode(&at.get("defaultMode"), errors);
-                at.get("items").items().for_each(|file| check_downward_file(&file, errors));
+                // Upstream names the list's parent for every file.
+                at.get("items").items().for_each(|f| check_downward_file(&f.with_path(&at.path), errors));
             }
             "projected" => check_projected(&at, errors),
             "persistentVolumeClaim" => {
@@ -121,7 +122,10 @@ fn check_source(volume: &At<'_>, pod_name: &str, errors: &mut ErrorList) {
                 check_csi_driver_name(&at.get("driver"), errors);
                 let secret = at.get("nodePublishSecretRef");
                 if secret.is_set() {
-                    secret.get("name").check_required_name(names::dns_subdomain, errors);
+                    let name = secret.get("name");
+                    if name.check_required(errors) {
+                        name.with_path(format!("{}.name", at.path)).check(names::dns_subdomain, errors);
+                    }
                 }
             }
             "image" => {
@@ -130,9 +134,70 @@ fn check_source(volume: &At<'_>, pod_name: &str, errors: &mut ErrorList) {
             }
             _ => check_shared_source(kind, &at, errors),
         }
+        if *kind == "iscsi" {
+            let name = volume.get("name");
+            check_initiator(&at, name.str(), &name, errors);
+        }
     }
     if !found {
         errors.push(volume.required("must specify a volume type"));
+    }
+}
+
+/// That a volume has a source already; the paths of two sources are upstream's, letter by letter.
+pub fn one_source_only(kind: &str, at: &At<'_>) -> FieldError {
+    let parent = at.path.strip_suffix(kind).unwrap_or_default();
+    let shown = match kind {
+        "cephfs" => "cephFS",
+        "downwardAPI" => "downwarAPI",
+        kind => kind,
+    };
+    FieldError::forbidden(format!("{parent}{shown}"), "may not specify more than 1 volume type")
+}
+
+/// The names of iSCSI initiators and targets.
+fn is_iscsi_name(name: &str) -> bool {
+    let alnum =
+        |text: &str, chars: usize| text.len() == chars && text.bytes().all(|b| b.is_ascii_alphanumeric());
+    // Any byte may stand for the dot of `eui.` and `naa.`, as in upstream's expressions.
+    match name.get(..3) {
+        Some("eui") => name.get(4..).is_some_and(|rest| alnum(rest, 16)),
+        Some("naa") => name.get(4..).is_some_and(|rest| alnum(rest, 32)),
+        Some("iqn") => {
+            let Some((date, rest)) = name.strip_prefix("iqn.").and_then(|n| n.split_once('.')) else {
+                return false;
+            };
+            let is_date = date.len() == 7
+                && date.bytes().enumerate().all(|(i, b)| if i == 4 { b == b'-' } else { b.is_ascii_digit() });
+            let Some((authority, target)) = rest.split_once(':') else { return false };
+            is_date
+                && !authority.is_empty()
+                && authority.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
+                && !target.is_empty()
+                && target.bytes().all(|b| !b",;*&$|".contains(&b) && !b.is_ascii_whitespace())
+        }
+        _ => false,
+    }
+}
+
+/// Names and their portal share a length (characters).
+const ISCSI_NAMES_MAX: usize = 64;
+
+/// Refuses a volume's name that is too long beside its portal.
+pub fn check_initiator(at: &At<'_>, name: &str, shown: &At<'_>, errors: &mut ErrorList) {
+    let portal = at.get("targetPortal").str();
+    if at.get("initiatorName").is_set() && name.len() + 1 + portal.len() > ISCSI_NAMES_MAX {
+        errors.push(shown.invalid(
+            "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.",
+        ));
+    }
+}
+
+/// A reference to a Secret in the pod's own namespace.
+fn check_own_secret(at: &At<'_>, errors: &mut ErrorList) {
+    let secret = at.get("secretRef");
+    if secret.is_set() {
+        secret.get("name").check_required(errors);
     }
 }
 
@@ -145,7 +210,6 @@ pub fn check_shared_source(kind: &str, at: &At<'_>, errors: &mut ErrorList) {
         "glusterfs" => &["endpoints", "path"],
         "rbd" => &["monitors", "image"],
         "cephfs" => &["monitors"],
-        "quobyte" => &["registry", "volume"],
         "flexVolume" => &["driver"],
         "azureFile" => &["secretName", "shareName"],
         "vsphereVolume" => &["volumePath"],
@@ -194,11 +258,15 @@ pub fn check_shared_source(kind: &str, at: &At<'_>, errors: &mut ErrorList) {
             ));
         }
         "iscsi" => {
-            at.get("lun").check_range(0, 255, errors);
-            let iqn = at.get("iqn");
-            if !iqn.is_empty() && !["iqn", "eui", "naa"].iter().any(|p| iqn.str().starts_with(p)) {
-                errors.push(iqn.invalid("must be valid format starting with iqn, eui, or naa"));
+            let initiator = at.get("initiatorName").with_path(format!("{}.initiatorname", at.path));
+            for name in [at.get("iqn"), initiator].iter().filter(|name| !name.is_empty()) {
+                if !["iqn", "eui", "naa"].iter().any(|p| name.str().starts_with(p)) {
+                    errors.push(name.invalid("must be valid format starting with iqn, eui, or naa"));
+                } else if !is_iscsi_name(name.str()) {
+                    errors.push(name.invalid("must be valid format"));
+                }
             }
+            at.get("lun").check_range(0, 255, errors);
             let chap = at.get("chapAuthDiscovery").is_true() || at.get("chapAuthSession").is_true();
             if chap && !at.get("secretRef").is_set() {
                 errors.push(at.get("secretRef").required(""));
@@ -212,9 +280,93 @@ pub fn check_shared_source(kind: &str, at: &At<'_>, errors: &mut ErrorList) {
             if !targets.is_empty() && !wwids.is_empty() {
                 errors.push(targets.invalid("targetWWNs and wwids can not be specified simultaneously"));
             }
+            let lun = at.get("lun");
+            if !targets.is_empty() && !lun.is_set() {
+                errors.push(lun.required("lun is required if targetWWNs is specified"));
+            } else if !targets.is_empty() {
+                lun.check_range(0, 255, errors);
+            }
         }
         "gitRepo" => check_relative_path(&at.get("directory"), errors),
+        "gcePersistentDisk" | "awsElasticBlockStore" => {
+            let partition = at.get("partition");
+            if partition.int().is_some_and(|p| !(0..=255).contains(&p)) {
+                errors.push(partition.invalid("must be between 1 and 255, inclusive"));
+            }
+        }
+        "quobyte" => check_quobyte(at, errors),
+        "flocker" => {
+            let (name, uuid) = (at.get("datasetName"), at.get("datasetUUID"));
+            match (name.is_empty(), uuid.is_empty()) {
+                (true, true) => errors.push(at.required("one of datasetName and datasetUUID is required")),
+                (false, false) => {
+                    let detail = "datasetName and datasetUUID can not be specified simultaneously";
+                    errors.push(FieldError::invalid(&at.path, "resource", detail));
+                }
+                _ => {}
+            }
+            if name.str().contains('/') {
+                errors.push(name.invalid("must not contain '/'"));
+            }
+        }
+        "cinder" => check_own_secret(at, errors),
+        "flexVolume" => {
+            for (option, _) in at.get("options").entries() {
+                let domain = option.split_once('/').map_or(option, |(domain, _)| domain).to_lowercase();
+                let domain = format!(".{domain}");
+                if [".kubernetes.io", ".k8s.io"].iter().any(|reserved| domain.ends_with(reserved)) {
+                    let path = at.get("options").key(option).path;
+                    let detail = "kubernetes.io and k8s.io namespaces are reserved";
+                    errors.push(FieldError::invalid(path, option, detail));
+                }
+            }
+        }
+        "azureDisk" => check_azure_disk(at, errors),
+        "storageos" => {
+            for field in ["volumeName", "volumeNamespace"].map(|f| at.get(f)) {
+                if !field.is_empty() {
+                    field.check(names::dns_label, errors);
+                }
+            }
+            check_own_secret(at, errors);
+        }
         _ => {}
+    }
+}
+
+fn check_quobyte(at: &At<'_>, errors: &mut ErrorList) {
+    const REGISTRY: &str = "must be a host:port pair or multiple pairs separated by commas";
+    const TENANT_BYTES_MAX: usize = 64;
+    let (registry, tenant) = (at.get("registry"), at.get("tenant"));
+    if registry.is_empty() {
+        errors.push(registry.required(REGISTRY));
+    } else if tenant.len() > TENANT_BYTES_MAX {
+        errors.push(tenant.required("must be a UUID and may not exceed a length of 64 characters"));
+    } else {
+        for pair in registry.str().split(',') {
+            let host = pair.rsplit_once(':').map(|(host, _)| host);
+            if host.is_none_or(|host| host.contains(':') && !host.starts_with('[')) {
+                errors.push(registry.invalid(REGISTRY));
+            }
+        }
+    }
+    at.get("volume").check_required(errors);
+}
+
+fn check_azure_disk(at: &At<'_>, errors: &mut ErrorList) {
+    let (uri, kind) = (at.get("diskURI"), at.get("kind"));
+    at.get("cachingMode").check_one_of(&["None", "ReadOnly", "ReadWrite"], errors);
+    kind.check_one_of(&["Dedicated", "Managed", "Shared"], errors);
+    let (start, example) = if kind.str() == "Managed" {
+        (
+            "/subscriptions/",
+            "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}",
+        )
+    } else {
+        ("https://", "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd")
+    };
+    if kind.is_set() && !uri.str().starts_with(start) {
+        errors.push(At { value: &uri.str().into(), path: uri.path.clone() }.not_supported(&[example]));
     }
 }
 
@@ -422,14 +574,28 @@ fn check_projected(at: &At<'_>, errors: &mut ErrorList) {
         }
         let bundle = source.get("clusterTrustBundle");
         if bundle.is_set() {
-            match (bundle.get("name").is_set(), bundle.get("signerName").is_set()) {
+            let [name, signer, selector] = ["name", "signerName", "labelSelector"].map(|f| bundle.get(f));
+            match (name.is_set(), signer.is_set()) {
                 (true, true) => {
                     errors.push(bundle.invalid("only one of name and signerName may be used"));
                 }
                 (false, false) => {
                     errors.push(bundle.required("either name or signerName must be specified"));
                 }
-                _ => check_label_selector(&bundle.get("labelSelector"), errors),
+                (true, false) => {
+                    if name.is_empty() {
+                        errors.push(name.required("must be a valid object name"));
+                    }
+                    if selector.is_set() {
+                        errors.push(selector.invalid("labelSelector must be unset if name is specified"));
+                    }
+                }
+                (false, true) => {
+                    if signer.is_empty() {
+                        errors.push(signer.required("must be a valid signer name"));
+                    }
+                    check_label_selector(&selector, errors);
+                }
             }
             bundle.get("path").check_required(errors);
             check_local_path(&bundle.get("path"), errors);

@@ -58,16 +58,44 @@ fn prefix(group: &str, version: &str) -> String {
 
 /// `/openapi/v3`: where the documents of the group versions are.
 pub fn v3_index<'a>(kinds: impl IntoIterator<Item = &'a Kind> + Clone) -> Value {
-    let mut paths = serde_json::Map::new();
-    for kind in kinds.clone() {
-        let prefix = prefix(kind.group, kind.version);
-        if !paths.contains_key(&prefix) {
-            let hash = hash(rows_of(kinds.clone(), kind.group, kind.version));
-            let url = format!("/openapi/v3/{prefix}?hash={hash}");
-            paths.insert(prefix, json!({"serverRelativeURL": url}));
-        }
-    }
+    let rows: Vec<_> = kinds.clone().into_iter().collect();
+    let documents = paths::documents(&Operations::new(Dialect::V3), &rows);
+    let paths: serde_json::Map<_, _> = documents
+        .iter()
+        .map(|(path, _)| {
+            let name = path.trim_matches('/');
+            let url = format!("/openapi/v3/{name}?hash={}", v3_hash(kinds.clone(), name));
+            (name.to_owned(), json!({"serverRelativeURL": url}))
+        })
+        .collect();
     json!({"paths": paths})
+}
+
+/// The group and version that a document of version 3 is about, if it is about one.
+fn group_version(name: &str) -> Option<(&str, &str)> {
+    match *name.split('/').collect::<Vec<_>>() {
+        ["api", version] => Some(("", version)),
+        ["apis", group, version] => Some((group, version)),
+        _ => None,
+    }
+}
+
+/// The `hash` of the document of that name.
+pub fn v3_hash<'a>(kinds: impl IntoIterator<Item = &'a Kind>, name: &str) -> String {
+    match group_version(name) {
+        Some((group, version)) => hash(rows_of(kinds, group, version)),
+        None => hash([]),
+    }
+}
+
+/// Whether there is a document of that name: `api/v1`, `apis/apps`, `version`, …
+pub fn has_v3<'a>(kinds: impl IntoIterator<Item = &'a Kind>, name: &str) -> bool {
+    let mut kinds = kinds.into_iter();
+    match (group_version(name), name.strip_prefix("apis/")) {
+        (Some((group, version)), _) => rows_of(kinds, group, version).next().is_some(),
+        (None, Some(group)) => !group.is_empty() && kinds.any(|kind| kind.group == group),
+        (None, None) => paths::ROOTS.contains(&name),
+    }
 }
 
 fn rows_of<'a>(
@@ -78,17 +106,20 @@ fn rows_of<'a>(
     kinds.into_iter().filter(move |kind| kind.group == group && kind.version == version)
 }
 
-/// Writes `/openapi/v3/api/v1` or `/openapi/v3/apis/<group>/<version>`; whether there is one.
-pub fn v3_group<'a>(
+/// Writes `/openapi/v3/<name>`: what is about one group version, or about one document that names others;
+/// whether there is one.
+pub fn v3<'a>(
     kinds: impl IntoIterator<Item = &'a Kind> + Clone,
-    group: &str,
-    version: &str,
+    name: &str,
     out: &mut dyn Write,
 ) -> io::Result<bool> {
-    let rows: Vec<_> = rows_of(kinds.clone(), group, version).collect();
-    if rows.is_empty() {
+    if !has_v3(kinds.clone(), name) {
         return Ok(false);
     }
+    let all: Vec<_> = kinds.clone().into_iter().collect();
+    let rows: Vec<_> = group_version(name)
+        .map(|(group, version)| rows_of(kinds.clone(), group, version).collect())
+        .unwrap_or_default();
     let schemas = Schemas::load(Dialect::V3, kinds)?;
     let operations = Operations::new(Dialect::V3);
     write!(out, r#"{{"openapi":"3.0.0","info":{INFO},"components":{{"schemas":"#)?;
@@ -97,8 +128,9 @@ pub fn v3_group<'a>(
         out,
         r#","securitySchemes":{{"BearerToken":{{"type":"apiKey","description":"Bearer Token authentication","name":"authorization","in":"header"}}}}}},"paths":"#
     )?;
-    let root = format!("/{}/", prefix(group, version));
-    write_paths(&operations, &rows, |path| path == root, out)?;
+    let documents = paths::documents(&operations, &all).into_iter();
+    let own = documents.filter(|(path, _)| path.trim_matches('/') == name);
+    write_object(&mut own.chain(rows.iter().flat_map(|row| operations.of(row))), out)?;
     write!(out, "}}")?;
     Ok(true)
 }
@@ -114,7 +146,8 @@ pub fn v2_json<'a>(kinds: impl IntoIterator<Item = &'a Kind> + Clone, out: &mut 
         out,
         r#","securityDefinitions":{{"BearerToken":{{"description":"Bearer Token authentication","type":"apiKey","name":"authorization","in":"header"}}}},"security":[{{"BearerToken":[]}}],"paths":"#
     )?;
-    write_paths(&operations, &rows, |_| true, out)?;
+    let documents = paths::documents(&operations, &rows).into_iter();
+    write_object(&mut documents.chain(rows.iter().flat_map(|row| operations.of(row))), out)?;
     write!(out, "}}")
 }
 
@@ -144,18 +177,6 @@ fn write_definitions(schemas: &Schemas, indices: &[usize], out: &mut dyn Write) 
     write_object(&mut entries, out)
 }
 
-/// Writes the paths of the rows, and of the documents about them that are wanted.
-fn write_paths(
-    operations: &Operations,
-    rows: &[&Kind],
-    wanted: impl Fn(&str) -> bool,
-    out: &mut dyn Write,
-) -> io::Result<()> {
-    let documents = paths::documents(operations, rows).into_iter().filter(|(path, _)| wanted(path));
-    let mut entries = documents.chain(rows.iter().flat_map(|row| operations.of(row)));
-    write_object(&mut entries, out)
-}
-
 /// Writes entries as one JSON object, one at a time.
 fn write_object<K: AsRef<str>>(
     entries: &mut dyn Iterator<Item = (K, Value)>,
@@ -179,7 +200,7 @@ mod tests {
 
     fn group(group: &str, version: &str) -> Value {
         let mut out = Vec::new();
-        assert!(v3_group(KINDS, group, version, &mut out).unwrap());
+        assert!(v3(KINDS, &prefix(group, version), &mut out).unwrap());
         serde_json::from_slice(&out).unwrap()
     }
 
@@ -209,7 +230,60 @@ mod tests {
         assert_eq!(hash.len(), 128);
         assert_eq!(index, v3_index(KINDS));
         assert_ne!(index["paths"]["api/v1"]["serverRelativeURL"], url);
-        assert!(!v3_group(KINDS, "apps", "v1beta1", &mut Vec::new()).unwrap());
+        assert!(!v3(KINDS, "apis/apps/v1beta1", &mut Vec::new()).unwrap());
+        for (name, entry) in index["paths"].as_object().unwrap() {
+            let mut out = Vec::new();
+            assert!(v3(KINDS, name, &mut out).unwrap(), "{name}");
+            let document: Value = serde_json::from_slice(&out).unwrap();
+            let paths = document["paths"].as_object().unwrap();
+            assert!(paths.keys().any(|path| path.trim_matches('/') == name), "{name}");
+            let url = entry["serverRelativeURL"].as_str().unwrap();
+            assert_eq!(url, format!("/openapi/v3/{name}?hash={}", v3_hash(KINDS, name)));
+        }
+        for name in
+            [".well-known/openid-configuration", "api", "apis", "apis/apps", "openid/v1/jwks", "version"]
+        {
+            assert!(index["paths"].get(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_said_where_upstream_says_them() {
+        let core = group("", "v1");
+        let of = |ty: &str, field: &str| {
+            core["components"]["schemas"][format!("io.k8s.api.core.v1.{ty}")]["properties"][field].clone()
+        };
+        assert_eq!(of("ContainerPort", "protocol")["default"], "TCP");
+        assert_eq!(of("ContainerPort", "containerPort")["default"], 0);
+        assert_eq!(of("ContainerPort", "hostPort")["default"], Value::Null);
+        assert_eq!(of("Container", "name")["default"], "");
+        assert_eq!(of("Container", "resources")["default"], json!({}));
+        assert_eq!(of("Container", "livenessProbe")["default"], Value::Null);
+        assert_eq!(of("Container", "args")["items"], json!({"type": "string", "default": ""}));
+        assert_eq!(of("PodSpec", "containers")["items"]["default"], json!({}));
+        assert_eq!(of("ConfigMap", "data")["additionalProperties"], json!({"type": "string", "default": ""}));
+        assert_eq!(of("LocalObjectReference", "name")["default"], "");
+        assert_eq!(of("RBDVolumeSource", "pool")["default"], "rbd");
+        let older = &v2()["definitions"]["io.k8s.api.core.v1.ContainerPort"]["properties"];
+        assert_eq!(
+            (&older["protocol"]["type"], &older["protocol"]["default"]),
+            (&json!("string"), &Value::Null)
+        );
+    }
+
+    #[test]
+    fn the_older_way_to_watch_is_listed() {
+        let core = group("", "v1");
+        let get = |path: &str| &core["paths"][path]["get"];
+        let all = get("/api/v1/watch/pods");
+        assert_eq!(all["operationId"], "watchCoreV1PodListForAllNamespaces");
+        assert_eq!(all["x-kubernetes-action"], "watchlist");
+        let one = get("/api/v1/watch/namespaces/{namespace}/pods/{name}");
+        assert_eq!(
+            (&one["operationId"], &one["x-kubernetes-action"]),
+            (&json!("watchCoreV1NamespacedPod"), &json!("watch"))
+        );
+        assert_eq!(get("/api/v1/watch/nodes")["operationId"], "watchCoreV1NodeList");
     }
 
     #[test]
@@ -233,7 +307,6 @@ mod tests {
         assert_eq!(ports["x-kubernetes-patch-merge-key"], "containerPort");
         let volumes = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["volumes"];
         assert_eq!(volumes["x-kubernetes-patch-strategy"], "merge,retainKeys");
-        assert_eq!(schemas["io.k8s.api.core.v1.ContainerPort"]["properties"]["protocol"]["default"], "TCP");
     }
 
     #[test]

@@ -233,6 +233,9 @@ impl Operations {
             let all = [operation("get", "list", id, LIST, None, &list)];
             paths.push((format!("{root}/{}", row.plural), self.item(&all, &[])));
         }
+        if has("watch") {
+            paths.extend(self.watches(row));
+        }
         for subresource in row.subresources {
             let operations = subresource_operations(row, *subresource);
             let path = format!("{item}/{}", subresource.name());
@@ -248,6 +251,39 @@ impl Operations {
         }
         paths.retain(|(_, item)| item.as_object().is_some_and(|item| !item.is_empty()));
         paths
+    }
+
+    /// The paths below `/watch`: deprecated for `?watch=true`, and served still.
+    fn watches(&self, row: &Kind) -> Vec<(String, Value)> {
+        let root = format!("/{}/watch", prefix(row.group, row.version));
+        let kind = (row.group, row.version, row.kind);
+        let one = |action, id, path: String, named: &[&str]| {
+            let operation = Operation {
+                method: "get",
+                action,
+                id,
+                parameters: LIST,
+                body: None,
+                answer: Some(format!("{META}WatchEvent")),
+                kind,
+            };
+            (path, self.item(&[operation], named))
+        };
+        let id = |suffix| operation_id("watch", row, suffix);
+        if !row.namespaced {
+            let list = format!("{root}/{}", row.plural);
+            return vec![
+                one("watchlist", id("List"), list.clone(), &[]),
+                one("watch", id(""), format!("{list}/{{name}}"), &["name"]),
+            ];
+        }
+        let list = format!("{root}/namespaces/{{namespace}}/{}", row.plural);
+        let everywhere = operation_id_of("watch", row, "ListForAllNamespaces", row.kind);
+        vec![
+            one("watchlist", everywhere, format!("{root}/{}", row.plural), &[]),
+            one("watchlist", id("List"), list.clone(), &["namespace"]),
+            one("watch", id(""), format!("{list}/{{name}}"), &["name", "namespace"]),
+        ]
     }
 
     fn item(&self, operations: &[Operation<'_>], path_parameters: &[&str]) -> Value {
@@ -275,7 +311,7 @@ impl Operations {
             None => json!({"type": "string"}),
         };
         let mut produces = BODY_TYPES.to_vec();
-        if operation.action == "list" {
+        if matches!(operation.action, "list" | "watch" | "watchlist") {
             produces.extend(WATCH_TYPES);
         }
         let codes: &[(&str, &str)] = match operation.action {
@@ -350,6 +386,9 @@ impl Operations {
         parameter
     }
 }
+
+/// The documents that belong to no group.
+pub const ROOTS: [&str; 5] = ["api", "apis", "version", ".well-known/openid-configuration", "openid/v1/jwks"];
 
 /// The paths that tell which groups, versions and resources there are, and what else is a document.
 pub fn documents(operations: &Operations, rows: &[&Kind]) -> Vec<(String, Value)> {

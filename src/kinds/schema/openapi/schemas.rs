@@ -77,7 +77,7 @@ impl Schemas {
         schema.insert("type".to_owned(), json!("object"));
         let mut properties = Map::new();
         for (field, number) in ty.fields.iter().zip(number + 1..) {
-            properties.insert(field.name.to_owned(), self.property(field, self.text(number)));
+            properties.insert(field.name.to_owned(), self.property(ty, field, self.text(number)));
         }
         let required: Vec<_> = ty.fields.iter().filter(|f| f.is_required()).map(|f| f.name).collect();
         if !required.is_empty() {
@@ -105,20 +105,18 @@ impl Schemas {
         }
     }
 
-    fn property(&self, field: &'static Field, text: &str) -> Value {
+    fn property(&self, ty: &Type, field: &'static Field, text: &str) -> Value {
+        let item = || self.with_default(self.elem(field.elem), zero(field.elem));
         let mut schema = match field.shape {
-            Shape::One => self.elem(field.elem),
-            Shape::List => object(json!({"type": "array", "items": self.elem(field.elem)})),
-            Shape::Map => object(json!({"type": "object", "additionalProperties": self.elem(field.elem)})),
+            Shape::One => self.with_default(self.elem(field.elem), default_of(ty, field)),
+            Shape::List => object(json!({"type": "array", "items": item()})),
+            Shape::Map => object(json!({"type": "object", "additionalProperties": item()})),
             Shape::MapOfLists => object(json!({
                 "type": "object",
-                "additionalProperties": {"type": "array", "items": self.elem(field.elem)},
+                "additionalProperties": {"type": "array", "items": item()},
             })),
         };
         describe(&mut schema, text);
-        if field.name == "protocol" && field.elem == Elem::String && !field.is_pointer() {
-            schema.insert("default".to_owned(), json!("TCP"));
-        }
         let merge = field.merge();
         let mut extend = |name: &str, value: Value| schema.insert(format!("x-kubernetes-{name}"), value);
         match merge.list {
@@ -147,6 +145,14 @@ impl Schemas {
             extend("patch-merge-key", json!(merge.patch_key));
         }
         Value::Object(schema)
+    }
+
+    /// Only version 3 names defaults (kube-openapi's `PruneDefaults`).
+    fn with_default(&self, mut schema: Map<String, Value>, default: Option<Value>) -> Map<String, Value> {
+        if let Some(default) = default.filter(|_| self.dialect == Dialect::V3) {
+            schema.insert("default".to_owned(), default);
+        }
+        schema
     }
 
     /// The schema of one element. In version 3 a reference has no neighbours, so it stands in `allOf`.
@@ -217,6 +223,72 @@ pub fn subresource_type(subresource: Subresource) -> Option<&'static str> {
         Subresource::Other("eviction") => Some("io.k8s.api.policy.v1.Eviction"),
         Subresource::Other("token") => Some("io.k8s.api.authentication.v1.TokenRequest"),
         Subresource::Status | Subresource::Other(_) => None,
+    }
+}
+
+/// The value of an element that nobody has set, as Go has it; none where nothing is a value of its own.
+fn zero(elem: Elem) -> Option<Value> {
+    match elem {
+        Elem::String => Some(json!("")),
+        Elem::Bool => Some(json!(false)),
+        Elem::Int32 | Elem::Int64 | Elem::Double => Some(json!(0)),
+        Elem::Type(_) => Some(json!({})),
+        _ => None,
+    }
+}
+
+/// Upstream's `+default` markers that do not say the zero value.
+const MARKED: &[(&str, &str, &str)] = &[
+    ("AzureDiskVolumeSource", "cachingMode", "ReadWrite"),
+    ("AzureDiskVolumeSource", "fsType", "ext4"),
+    ("AzureDiskVolumeSource", "kind", "Shared"),
+    ("ContainerPort", "protocol", "TCP"),
+    ("ISCSIPersistentVolumeSource", "iscsiInterface", "default"),
+    ("ISCSIVolumeSource", "iscsiInterface", "default"),
+    ("RBDPersistentVolumeSource", "keyring", "/etc/ceph/keyring"),
+    ("RBDPersistentVolumeSource", "pool", "rbd"),
+    ("RBDPersistentVolumeSource", "user", "admin"),
+    ("RBDVolumeSource", "keyring", "/etc/ceph/keyring"),
+    ("RBDVolumeSource", "pool", "rbd"),
+    ("RBDVolumeSource", "user", "admin"),
+    ("ScaleIOPersistentVolumeSource", "fsType", "xfs"),
+    ("ScaleIOPersistentVolumeSource", "storageMode", "ThinProvisioned"),
+    ("ScaleIOVolumeSource", "fsType", "xfs"),
+    ("ScaleIOVolumeSource", "storageMode", "ThinProvisioned"),
+    ("ServicePort", "protocol", "TCP"),
+];
+/// Types with the name of an object in their own namespace, whose marker says the empty text.
+const WITH_LOCAL_NAME: &[&str] = &[
+    "ConfigMapEnvSource",
+    "ConfigMapKeySelector",
+    "ConfigMapProjection",
+    "ConfigMapVolumeSource",
+    "LocalObjectReference",
+    "SecretEnvSource",
+    "SecretKeySelector",
+    "SecretProjection",
+];
+
+/// The default of a single field: that of its marker; of a struct the empty one; of a plain value that is
+/// always written the zero one.
+fn default_of(ty: &Type, field: &Field) -> Option<Value> {
+    if let Some(own) = ty.name.strip_prefix("io.k8s.api.core.v1.") {
+        let marked = MARKED.iter().find(|(of, name, _)| *of == own && *name == field.name);
+        if let Some((.., value)) = marked {
+            return Some(json!(value));
+        }
+        if field.name == "name" && WITH_LOCAL_NAME.contains(&own) {
+            return Some(json!(""));
+        }
+        if own == "AzureDiskVolumeSource" && field.name == "readOnly" {
+            return Some(json!(false));
+        }
+    }
+    match field.elem {
+        _ if field.is_pointer() => None,
+        Elem::Type(_) => Some(json!({})),
+        _ if field.is_required() || field.is_always_written() => zero(field.elem),
+        _ => None,
     }
 }
 
