@@ -1,10 +1,10 @@
-//! HTTP/1.1 and 2 on one connection, until it ends or is told to.
+//! A place for the next connection, and HTTP/1.1 and 2 on it until it ends or is told to.
 //!
 //! In: a stream and a handler. Invariants: heads are bounded in bytes and time; a silent HTTP/2 client
 //! is asked whether it lives; an upgrade goes to the handler.
-//! Deliberately absent: accepting, TLS, bodies' limits.
+//! Deliberately absent: TLS, bodies' limits.
 
-use std::{convert::Infallible, error::Error, future::Future, time::Duration};
+use std::{convert::Infallible, error::Error, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::{
     Request, Response,
@@ -15,12 +15,18 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use crate::tasks::CancellationToken;
 
 /// Bytes of a request's head.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
+/// How long after a failure connections are accepted again.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// What a client may take.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +39,28 @@ pub struct Limits {
     pub keep_alive: Duration,
     /// How long it may take to answer that.
     pub keep_alive_timeout: Duration,
+}
+
+/// The next connection, from whom, and its place among those at once; `None` after `stop`.
+pub async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+    stop: &CancellationToken,
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let next = async {
+        let place = Arc::clone(places).acquire_owned().await.ok()?;
+        loop {
+            match listener.accept().await {
+                Ok((stream, from)) => return Some((stream, from, place)),
+                Err(error) => {
+                    // Out of descriptors: wait for connections to end instead of spinning.
+                    tracing::warn!(%error, "accepting a connection");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
+            }
+        }
+    };
+    stop.run_until_cancelled(next).await.flatten()
 }
 
 /// Answers the requests of a connection; after `stop` those that run end, and no more are taken.

@@ -3,7 +3,11 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::negotiate::{Accepted, Encoding, Shape};
+use super::{
+    negotiate::{Accepted, Encoding, Shape},
+    request::Query,
+    status::Refusal,
+};
 use crate::{
     kinds::{Column, Kind},
     store::Object,
@@ -33,6 +37,18 @@ pub enum IncludeObject {
     None,
     Metadata,
     Object,
+}
+
+impl IncludeObject {
+    /// What a request says.
+    pub fn asked(query: &Query) -> Result<Self, Refusal> {
+        match query.get("includeObject").unwrap_or_default() {
+            "" | "Metadata" => Ok(Self::Metadata),
+            "None" => Ok(Self::None),
+            "Object" => Ok(Self::Object),
+            other => Err(Refusal::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+        }
+    }
 }
 
 /// Turns objects of one kind into the negotiated form.
@@ -124,12 +140,16 @@ impl Renderer {
     }
 
     fn row(&self, value: Value) -> Value {
-        let cells = (self.kind.strategy.cells)(&value, self.now);
-        match self.include {
-            IncludeObject::None => json!({"cells": cells, "object": null}),
-            IncludeObject::Object => json!({"cells": cells, "object": value}),
-            IncludeObject::Metadata => json!({"cells": cells, "object": self.metadata(value)}),
+        let mut row = json!({"cells": (self.kind.strategy.cells)(&value, self.now)});
+        if let Some(conditions) = completed(&value) {
+            row["conditions"] = conditions;
         }
+        row["object"] = match self.include {
+            IncludeObject::None => Value::Null,
+            IncludeObject::Object => value,
+            IncludeObject::Metadata => self.metadata(value),
+        };
+        row
     }
 
     /// A list as pieces of JSON text, so that a long one is never in memory twice.
@@ -187,6 +207,18 @@ impl Renderer {
     pub fn is_text(&self, pretty: bool) -> bool {
         self.accepted.encoding == Encoding::Json && !pretty
     }
+}
+
+/// The conditions of the row of a pod that has come to its end.
+fn completed(value: &Value) -> Option<Value> {
+    let message = match value["status"]["phase"].as_str() {
+        Some("Succeeded") => "The pod has completed successfully.",
+        Some("Failed") => "The pod failed.",
+        _ => return None,
+    };
+    (value["kind"] == "Pod").then(|| {
+        json!([{"type": "Completed", "status": "True", "reason": value["status"]["phase"], "message": message}])
+    })
 }
 
 /// The slices of a compact object text that leave out its own `apiVersion` and `kind`: the items

@@ -142,25 +142,9 @@ impl Server {
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         let neighbours = Neighbours::default();
         let mut connections = JoinSet::new();
-        loop {
-            let permit = tokio::select! {
-                () = stop.cancelled() => break,
-                permit = Arc::clone(&permits).acquire_owned() => permit,
-            };
-            let accepted = tokio::select! {
-                () = stop.cancelled() => break,
-                accepted = self.listener.accept() => accepted,
-            };
+        while let Some((stream, peer, permit)) = http::accept(&self.listener, &permits, &stop).await {
             while connections.try_join_next().is_some() {}
-            let (stream, peer) = match accepted {
-                Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
-                Err(error) => {
-                    // Out of descriptors: wait for connections to end instead of spinning.
-                    tracing::warn!(%error, "accepting a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
+            let peer = peer.ip().to_canonical();
             let Some(counted) = neighbours.count(peer) else {
                 tracing::debug!(%peer, "too many connections of one address");
                 continue;

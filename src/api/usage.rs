@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{
     Api,
     negotiate::{self, Accepted, Shape},
+    render::IncludeObject,
     reply::{self, Reply},
     request::{Query, RequestInfo},
     status::Refusal,
@@ -63,8 +64,50 @@ pub async fn serve(
         json!({"kind": format!("{}List", row.kind), "apiVersion": "metrics.k8s.io/v1beta1", "metadata": {}, "items": items})
     };
     let accepted = negotiate::resource(headers, single, !single)?;
-    let accepted = if accepted.shape == Shape::Whole { accepted } else { Accepted::JSON };
+    let value = match accepted.shape {
+        Shape::Table => table(&value, accepted.version, IncludeObject::asked(query)?),
+        Shape::Whole | Shape::Metadata | Shape::MetadataList => value,
+    };
+    let accepted =
+        if matches!(accepted.shape, Shape::Whole | Shape::Table) { accepted } else { Accepted::JSON };
     Ok(reply::value(StatusCode::OK, accepted.encoding, query.flag("pretty"), &value))
+}
+
+/// One measurement or a list of them as metrics-server's Table: the columns are those of the first row.
+fn table(value: &Value, version: &str, include: IncludeObject) -> Value {
+    let items = value["items"].as_array().map_or_else(|| std::slice::from_ref(value), Vec::as_slice);
+    let column = |name: &str, format: &str, description: &str| json!({"name": name, "type": "string", "format": format, "description": description, "priority": 0});
+    let columns = items.first().map(|_| {
+        [
+            column("Name", "name", "Name of the resource"),
+            column("cpu", "quantity", ""),
+            column("memory", "quantity", ""),
+            column("Window", "duration", ""),
+        ]
+    });
+    let rows: Vec<Value> = items
+        .iter()
+        .map(|item| {
+            let sum = |resource: &str| {
+                let containers = item["containers"].as_array().into_iter().flatten();
+                let amounts = containers.map(|c| &c["usage"]).chain(item.get("usage"));
+                amounts
+                    .filter_map(|usage| Quantity::from_json(&usage[resource]).ok())
+                    .sum::<Quantity>()
+                    .to_string()
+            };
+            let object = match include {
+                IncludeObject::None => Value::Null,
+                IncludeObject::Object => item.clone(),
+                IncludeObject::Metadata => json!({"kind": "PartialObjectMetadata",
+                    "apiVersion": format!("meta.k8s.io/{version}"), "metadata": item["metadata"]}),
+            };
+            json!({"cells": [item["metadata"]["name"], sum("cpu"), sum("memory"), item["window"]],
+                "object": object})
+        })
+        .collect();
+    json!({"kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": {},
+        "columnDefinitions": columns, "rows": rows})
 }
 
 /// As metrics-server names a pod that it knows nothing of: `ns/name`.
@@ -136,4 +179,33 @@ fn item(
 fn amounts(cpu_nanocores: u64, memory_bytes: u64) -> Value {
     let memory = Quantity::from_bytes(i64::try_from(memory_bytes / 1024 * 1024).unwrap_or(i64::MAX));
     json!({"cpu": format!("{cpu_nanocores}n"), "memory": memory.to_string()})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_that_of_metrics_server() {
+        let at = Timestamp::UNIX_EPOCH;
+        let window = SignedDuration::from_millis(15_500);
+        let mut pod = item("PodMetrics", "ns", "p", None, at, window);
+        pod["containers"] = [(3_000_000, 1 << 20), (2_500_000, 3 << 20)]
+            .map(|(cpu, memory)| json!({"name": "c", "usage": amounts(cpu, memory)}))
+            .into_iter()
+            .collect();
+        let list = json!({"items": [pod]});
+        let table = table(&list, "v1", IncludeObject::Metadata);
+        let names: Vec<&Value> =
+            table["columnDefinitions"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
+        assert_eq!(names, ["Name", "cpu", "memory", "Window"]);
+        assert_eq!(table["rows"][0]["cells"], json!(["p", "5500u", "4Mi", "15.500s"]));
+        assert_eq!(table["rows"][0]["object"]["metadata"]["namespace"], "ns");
+        let node = item("NodeMetrics", "", "n", None, at, SignedDuration::from_secs(10));
+        let mut node = node;
+        node["usage"] = amounts(7, 2048);
+        let one = super::table(&node, "v1", IncludeObject::None);
+        assert_eq!(one["rows"], json!([{"cells": ["n", "7n", "2Ki", "10s"], "object": null}]));
+        assert_eq!(super::table(&json!({"items": []}), "v1", IncludeObject::None)["rows"], json!([]));
+    }
 }

@@ -155,14 +155,7 @@ impl Call {
     }
 
     fn renderer(&self, accepted: Accepted) -> Result<Renderer, Refusal> {
-        let include = match self.query.get("includeObject").unwrap_or_default() {
-            "" | "Metadata" => IncludeObject::Metadata,
-            "None" => IncludeObject::None,
-            "Object" => IncludeObject::Object,
-            other => {
-                return Err(Refusal::bad_request(format!("unrecognized includeObject value: {other:?}")));
-            }
-        };
+        let include = IncludeObject::asked(&self.query)?;
         Ok(Renderer { kind: self.kind, accepted, include, now: self.api.time.now() })
     }
 

@@ -170,34 +170,21 @@ impl Server {
 
     async fn accept(&self, listener: &TcpListener, tls: bool, stop: &CancellationToken) {
         let port = if tls { self.addresses.1.port() } else { self.addresses.0.port() };
-        let accept = async {
-            loop {
-                let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else { return };
-                let (stream, client) = match listener.accept().await {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        // Out of descriptors: wait for connections to end instead of spinning.
-                        tracing::warn!(%error, "accepting a connection");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                        continue;
-                    }
-                };
-                let _ = stream.set_nodelay(true);
-                let arrival = Arrival { client, tls, port };
-                let (proxy, stop) = (Arc::clone(&self.proxy), stop.clone());
-                let acceptor = tls.then(|| self.acceptor.clone());
-                let kill = self.proxy.pool.stop.clone();
-                let options = Arc::clone(&self.options);
-                self.proxy.pool.tasks.spawn(async move {
-                    proxy.record.connections.fetch_add(1, Ordering::Relaxed);
-                    let served = connection(&proxy, stream, acceptor, arrival, stop, &options);
-                    Box::pin(kill.run_until_cancelled(served)).await;
-                    proxy.record.connections.fetch_sub(1, Ordering::Relaxed);
-                    drop(permit);
-                });
-            }
-        };
-        let _: Option<()> = stop.run_until_cancelled(accept).await;
+        while let Some((stream, client, permit)) = http::accept(listener, &self.permits, stop).await {
+            let _ = stream.set_nodelay(true);
+            let arrival = Arrival { client, tls, port };
+            let (proxy, stop) = (Arc::clone(&self.proxy), stop.clone());
+            let acceptor = tls.then(|| self.acceptor.clone());
+            let kill = self.proxy.pool.stop.clone();
+            let options = Arc::clone(&self.options);
+            self.proxy.pool.tasks.spawn(async move {
+                proxy.record.connections.fetch_add(1, Ordering::Relaxed);
+                let served = connection(&proxy, stream, acceptor, arrival, stop, &options);
+                Box::pin(kill.run_until_cancelled(served)).await;
+                proxy.record.connections.fetch_sub(1, Ordering::Relaxed);
+                drop(permit);
+            });
+        }
     }
 }
 
