@@ -486,12 +486,15 @@ async fn who_is_not_who_they_say_is_refused() {
     cluster.ok("delete sa robot -n here", "").await;
     assert_eq!(cluster.raw(&robot, "GET", "/api/v1/namespaces/here/secrets/key", "", b"").await.0, 401);
 
+    cluster.ok("create secret generic volume-key -n there --from-literal=a=b", "").await;
+    cluster.ok("create --validate=false -f -", MOUNTED).await;
     for (pod, node) in [("mine", "a"), ("yours", "b")] {
         let secret = "volumes: [{name: v, secret: {secretName: key}}]";
+        let claim = "volumes: [{name: v, persistentVolumeClaim: {claimName: data}}]";
         let manifest = format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: there}}\nspec: {{nodeName: {node}, serviceAccountName: robot, \
              containers: [{{name: c, image: demo}}], {}}}\n",
-            if node == "b" { secret } else { "volumes: []" }
+            if node == "b" { secret } else { claim }
         );
         cluster.ok("create --validate=false -f -", &manifest).await;
     }
@@ -513,6 +516,15 @@ async fn who_is_not_who_they_say_is_refused() {
         ("b", "/api/v1/namespaces/there/serviceaccounts", 403, ""),
         ("a", "/api/v1/namespaces/there/pods/mine", 200, ""),
         ("a", "/api/v1/namespaces/there/pods/yours", 403, unrelated),
+        ("a", "/api/v1/namespaces/there/persistentvolumeclaims/data", 200, ""),
+        ("b", "/api/v1/namespaces/there/persistentvolumeclaims/data", 403, ""),
+        ("a", "/api/v1/persistentvolumes/disk", 200, ""),
+        ("b", "/api/v1/persistentvolumes/disk", 403, ""),
+        ("a", "/api/v1/namespaces/there/secrets/volume-key", 200, ""),
+        ("b", "/api/v1/namespaces/there/secrets/volume-key", 403, ""),
+        ("a", "/api/v1/namespaces/there/secrets/controller-key", 403, unrelated),
+        ("a", "/apis/storage.k8s.io/v1/volumeattachments/att", 200, ""),
+        ("b", "/apis/storage.k8s.io/v1/volumeattachments/att", 403, ""),
         ("a", "/api/v1/pods", 403, all_pods),
         ("a", "/api/v1/pods?fieldSelector=spec.nodeName%3Db", 403, all_pods),
         ("a", "/api/v1/pods?fieldSelector=spec.nodeName%3Da", 200, ""),
@@ -555,6 +567,35 @@ async fn who_is_not_who_they_say_is_refused() {
     }
 }
 
+/// A volume that needs Secrets, of which a node reads only what it mounts with.
+const MOUNTED: &str = "apiVersion: v1
+kind: PersistentVolume
+metadata: {name: disk}
+spec:
+  accessModes: [ReadWriteOnce]
+  capacity: {storage: 1Gi}
+  claimRef: {namespace: there, name: data}
+  csi:
+    driver: d.io
+    volumeHandle: h
+    nodePublishSecretRef: {namespace: there, name: volume-key}
+    controllerPublishSecretRef: {namespace: there, name: controller-key}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data, namespace: there}
+spec:
+  accessModes: [ReadWriteOnce]
+  volumeName: disk
+  storageClassName: ''
+  resources: {requests: {storage: 1Gi}}
+---
+apiVersion: storage.k8s.io/v1
+kind: VolumeAttachment
+metadata: {name: att}
+spec: {attacher: d.io, nodeName: a, source: {persistentVolumeName: disk}}
+";
+
 const JOB: &str = "apiVersion: batch/v1
 kind: Job
 metadata: {generateName: once-}
@@ -581,6 +622,54 @@ async fn the_servers_words_are_upstreams() {
         ("GET", "/apis/nope/v1/things", "", "", 404, "\r\n\r\n404 page not found\n"),
         ("GET", "/api/v1/things", "", "", 404, "the server could not find the requested resource"),
         ("POST", "/version", "", "", 405, "the server does not allow this method"),
+        ("POST", "/openapi/v3/apis/apps/v1", "", "", 405, "the server does not allow this method"),
+        ("POST", "/openapi/v3/apis/nope/v1", "", "", 404, "404 page not found"),
+        ("POST", "/healthz", "", "", 405, "the server does not allow this method"),
+        ("GET", "/openapi/v3/apis/apps", "", "", 200, "getAppsAPIGroup"),
+        ("GET", "/openapi/v3/version", "", "", 200, "getCodeVersion"),
+        ("GET", "/healthz/etcd", "", "", 200, "\r\n\r\nok"),
+        ("GET", "/readyz/shutdown", "", "", 200, "\r\n\r\nok"),
+        ("GET", "/livez/shutdown", "", "", 404, "404 page not found"),
+        (
+            "GET",
+            "/readyz?verbose&exclude=log",
+            "",
+            "",
+            200,
+            "[+]log excluded: ok\n[+]etcd ok\n[+]shutdown ok\nreadyz check passed\n",
+        ),
+        (
+            "GET",
+            "/api/v1/pods",
+            "accept: text/html\r\n",
+            "",
+            406,
+            "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        ),
+        (
+            "POST",
+            maps,
+            "content-type: text/plain\r\n",
+            "{}",
+            415,
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        ),
+        (
+            "PATCH",
+            &format!("{maps}/a"),
+            "content-type: text/plain\r\n",
+            "{}",
+            415,
+            "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json",
+        ),
+        (
+            "GET",
+            "/apis/metrics.k8s.io/v1beta1/pods",
+            "accept: application/json;as=Table;v=v1;g=meta.k8s.io\r\n",
+            "",
+            200,
+            r#""kind":"Table""#,
+        ),
         ("PUT", maps, json, "{}", 405, "the server does not allow this method"),
         ("OPTIONS", "/api/v1/pods", "", "", 405, "the server does not allow this method"),
         (
@@ -818,4 +907,149 @@ async fn hostile_clients_do_not_keep_others_out() {
         assert!(text.contains("\"reason\":\"BadRequest\""), "{what}: {text}");
     }
     drop((held, slow));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_watches_and_writes_keep_their_promises() {
+    if !have_kubectl() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let admin = Asker::certificate(cluster.pki.issue_client("jane", "system:masters").unwrap());
+    let json = "content-type: application/json\r\n";
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let get = async |path: &str, extra: &str| cluster.raw(&admin, "GET", path, extra, b"").await;
+    let body = |text: &str| text.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned();
+    let read = |text: &str| serde_json::from_str::<serde_json::Value>(&body(text)).unwrap();
+
+    // A dry run says what would be, and leaves nothing.
+    let manifest = br#"{"metadata":{"name":"dry"},"data":{"k":"v"}}"#;
+    let (code, text) = cluster.raw(&admin, "POST", &format!("{maps}?dryRun=All"), json, manifest).await;
+    assert!(code == 201 && text.contains(r#""k":"v""#), "{text}");
+    assert_eq!(get(&format!("{maps}/dry"), "").await.0, 404);
+    // Unknown fields are refused, warned of or dropped in silence, as the client wants it.
+    let unknown = br#"{"metadata":{"name":"dry"},"foo":1}"#;
+    for (how, code, words) in [
+        ("Strict", 400, r#"strict decoding error: unknown field \"foo\""#),
+        ("Warn", 201, "warning: 299 - \"unknown field \\\"foo\\\"\""),
+        ("Ignore", 201, "\r\n\r\n{"),
+    ] {
+        let path = format!("{maps}?dryRun=All&fieldValidation={how}");
+        let (got, text) = cluster.raw(&admin, "POST", &path, json, unknown).await;
+        assert!(got == code && text.contains(words), "{how}: {text}");
+        assert_eq!(text.contains("warning:"), how == "Warn", "{how}: {text}");
+    }
+
+    for name in ["a", "b", "c", "d", "e"] {
+        cluster.ok(&format!("create configmap {name} --from-literal=k=v"), "").await;
+    }
+    let first = read(&get(&format!("{maps}?limit=2"), "").await.1);
+    assert_eq!(first["metadata"]["remainingItemCount"], 3, "{first}");
+    let page = |token: &str| format!("{maps}?limit=10&continue={token}");
+    let token = first["metadata"]["continue"].as_str().unwrap().to_owned();
+    let second = read(&get(&page(&token), "").await.1);
+    assert_eq!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    let revision = first["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    // More changes than are remembered: the list as it was is gone, what is left of it can be had.
+    let row = sampan::kinds::registry::by_resource("configmaps").unwrap();
+    let writer = sampan::objects::WriteOptions::system("test");
+    for round in 0..1100 {
+        let change = |map: &mut serde_json::Value| {
+            map["data"]["k"] = round.to_string().into();
+            Ok(())
+        };
+        cluster.objects.modify(row, None, "default", "a", &writer, change).await.unwrap();
+    }
+    let (code, text) = get(&page(&token), "").await;
+    assert!(code == 410 && text.contains("The provided continue parameter is too old"), "{text}");
+    let gone = read(&text);
+    assert_eq!(gone["reason"], "Expired");
+    let rest = read(&get(&page(gone["metadata"]["continue"].as_str().unwrap()), "").await.1);
+    assert_eq!(rest["items"].as_array().map(Vec::len), Some(3), "{rest}");
+    let (code, text) = get(&format!("{maps}?watch=1&resourceVersion={revision}&timeoutSeconds=1"), "").await;
+    assert!(code == 200 && text.contains("too old resource version") || code == 410, "{text}");
+
+    // A watch can begin with what exists, and says when that is all.
+    let initial = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&timeoutSeconds=1";
+    let (_, text) = get(&format!("{maps}?{initial}"), "").await;
+    assert_eq!(text.matches(r#""type":"ADDED""#).count(), 5, "{text}");
+    assert!(text.contains(r#""k8s.io/initial-events-end":"true""#), "{text}");
+    let accept = "accept: application/vnd.kubernetes.protobuf;stream=watch\r\n";
+    let (_, text) = get(&format!("{maps}?watch=1&timeoutSeconds=1"), accept).await;
+    assert!(text.contains("content-type: application/vnd.kubernetes.protobuf;stream=watch\r\n"), "{text}");
+    assert!(text.contains("k8s\0") && text.contains("ADDED"), "{text}");
+
+    // Long answers are compressed for who takes that.
+    let big = format!(r#"{{"metadata":{{"name":"big"}},"data":{{"k":"{}"}}}}"#, "x".repeat(200_000));
+    assert_eq!(cluster.raw(&admin, "POST", maps, json, big.as_bytes()).await.0, 201);
+    let (_, text) = get(maps, "accept-encoding: gzip\r\n").await;
+    assert!(text.contains("content-encoding: gzip\r\n") && text.len() < 100_000, "{}", text.len());
+
+    let issuer = read(&get("/.well-known/openid-configuration", "").await.1);
+    assert_eq!(issuer["id_token_signing_alg_values_supported"], serde_json::json!(["ES256"]));
+    let keys = read(&get("/openid/v1/jwks", "").await.1);
+    assert_eq!((&keys["keys"][0]["kty"], &keys["keys"][0]["crv"]), (&"EC".into(), &"P-256".into()));
+    let metrics = body(&get("/metrics", "").await.1);
+    for name in [
+        "apiserver_request_total{",
+        "apiserver_request_duration_seconds_bucket{",
+        "apiserver_current_inflight_requests",
+        "apiserver_longrunning_requests",
+        "apiserver_storage_objects{",
+        "process_start_time_seconds",
+        "kubernetes_build_info{",
+    ] {
+        assert!(metrics.contains(name), "{name}: {metrics}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_gives_what_they_do_not_have_and_namespaces_have_limits() {
+    if !have_kubectl() {
+        return;
+    }
+    let cluster = Cluster::start().await;
+    cluster.ok("create ns box", "").await;
+    cluster.ok("create role builder -n box --verb=create,get --resource=roles,rolebindings", "").await;
+    cluster.ok("create rolebinding builder -n box --role=builder --user=joe", "").await;
+    let joe = "--as=joe -n box";
+    let reader = format!("create role reader {joe} --verb=get --resource=secrets");
+    let refused = cluster.refused(&reader, "").await;
+    assert!(refused.contains("is attempting to grant RBAC permissions not currently held"), "{refused}");
+    cluster.ok("create role escalator -n box --verb=escalate --resource=roles", "").await;
+    cluster.ok("create rolebinding escalator -n box --role=escalator --user=joe", "").await;
+    cluster.ok(&reader, "").await;
+    let bind = format!("create rolebinding reader {joe} --role=reader --user=ann");
+    let refused = cluster.refused(&bind, "").await;
+    assert!(refused.contains("is attempting to grant RBAC permissions not currently held"), "{refused}");
+    cluster.ok("create role binder -n box --verb=bind --resource=roles --resource-name=reader", "").await;
+    cluster.ok("create rolebinding binder -n box --role=binder --user=joe", "").await;
+    cluster.ok(&bind, "").await;
+
+    cluster.ok("create quota q -n box --hard=configmaps=1,services.nodeports=0", "").await;
+    cluster.ok("create configmap a -n box", "").await;
+    let refused = cluster.refused("create configmap b -n box", "").await;
+    assert!(
+        refused.contains(
+            "exceeded quota: q, requested: configmaps=1, used: configmaps=1, limited: configmaps=1"
+        ),
+        "{refused}"
+    );
+    let refused = cluster.refused("create service nodeport s -n box --tcp=80", "").await;
+    assert!(refused.contains("exceeded quota: q, requested: services.nodeports=1"), "{refused}");
+    let limits = "apiVersion: v1\nkind: LimitRange\nmetadata: {name: l, namespace: box}\nspec: {limits: [{type: Container, \
+                  default: {cpu: 200m}, defaultRequest: {cpu: 100m}, max: {cpu: 500m}}]}\n";
+    cluster.ok("create -f -", limits).await;
+    let pod = |name: &str, resources: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: box}}\nspec: {{serviceAccountName: default, \
+             containers: [{{name: c, image: demo, resources: {resources}}}]}}\n"
+        )
+    };
+    cluster.ok("create sa default -n box", "").await;
+    cluster.ok("create -f -", &pod("small", "{}")).await;
+    let got = cluster.ok("get pod small -n box -o jsonpath={.spec.containers[0].resources}", "").await;
+    assert_eq!(got, r#"{"limits":{"cpu":"200m"},"requests":{"cpu":"100m"}}"#);
+    let refused = cluster.refused("create -f -", &pod("large", "{limits: {cpu: 1}}")).await;
+    assert!(refused.contains("maximum cpu usage per Container is 500m, but limit is 1"), "{refused}");
 }

@@ -463,6 +463,16 @@ spec:
     let top = node.k(&["top", "pod", "p", "--containers"]);
     assert!(top.contains("MEMORY(bytes)") && top.contains("Mi"), "{top}");
     assert!(node.k(&["top", "node"]).contains('%'));
+    let table = node.k(&["get", "pods.metrics.k8s.io", "p"]);
+    assert!(
+        table.starts_with("NAME   CPU") && table.contains("MEMORY") && table.contains("WINDOW"),
+        "{table}"
+    );
+    assert!(node.k(&["get", "nodes.metrics.k8s.io"]).contains("WINDOW"));
+    let described = node.k(&["describe", "node", &node.name]);
+    let lease =
+        format!("Lease:\n  HolderIdentity:  {}\n  AcquireTime:     <unset>\n  RenewTime:       ", node.name);
+    assert!(described.contains(&lease), "{described}");
     let raw = format!("/api/v1/nodes/{}/proxy/metrics/resource", node.name);
     let metrics = node.k(&["get", "--raw", &raw]);
     assert!(

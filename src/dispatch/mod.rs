@@ -74,6 +74,10 @@ const DEBOUNCE_MAX: Duration = Duration::from_secs(2);
 const FIRST_HELLO: Duration = Duration::from_secs(15);
 /// How often everything is looked at again, whatever events there were.
 const RESYNC: Duration = Duration::from_mins(10);
+/// How often the Leases of connected nodes are renewed (kubelet's period), and how much longer that is
+/// for each node. They are kept in memory: nothing is written to the disk.
+const RENEW: Duration = Duration::from_secs(10);
+const RENEW_PER_NODE: Duration = Duration::from_millis(20);
 /// A node's clock may be so far off before the times it tells are corrected.
 const CLOCK_OFFSET_MIN: SignedDuration = SignedDuration::from_secs(10);
 
@@ -138,6 +142,8 @@ pub struct Dispatch {
     ended: BTreeMap<String, String>,
     work: Desk,
     losses: Losses,
+    /// When Leases are renewed next.
+    renewal: Instant,
     streams: Streams,
     shared: Shared,
     pods_of: PodsOf,
@@ -205,6 +211,7 @@ impl Dispatch {
             ended: BTreeMap::new(),
             work: Desk::default(),
             losses: Losses::default(),
+            renewal: Instant::now(),
             shared: Shared::new(),
             pods_of: PodsOf::new(),
             policies: BTreeMap::new(),
@@ -283,10 +290,20 @@ impl Dispatch {
                     self.roll_call = None;
                     self.call_absent_nodes_lost();
                 }
+                () = sleep_until(self.renewal) => self.renew_leases(),
                 _ = resync.tick() => self.everything_may_have_changed(),
             }
             self.plan_flush(Instant::now());
         }
+    }
+
+    /// The broker would have told that a node is lost: who is connected is alive.
+    fn renew_leases(&mut self) {
+        for node in self.links.keys() {
+            self.work.put(&self.context, node, Work::Alive);
+        }
+        let nodes = u32::try_from(self.links.len()).unwrap_or(u32::MAX);
+        self.renewal = Instant::now() + RENEW + RENEW_PER_NODE.saturating_mul(nodes);
     }
 
     /// Sets a time for everything that is stale.
@@ -453,6 +470,7 @@ impl Dispatch {
         if fresh {
             tracing::info!(node, "the node is connected");
         }
+        self.work.put(&self.context, node, Work::Alive);
         self.bring_up_shared(node);
         // Also an empty difference is sent: it is the master's answer to the hello.
         self.bring_up(node, own, true);

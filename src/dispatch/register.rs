@@ -12,15 +12,13 @@ use serde_json::{Value, json};
 use super::work::Context;
 use crate::{
     config::Cidr,
-    kinds::{Subresource, registry, remove},
+    kinds::{Subresource, lease::HARDWARE, registry, remove},
     mqtt::messages::NodeInfo,
     objects::{Error, Objects},
 };
 
 /// The domain of annotations that a node gives itself.
 const OWN_DOMAIN: &str = "sampan.dev";
-/// Notes which board is the node.
-const HARDWARE: &str = "sampan.dev/hardware";
 /// The address that the node is seen under, where a router translates its own.
 pub const NAT_ADDRESS: &str = "sampan.dev/nat-address";
 /// Marks the master's node (kubeadm's label).

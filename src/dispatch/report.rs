@@ -1,18 +1,23 @@
 //! What nodes say about themselves, and the events they tell of.
 
-use k8s_openapi::api::core::v1::{Node, ObjectReference, PersistentVolume};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{Node, ObjectReference, PersistentVolume},
+};
 use serde_json::{Value, json};
 
 use super::work::Loss;
 use crate::{
     clock,
-    kinds::{Subresource, builds, registry, volumes},
+    kinds::{Subresource, builds, lease, registry, volumes},
     mqtt::messages::{NodeEvent, NodeState},
     objects::{Error, Objects, Said, WriteOptions},
 };
 
 /// The component events come from, as kubectl shows it.
 const COMPONENT: &str = "kubelet";
+/// How long a node counts as alive after its Lease was renewed, for whoever reads it (kubelet's default).
+const LEASE_SECONDS: u32 = 40;
 /// Images named in a node's status.
 const IMAGES_MAX: usize = 50;
 
@@ -125,6 +130,34 @@ pub async fn lost(objects: &Objects, node: &str, loss: Loss, writer: &WriteOptio
         && !error.is_not_found()
     {
         tracing::error!(node, %error, "the node could not be marked as lost");
+    }
+}
+
+/// Notes in a node's Lease that it was alive just now; a node that is not registered has none.
+pub async fn alive(objects: &Objects, node: &str, writer: &WriteOptions) -> Result<(), Error> {
+    let Some(owner) = objects.get_typed::<Node>("", node).and_then(|node| node.metadata.uid.clone()) else {
+        return Ok(());
+    };
+    let now = clock::rfc3339_micros(objects.clock().now());
+    let spec = json!({"holderIdentity": node, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now});
+    let owners = json!([{"apiVersion": "v1", "kind": "Node", "name": node, "uid": owner}]);
+    let kind = registry::of::<Lease>();
+    let renewed = objects
+        .modify(kind, None, lease::NODES, node, writer, |lease| {
+            lease["spec"]["renewTime"] = now.as_str().into();
+            if lease["metadata"]["ownerReferences"] != owners {
+                lease["metadata"]["ownerReferences"] = owners.clone();
+                lease["spec"] = spec.clone();
+            }
+            Ok(())
+        })
+        .await;
+    match renewed {
+        Err(error) if error.is_not_found() => {
+            let lease = json!({"metadata": {"name": node, "ownerReferences": owners}, "spec": spec});
+            objects.create(kind, lease::NODES, lease, writer).await.map(drop)
+        }
+        renewed => renewed.map(drop),
     }
 }
 

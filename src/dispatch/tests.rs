@@ -1,6 +1,6 @@
 //! The dispatcher against a real store and an in-memory broker; the test plays the node.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use serde_json::{json, value::RawValue};
 use tokio::time::timeout;
 
@@ -498,6 +498,35 @@ async fn a_removed_node_is_told_and_nothing_else() {
     assert!(world.objects.is_credential_good("system:node:a", "X509SHA256=0123"));
     assert!(!world.objects.is_credential_good("system:node:a", "X509SHA256=4567"));
     assert!(world.objects.is_credential_good("system:node:b", "X509SHA256=4567"));
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn a_connected_nodes_lease_is_renewed_in_memory() {
+    let world = World::new();
+    let kind = registry::of::<Lease>();
+    let lease = |node: &str| world.objects.get(kind, "kube-node-lease", node).ok();
+    let mut board = world.board("a", "s1");
+    board.join().await;
+    until("the Lease", || lease("a").is_some()).await;
+    let first = lease("a").unwrap();
+    assert!(!first.is_durable(), "flash is not worn by heartbeats");
+    let node = world.objects.get_typed::<Node>("", "a").unwrap();
+    let value = first.value();
+    assert_eq!(
+        value["metadata"]["ownerReferences"],
+        json!([{"apiVersion": "v1", "kind": "Node", "name": "a", "uid": node.metadata.uid}])
+    );
+    assert_eq!(
+        (&value["spec"]["holderIdentity"], &value["spec"]["leaseDurationSeconds"]),
+        (&json!("a"), &json!(40))
+    );
+    let writer = WriteOptions::system("node");
+    report::alive(&world.objects, "a", &writer).await.unwrap();
+    let renewed = lease("a").unwrap().value();
+    assert!(renewed["spec"]["renewTime"].as_str() > value["spec"]["renewTime"].as_str());
+    report::alive(&world.objects, "unknown", &writer).await.unwrap();
+    assert!(lease("unknown").is_none());
     world.tasks.stop().await;
 }
 

@@ -48,6 +48,8 @@ pub enum Work {
     /// Their times are the master's.
     Events(Vec<NodeEvent>),
     Ask(u64, Ask),
+    /// The node is connected: its Lease is renewed.
+    Alive,
     /// The node is gone: how.
     Lost(Loss),
 }
@@ -149,6 +151,11 @@ impl Context {
             Work::Statuses(statuses) => self.statuses(&node, statuses).await,
             Work::Events(events) => report::events(&self.objects, &node, events).await,
             Work::Ask(id, ask) => self.answer(&node, id, ask).await,
+            Work::Alive => {
+                if let Err(error) = report::alive(&self.objects, &node, &self.writer).await {
+                    tracing::debug!(node, %error, "the node's Lease could not be renewed");
+                }
+            }
             Work::Lost(loss) => report::lost(&self.objects, &node, loss, &self.writer).await,
         }
         (node, None)
@@ -253,7 +260,7 @@ impl Inbox {
                 }
                 self.waiting.push_back(work);
             }
-            Work::Hello(_) | Work::Lost(_) => {
+            Work::Hello(_) | Work::Lost(_) | Work::Alive => {
                 let kind = discriminant(&work);
                 self.waiting.retain(|other| discriminant(other) != kind);
                 self.waiting.push_back(work);

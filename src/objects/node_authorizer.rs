@@ -8,10 +8,10 @@ use k8s_openapi::api::{
 use serde_json::Value;
 
 use super::{Objects, User, rbac::Attributes};
+use crate::kinds::lease;
 
 const NODES: &str = "system:nodes";
 const NODE_PREFIX: &str = "system:node:";
-const LEASES: &str = "kube-node-lease";
 
 /// Whether a node may do it, else why not; `None` for who is no node.
 pub fn decide(objects: &Objects, user: &User, what: &Attributes<'_>) -> Option<Result<(), String>> {
@@ -43,7 +43,7 @@ fn of_node(objects: &Objects, node: &str, what: &Attributes<'_>) -> Result<(), &
             _ => Err("can only create tokens for individual service accounts"),
         },
         ("coordination.k8s.io", "leases") => match what.verb {
-            _ if what.namespace != LEASES => {
+            _ if what.namespace != lease::NODES => {
                 Err("can only access leases in the \"kube-node-lease\" system namespace")
             }
             "create" => Ok(()),
@@ -156,21 +156,32 @@ impl Request<'_> {
                 .objects
                 .get_typed::<VolumeAttachment>("", name)
                 .is_some_and(|attachment| attachment.spec.node_name == self.node),
-            "persistentvolumes" => {
-                let Some(volume) = self.objects.get_typed::<PersistentVolume>("", name) else { return false };
-                let claim = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
-                let part = |text: &Option<String>| text.clone().unwrap_or_default();
-                claim.is_some_and(|claim| {
-                    let (namespace, claim) = (part(&claim.namespace), part(&claim.name));
-                    self.objects
-                        .get_typed::<PersistentVolumeClaim>(&namespace, &claim)
-                        .and_then(|c| c.spec.as_ref()?.volume_name.clone())
-                        .is_some_and(|bound| bound == name)
-                        && self.a_pod_names(&namespace, "persistentvolumeclaims", &claim)
-                })
+            "persistentvolumes" => self
+                .objects
+                .get_typed::<PersistentVolume>("", name)
+                .is_some_and(|volume| self.is_mounted(&volume)),
+            "secrets" => {
+                self.a_pod_names(namespace, "secrets", name)
+                    || self
+                        .objects
+                        .list_typed::<PersistentVolume>(None)
+                        .iter()
+                        .any(|volume| needs_secret(volume, namespace, name) && self.is_mounted(volume))
             }
             resource => self.a_pod_names(namespace, resource, name),
         }
+    }
+
+    /// Whether a pod of the node uses the claim that the volume is bound to.
+    fn is_mounted(&self, volume: &PersistentVolume) -> bool {
+        let claim = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+        let part = |text: &Option<String>| text.clone().unwrap_or_default();
+        claim.is_some_and(|claim| {
+            let (namespace, claim) = (part(&claim.namespace), part(&claim.name));
+            self.objects.get_typed::<PersistentVolumeClaim>(&namespace, &claim).is_some_and(|c| {
+                c.spec.as_ref().and_then(|s| s.volume_name.as_ref()) == volume.metadata.name.as_ref()
+            }) && self.a_pod_names(&namespace, "persistentvolumeclaims", &claim)
+        })
     }
 
     /// Whether a pod of the node names the object in its spec.
@@ -194,6 +205,27 @@ impl Request<'_> {
 /// Fields of a pod's spec that name Secrets.
 const SECRETS: &[&str] =
     &["secretName", "secretRef", "secretKeyRef", "imagePullSecrets", "secret", "nodePublishSecretRef"];
+
+/// Fields of a volume's source that name a Secret which the node reads to mount it
+/// (`pkg/api/v1/persistentvolume`: `VisitPVSecretNames`).
+const VOLUME_SECRETS: &[&str] =
+    &["nodePublishSecretRef", "nodeStageSecretRef", "nodeExpandSecretRef", "secretRef"];
+
+/// Whether a node needs the Secret to mount the volume.
+fn needs_secret(volume: &PersistentVolume, namespace: &str, name: &str) -> bool {
+    let spec = serde_json::to_value(&volume.spec).unwrap_or_default();
+    // Without a namespace the Secret is where the claim is.
+    let is = |space: &Value, own: &Value| {
+        let space =
+            space.as_str().filter(|s| !s.is_empty()).or_else(|| spec["claimRef"]["namespace"].as_str());
+        own == name && space == Some(namespace)
+    };
+    let azure = &spec["azureFile"];
+    is(&azure["secretNamespace"], &azure["secretName"])
+        || spec.as_object().into_iter().flatten().any(|(_, source)| {
+            VOLUME_SECRETS.iter().any(|field| is(&source[field]["namespace"], &source[field]["name"]))
+        })
+}
 
 /// The claims made for a pod's generic ephemeral volumes.
 fn generic_claims<'a>(pod: &'a Pod, spec: &'a Value) -> impl Iterator<Item = String> + 'a {

@@ -1,8 +1,11 @@
 //! Nodes: conditions become taints, silence becomes `Unknown`, pods of a lost node stop being
 //! ready.
 //!
-//! Watches: nodes and their Leases. A node whose Last Will arrived is marked by its master at
-//! once; the Lease is for nodes that fall silent without one.
+//! Watches: nodes and the Leases of foreign kubelets. A node of ours is marked by its master when its
+//! Last Will arrives; its Lease tells clients that, and is no clock to judge by: a board's own clock
+//! may jump by years.
+
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
@@ -23,15 +26,17 @@ use super::{
     with_condition,
 };
 use crate::{
-    kinds::placement::{
-        self, NO_EXECUTE, NO_SCHEDULE, TAINT_DISK_PRESSURE, TAINT_MEMORY_PRESSURE, TAINT_NETWORK_UNAVAILABLE,
-        TAINT_NOT_READY, TAINT_PID_PRESSURE, TAINT_UNREACHABLE, TAINT_UNSCHEDULABLE,
+    kinds::{
+        lease,
+        placement::{
+            self, NO_EXECUTE, NO_SCHEDULE, TAINT_DISK_PRESSURE, TAINT_MEMORY_PRESSURE,
+            TAINT_NETWORK_UNAVAILABLE, TAINT_NOT_READY, TAINT_PID_PRESSURE, TAINT_UNREACHABLE,
+            TAINT_UNSCHEDULABLE,
+        },
     },
     objects::Objects,
     store::{Key, Object},
 };
-
-const LEASES: &str = "kube-node-lease";
 
 pub struct NodeLifecycleController {
     /// How long a node may be silent (upstream's `node-monitor-grace-period`).
@@ -49,9 +54,12 @@ impl Controller for NodeLifecycleController {
 
     fn sources(&self) -> Vec<Source> {
         vec![
-            Source::new("leases.coordination.k8s.io", |_, lease: &Object| {
-                let of_node = &*lease.key.namespace == LEASES;
-                of_node.then(|| Key::new("nodes", "", &lease.key.name)).into_iter().collect()
+            Source::new("leases.coordination.k8s.io", |objects, lease: &Object| {
+                let name = &lease.key.name;
+                let foreign = |node: Arc<Node>| !lease::is_masters(&node);
+                let judged = &*lease.key.namespace == lease::NODES
+                    && objects.get_typed::<Node>("", name).is_some_and(foreign);
+                judged.then(|| Key::new("nodes", "", name)).into_iter().collect()
             }),
             Source::new("pods", |objects, pod| {
                 let pod = pod.typed::<Pod>();
@@ -64,7 +72,8 @@ impl Controller for NodeLifecycleController {
 
     fn plan(&self, objects: &Objects, key: &Key, round: &Round) -> Plan {
         let Some(node) = objects.get_typed::<Node>("", &key.name) else { return Plan::default() };
-        let lease = objects.get_typed::<Lease>(LEASES, &key.name);
+        let foreign = !lease::is_masters(&node);
+        let lease = if foreign { objects.get_typed::<Lease>(lease::NODES, &key.name) } else { None };
         let lost = !placement::is_node_ready(&node);
         let pods = if lost {
             let all = objects.list_typed::<Pod>(None);
@@ -77,9 +86,9 @@ impl Controller for NodeLifecycleController {
 }
 
 pub(super) struct Observed {
-    pub lease: Option<std::sync::Arc<Lease>>,
+    pub lease: Option<Arc<Lease>>,
     /// The pods on the node; only when it is not ready.
-    pub pods: Vec<std::sync::Arc<Pod>>,
+    pub pods: Vec<Arc<Pod>>,
     pub grace: SignedDuration,
 }
 
