@@ -12,6 +12,7 @@ use std::{
     fmt::Write as _,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -100,9 +101,10 @@ fn as_kube_proxy(count: u16) -> String {
 }
 
 fn commits() {
-    let set =
-        |node: &Node, services: &[ServicePort]| drop(wait(node.net.set_services(services, &[])).unwrap());
-    let mut services: Vec<_> = (0..SERVICES).map(service).collect();
+    let set = |node: &Node, services: &[Arc<ServicePort>]| {
+        drop(wait(node.net.set_services(services, &[])).unwrap());
+    };
+    let mut services: Vec<_> = (0..SERVICES).map(service).map(Arc::new).collect();
     let script = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(script.path(), as_kube_proxy(SERVICES)).unwrap();
     let path = script.path().display().to_string();
@@ -110,7 +112,7 @@ fn commits() {
     for round in 0..ROUNDS {
         let node = Node::start(Ns::new(), 0);
         all.push(timed(|| set(&node, &services)));
-        services[500].backends[0].address = ip(0x0a2a_c000 + round as u32);
+        Arc::make_mut(&mut services[500]).backends[0].address = ip(0x0a2a_c000 + round as u32);
         one.push(timed(|| set(&node, &services)));
         let other = Ns::new();
         theirs.push(timed(|| drop(other.command("nft", &["-f", &path]))));
@@ -171,7 +173,7 @@ fn ways() {
     for count in [2, MORE_SERVICES] {
         let mut services: Vec<_> = (2..count).map(service).collect();
         services.extend([to_pod(0, 8080), to_pod(1, 8081)]);
-        wait(node.net.set_services(&services, &[])).unwrap();
+        node.set_services(&services, &[]);
         let (mut direct, mut through) = (Vec::new(), Vec::new());
         client.run(|| {
             for _ in 0..CONNECTS {

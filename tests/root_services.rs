@@ -4,12 +4,7 @@
 #[path = "net_lab/mod.rs"]
 mod lab;
 
-use std::{
-    collections::BTreeSet,
-    io::ErrorKind,
-    net::Ipv4Addr,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, io::ErrorKind, net::Ipv4Addr};
 
 use lab::{Node, Ns, Server, ask_over, wait};
 use sampan::net::{
@@ -93,7 +88,7 @@ impl Lab {
                 change(&mut service);
                 service
             });
-            wait(node.net.set_services(&services, &[])).unwrap();
+            node.set_services(&services, &[]);
         }
     }
 }
@@ -149,7 +144,7 @@ fn sctp_is_translated_where_the_kernel_tracks_it() {
     let lab = lab();
     for (node, third) in [(&lab.a, 0), (&lab.b, 1)] {
         let services = [Protocol::Sctp, Protocol::Tcp].map(|p| service(p, &[POD_A], third));
-        let shortfalls = wait(node.net.set_services(&services, &[])).unwrap();
+        let shortfalls = node.set_services(&services, &[]);
         let tracked = node
             .ns
             .run(|| std::fs::exists("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established"))
@@ -295,7 +290,7 @@ fn a_client_sticks_to_its_endpoint() {
     assert!(!asked().is_empty());
     assert!(listed().contains(&known), "{}", listed());
     for node in [&lab.a, &lab.b] {
-        wait(node.net.set_services(&[], &[])).unwrap();
+        node.set_services(&[], &[]);
     }
     assert!(!listed().contains(&format!("{VIP} . tcp")), "{}", listed());
 }
@@ -356,7 +351,7 @@ fn host_ports_lead_to_their_pod() {
         pod_port: 8080,
     };
     let ports = [port(None, 8000), port(Some(NODE_A), 8001), port(Some(Ipv4Addr::LOCALHOST), 8002)];
-    wait(lab.a.net.set_services(&[], &ports)).unwrap();
+    lab.a.set_services(&[], &ports);
     for ns in [&lab.outside, &lab.b.ns, &lab.a.ns, &lab.pod_a, &lab.pod_b] {
         assert_eq!(ns.ask((NODE_A, 8000)).unwrap().server, "a");
         assert_eq!(ns.ask((NODE_A, 8001)).unwrap().server, "a");
@@ -378,7 +373,7 @@ fn foreign_tables_stay_and_our_own_is_repaired() {
     let theirs = nft("list table inet theirs");
     let ours = || nft("list table ip sampan");
     let services = |endpoints: &[Ipv4Addr]| vec![service(Protocol::Tcp, endpoints, 0)];
-    let set = |endpoints: &[Ipv4Addr]| wait(node.net.set_services(&services(endpoints), &[])).unwrap();
+    let set = |endpoints: &[Ipv4Addr]| node.set_services(&services(endpoints), &[]);
     set(&[POD_A]);
     let one = ours();
     assert!(one.contains("10.43.7.1 . tcp . 80 : goto lb1"), "{one}");
@@ -425,7 +420,7 @@ fn connections_and_services_outlive_the_daemon() {
     let node = Node::start(Ns::new(), 0);
     let pod = node.pod("a", POD_A);
     let _server = Server::new(&pod, "a", 8080);
-    wait(node.net.set_services(&[service(Protocol::Tcp, &[POD_A], 0)], &[])).unwrap();
+    node.set_services(&[service(Protocol::Tcp, &[POD_A], 0)], &[]);
     // Connections that are there: by the cluster address and by the node's port.
     let listener = pod.run(|| std::net::TcpListener::bind((POD_A, 8081))).unwrap();
     let echo = ServicePort {
@@ -436,7 +431,7 @@ fn connections_and_services_outlive_the_daemon() {
         ..service(Protocol::Tcp, &[POD_A], 0)
     };
     let services = [service(Protocol::Tcp, &[POD_A], 0), echo];
-    wait(node.net.set_services(&services, &[])).unwrap();
+    node.set_services(&services, &[]);
     let open = |to: (Ipv4Addr, u16)| {
         let client = node.ns.run(|| std::net::TcpStream::connect(to)).unwrap();
         (client, listener.accept().unwrap().0)
@@ -462,12 +457,12 @@ fn connections_and_services_outlive_the_daemon() {
     talk();
     assert_eq!(pod.ask((VIP, 80)).unwrap().server, "a");
     wait(node.net.attach("a", &pod.path(), POD_A)).unwrap();
-    wait(node.net.set_services(&services, &[])).unwrap();
+    node.set_services(&services, &[]);
     assert_eq!(node.ns.ask((VIP, 80)).unwrap().server, "a");
     talk();
     // Nor does a table that somebody has damaged, and that is made anew.
     node.ns.command("nft", &["delete table ip sampan"]);
-    wait(node.net.set_services(&services, &[])).unwrap();
+    node.set_services(&services, &[]);
     talk();
 }
 
@@ -534,7 +529,7 @@ fn every_way_leads_to_the_pod_from_everywhere() {
             pod_ip: POD_A,
             pod_port: 8080,
         });
-        wait(node.net.set_services(&services, if third == 0 { &ports } else { &[] })).unwrap();
+        node.set_services(&services, if third == 0 { &ports } else { &[] });
     }
     let table = DnsTable {
         domain: "cluster.local".into(),
@@ -657,43 +652,4 @@ fn isolated_pods_talk_to_whom_they_may() {
     assert!(reaches(&lab.pod_b, direct), "who comes in is not its business");
     wait(lab.a.net.set_policies(&[])).unwrap();
     assert!(reaches(&lab.pod_a, (POD_A2, 8080)));
-}
-
-/// Prints the figures (`--nocapture`); the bounds are generous, for the machine is shared.
-#[test]
-fn a_thousand_services_cost_milliseconds() {
-    const SERVICES: u16 = 1000;
-    let timed = |what: &str, run: &mut dyn FnMut()| {
-        let begin = Instant::now();
-        run();
-        let took = begin.elapsed();
-        println!("{what}: {:.2} ms", took.as_secs_f64() * 1e3);
-        took
-    };
-    let node = Node::start(Ns::new(), 0);
-    let mut services: Vec<_> = (0..SERVICES)
-        .map(|number| {
-            let [high, low] = number.to_be_bytes();
-            let mut service =
-                service(Protocol::Tcp, &[ip(10, 42, 8 + high, low), ip(10, 42, 16 + high, low)], 0);
-            service.name = format!("default/s{number}:http");
-            service.cluster_ips = vec![ip(10, 43, 8 + high, low)];
-            service.node_port = None;
-            service
-        })
-        .collect();
-    let set = |services: &[ServicePort]| drop(wait(node.net.set_services(services, &[])).unwrap());
-    let all = timed("1,000 services with 2 endpoints each", &mut || set(&services));
-    services[500].backends[0].address = POD_B;
-    let one = timed("one endpoint changed", &mut || set(&services));
-    let same = timed("nothing changed", &mut || set(&services));
-    let pods: Vec<_> = (2..12).map(|_| Ns::new()).collect();
-    let begin = Instant::now();
-    for (pod, last) in pods.iter().zip(2..) {
-        wait(node.net.attach(&format!("pod-{last}"), &pod.path(), ip(10, 42, 0, last))).unwrap();
-    }
-    let attach = begin.elapsed() / pods.len() as u32;
-    println!("a pod attached: {:.2} ms", attach.as_secs_f64() * 1e3);
-    let generous = Duration::from_millis(500);
-    assert!(all < generous && one < generous && same < generous && attach < generous);
 }

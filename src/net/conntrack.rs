@@ -15,7 +15,8 @@ use std::{
 use super::{
     Error, Protocol,
     netlink::Socket,
-    ruleset::{Frontend, Key, Ruleset, Value, protocol_number},
+    plan::differing,
+    ruleset::{Frontend, Key, Ruleset, Set, Value, protocol_number},
     wire::{Batch, Message, be_u16},
 };
 
@@ -32,6 +33,9 @@ const ID: u16 = 12;
 const ZONE: u16 = 18;
 const NESTED: u16 = 1 << 15;
 
+/// The sets of pods' ports.
+const HOST_PORTS: [Set; 2] = [Set::HostPorts, Set::HostAddressPorts];
+
 type Socket4 = (Ipv4Addr, u16);
 
 /// Where UDP entries of changed frontends may lead.
@@ -44,35 +48,48 @@ struct Targets {
     now: BTreeSet<Socket4>,
 }
 
-/// The endpoints of every UDP frontend.
-fn targets(ruleset: &Ruleset) -> BTreeMap<Frontend, BTreeSet<Socket4>> {
-    let mut all: BTreeMap<Frontend, BTreeSet<Socket4>> = BTreeMap::new();
-    for ((_, key), value) in &ruleset.elements {
-        let (Key::Frontend(frontend) | Key::Slot(frontend, _)) = key else { continue };
-        if frontend.protocol != Protocol::Udp || *value == Value::Nothing {
+/// The endpoints of a frontend; `None` where there is no such frontend.
+fn targets(ruleset: &Ruleset, frontend: Frontend) -> Option<BTreeSet<Socket4>> {
+    let front = ruleset.fronts.get(&frontend).into_iter().flat_map(|front| front.elements());
+    let host_port = HOST_PORTS.map(|set| (set, Key::Frontend(frontend)));
+    let host_port = host_port.iter().filter_map(|key| ruleset.others.get_key_value(key));
+    let mut found = None;
+    for ((_, key), value) in front.chain(host_port) {
+        if !matches!(key, Key::Frontend(_) | Key::Slot(..)) || *value == Value::Nothing {
             continue;
         }
-        let targets = all.entry(*frontend).or_default();
+        let targets: &mut BTreeSet<Socket4> = found.get_or_insert_default();
         if let Value::Target(address, port) = value {
             targets.insert((*address, *port));
         }
     }
-    all
+    found
+}
+
+/// The UDP ports of pods.
+fn host_ports(ruleset: &Ruleset) -> impl Iterator<Item = (Frontend, &Value)> {
+    ruleset.others.iter().filter_map(|((set, key), value)| match key {
+        Key::Frontend(frontend) if HOST_PORTS.contains(set) => Some((*frontend, value)),
+        _ => None,
+    })
 }
 
 impl Changed {
     /// Between what was (nothing is known of an earlier process's) and what is wanted.
     pub fn between(old: Option<&Ruleset>, new: &Ruleset) -> Self {
-        let mut before = old.map(targets).unwrap_or_default();
+        let (before, now): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            (old.into_iter().flat_map(host_ports).collect(), host_ports(new).collect());
+        let ports = before.keys().chain(now.keys()).filter(|port| before.get(port) != now.get(port));
+        let fronts = differing(old, new).into_iter().map(|(frontend, ..)| frontend);
         let mut changed = BTreeMap::new();
-        for (frontend, now) in targets(new) {
-            let was = before.remove(&frontend);
-            if was.as_ref() != Some(&now) {
-                changed.insert(frontend, Targets { before: was.unwrap_or_default(), now });
+        for frontend in fronts.chain(ports.copied()).filter(|front| front.protocol == Protocol::Udp) {
+            let before = old.and_then(|old| targets(old, frontend));
+            let now = targets(new, frontend);
+            if before != now {
+                let (before, now) = (before.unwrap_or_default(), now.unwrap_or_default());
+                changed.insert(frontend, Targets { before, now });
             }
         }
-        let gone = before.into_iter();
-        changed.extend(gone.map(|(frontend, before)| (frontend, Targets { before, now: BTreeSet::new() })));
         Self(changed)
     }
 
@@ -152,7 +169,7 @@ pub fn delete_stale(socket: &mut Socket, changed: &Changed) -> Result<(), Error>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{Backend, HostPort, ServicePort, ruleset::Scope};
+    use crate::net::{Backend, HostPort, ServicePort, plan, ruleset::Scope};
 
     fn ruleset(endpoints: &[u8]) -> Ruleset {
         let scope = Scope {
@@ -184,7 +201,7 @@ mod tests {
             pod_ip: Ipv4Addr::new(10, 42, 0, 9),
             pod_port: 4000,
         };
-        Ruleset::new(scope, &[service], &[other])
+        plan::tests::ruleset(scope, &[service], &[other])
     }
 
     fn flow(to: (Ipv4Addr, u16), answered_by: (Ipv4Addr, u16)) -> Flow {

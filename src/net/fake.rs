@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use futures_util::future::{BoxFuture, ready};
@@ -22,7 +23,7 @@ pub struct FakeState {
     /// By pod uid.
     pub attached: BTreeMap<String, (PathBuf, Ipv4Addr)>,
     pub peers: Vec<Peer>,
-    pub services: Vec<ServicePort>,
+    pub services: Vec<Arc<ServicePort>>,
     pub host_ports: Vec<HostPort>,
     pub policies: Vec<PodPolicy>,
     /// While set, every call fails with this text.
@@ -96,7 +97,7 @@ impl Network for FakeNetwork {
 
     fn set_services<'a>(
         &'a self,
-        services: &'a [ServicePort],
+        services: &'a [Arc<ServicePort>],
         host_ports: &'a [HostPort],
     ) -> BoxFuture<'a, Result<Vec<String>, Error>> {
         let done = self.call("set services", |state| {

@@ -5,6 +5,7 @@
 //! named `sampan*` and links named `smp*` are touched; applying the same table twice changes nothing.
 //! Deliberately absent: Pods, Services as API objects, DNS.
 
+mod affinity;
 mod beyond;
 pub mod cidr;
 mod conntrack;
@@ -13,6 +14,7 @@ pub mod names;
 mod netlink;
 mod nftables;
 mod peers;
+mod plan;
 mod pod;
 mod podnet;
 pub mod policy;
@@ -24,7 +26,7 @@ mod sys;
 mod watch;
 mod wire;
 
-use std::{collections::BTreeSet, net::Ipv4Addr, path::Path};
+use std::{collections::BTreeSet, net::Ipv4Addr, path::Path, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -211,7 +213,7 @@ pub trait Network: Send + Sync + 'static {
     /// Makes the dataplane be exactly this; returns what of it this kernel cannot do.
     fn set_services<'a>(
         &'a self,
-        services: &'a [ServicePort],
+        services: &'a [Arc<ServicePort>],
         host_ports: &'a [HostPort],
     ) -> BoxFuture<'a, Result<Vec<String>, Error>>;
     /// Makes the pods of this node be isolated exactly so, before it returns.

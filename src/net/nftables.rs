@@ -12,12 +12,11 @@ use nix::errno::Errno;
 
 use super::{
     Error,
+    affinity::{Remembered, Stickiness},
     netlink::{Family, Refusal, Socket},
+    plan::{Front, differing},
     rule::{Expr, Header, Meta, Original, Rule, Verdict},
-    ruleset::{
-        CLIENTS_MAX, Frontend, Gives, Hook, Key, Remembered, Ruleset, Set, Stickiness, TABLE, Type, Value,
-        protocol_number,
-    },
+    ruleset::{CLIENTS_MAX, Frontend, Gives, Hook, Key, Ruleset, Set, TABLE, Type, Value, protocol_number},
     wire::{Attributes, Batch, Message, Writer, be_u16, be_u32, text},
 };
 
@@ -460,7 +459,7 @@ fn replace(generation: u32, wanted: &Ruleset) -> Batch {
         for (name, rules) in wanted.own_chains() {
             add_own_chain(batch, &name, &rules);
         }
-        push_elements(batch, NEW_ELEMENTS, &wanted.elements.iter().collect::<Vec<_>>());
+        push_elements(batch, NEW_ELEMENTS, &wanted.elements().into_iter().collect::<Vec<_>>());
     })
 }
 
@@ -476,20 +475,31 @@ struct Change<'a> {
 impl<'a> Change<'a> {
     /// From `old` to `new`, which have the same scope.
     fn between(old: &'a Ruleset, new: &'a Ruleset) -> Self {
-        let differs = |from: &'a Ruleset, to: &'a Ruleset| -> Vec<Element<'a>> {
-            from.elements.iter().filter(|(key, value)| to.elements.get(key) != Some(*value)).collect()
-        };
-        let (mut added, mut gone) = (new.own_chains(), old.own_chains());
-        // A chain's name says all that is in it.
-        added.retain(|(name, _)| !gone.iter().any(|(old, _)| old == name));
-        let stay = new.own_chains();
-        gone.retain(|(name, _)| !stay.iter().any(|(new, _)| new == name));
-        Self {
-            chains_added: added,
-            chains_gone: gone.into_iter().map(|(name, _)| name).collect(),
-            added: differs(new, old),
-            gone: differs(old, new),
+        let mut change = Self::default();
+        for (_, before, now) in differing(Some(old), new) {
+            let lacks = |front: Option<&Front>, (key, value): &Element<'a>| {
+                front.and_then(|front| front.get(key)) != Some(*value)
+            };
+            let elements = |front: Option<&'a Front>| front.into_iter().flat_map(Front::elements);
+            change.added.extend(elements(now).filter(|element| lacks(before, element)));
+            change.gone.extend(elements(before).filter(|element| lacks(now, element)));
         }
+        let differs = |from: &'a Ruleset, to: &'a Ruleset| {
+            from.others.iter().filter(|(key, value)| to.others.get(key) != Some(*value))
+        };
+        change.added.extend(differs(new, old));
+        change.gone.extend(differs(old, new));
+        change.added.sort_unstable();
+        change.gone.sort_unstable();
+        if change != Self::default() {
+            // A chain's name says all that is in it.
+            let (stay, were) = (new.own_chains(), old.own_chains());
+            let is_in = |name: &str, chains: &[(String, _)]| chains.iter().any(|(other, _)| other == name);
+            change.chains_gone =
+                were.iter().map(|(name, _)| name).filter(|name| !is_in(name, &stay)).cloned().collect();
+            change.chains_added = stay.into_iter().filter(|(name, _)| !is_in(name, &were)).collect();
+        }
+        change
     }
 
     fn transaction(&self, generation: u32) -> Batch {
@@ -766,6 +776,7 @@ fn is_intact(socket: &mut Socket, ruleset: &Ruleset) -> Result<bool, Refusal> {
     if socket.dump(&request, ours)?.len() != fixed + own {
         return Ok(false);
     }
+    let wanted = ruleset.elements();
     for set in Set::ALL.into_iter().filter(|set| !set.dynamic()) {
         let mut request = Batch::new();
         push(&mut request, format!("list set {}", set.name()), GET_ELEMENTS, 0, |w| {
@@ -778,9 +789,9 @@ fn is_intact(socket: &mut Socket, ruleset: &Ruleset) -> Result<bool, Refusal> {
             Err(refusal) if refusal.errno == Errno::ENOENT => return Ok(false),
             Err(refusal) => return Err(refusal),
         }
-        let wanted = ruleset.elements.iter().filter(|((of, _), _)| *of == set);
+        let wanted = wanted.iter().filter(|((of, _), _)| *of == set);
         let wanted: BTreeSet<_> =
-            wanted.map(|((_, key), value)| (key_bytes(key).0, value_bytes(*value))).collect();
+            wanted.map(|((_, key), value)| (key_bytes(key).0, value_bytes(**value))).collect();
         if found != wanted {
             return Ok(false);
         }
@@ -844,11 +855,12 @@ fn elements(message: &Message<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::{net::Ipv4Addr, sync::Arc};
 
     use super::*;
     use crate::net::{
-        Protocol,
+        Backend, Protocol, ServicePort,
+        plan::{self, Plans},
         ruleset::{Balancer, Memory, Scope, View},
         wire::Messages,
     };
@@ -860,15 +872,19 @@ mod tests {
             pods: "10.42.0.0/24".parse().unwrap(),
             dns: None,
         };
-        let balancers = elements.iter().filter_map(|(_, value)| match value {
-            Value::Balance(balancer) => Some(*balancer),
-            _ => None,
-        });
-        let set = |key: &Key| if matches!(key, Key::Slot(..)) { Set::Endpoints } else { Set::Services };
-        let elements: BTreeMap<_, _> =
-            elements.iter().map(|(key, value)| ((set(key), *key), *value)).collect();
-        let (balancers, memories) = (balancers.collect(), BTreeSet::new());
-        Ruleset { scope, balancers, memories, elements, left_out: BTreeSet::new() }
+        let set = |key: &Key, value: &Value| match (key, value) {
+            (Key::Slot(..), _) => Set::Endpoints,
+            (_, Value::Remember(_)) => Set::Sticky,
+            _ => Set::Services,
+        };
+        let mut by_front: BTreeMap<Frontend, Vec<_>> = BTreeMap::new();
+        for (key, value) in elements {
+            let (Key::Frontend(frontend) | Key::Slot(frontend, _)) = key else { panic!("{key:?}") };
+            by_front.entry(*frontend).or_default().push(((set(key, value), *key), *value));
+        }
+        let front = |(frontend, elements): (_, Vec<_>)| (frontend, Arc::new(Front::of(elements)));
+        let fronts = by_front.into_iter().map(front).collect();
+        Ruleset { scope, fronts, others: BTreeMap::new(), left_out: BTreeSet::new() }
     }
 
     fn kinds(batch: &Batch) -> Vec<u16> {
@@ -906,11 +922,46 @@ mod tests {
     }
 
     #[test]
+    fn one_endpoint_among_many_services_is_two_elements() {
+        let service = |number: u32, endpoint| {
+            let number = number.to_be_bytes();
+            Arc::new(ServicePort {
+                cluster_ips: vec![Ipv4Addr::new(10, 43, number[2], number[3])],
+                backends: vec![Backend::new(Ipv4Addr::new(10, 42, 1, endpoint), 80, false)],
+                ..plan::tests::service(
+                    &format!("default/s{}", u32::from_be_bytes(number)),
+                    "10.43.0.1",
+                    80,
+                    &[],
+                )
+            })
+        };
+        let mut services: Vec<_> = (256..756).map(|number| service(number, 2)).collect();
+        let mut plans = Plans::default();
+        let scope = plan::tests::scope();
+        let before = plans.ruleset(scope, &services, &[]);
+        services[123] = service(256 + 123, 3);
+        let after = plans.ruleset(scope, &services, &[]);
+        let shared = before.fronts.iter().filter(|(key, front)| Arc::ptr_eq(front, &after.fronts[key]));
+        assert_eq!(shared.count(), 499);
+        let change = Change::between(&before, &after);
+        assert_eq!((change.added.len(), change.gone.len()), (1, 1));
+        assert!(change.chains_added.is_empty() && change.chains_gone.is_empty());
+        // A service less, in whatever order the others come.
+        services.swap_remove(7);
+        let fewer = plans.ruleset(scope, &services, &[]);
+        let change = Change::between(&after, &fewer);
+        assert_eq!((change.added.len(), change.gone.len()), (0, 2));
+        let plan_anew = Plans::default().ruleset(scope, &services, &[]);
+        assert_eq!(plan_anew, fewer);
+    }
+
+    #[test]
     fn what_a_kernel_lacks_is_left_out_but_never_a_guard() {
         let frontend = Frontend { address: Some(Ipv4Addr::LOCALHOST), protocol: Protocol::Tcp, port: 80 };
         let balancer = Balancer { view: View::Address, sticky: true, count: 2 };
-        let mut wanted = ruleset(&[(Key::Frontend(frontend), Value::Balance(balancer))]);
-        wanted.memories.insert(Memory(60));
+        let key = Key::Frontend(frontend);
+        let wanted = ruleset(&[(key, Value::Balance(balancer)), (key, Value::Remember(Memory(60)))]);
         let refuse = |chain: &str, rule: &Rule, errno| {
             let refusal = Refusal { operation: adding(chain, rule), errno, detail: String::new() };
             Optional::of(&refusal, &wanted)

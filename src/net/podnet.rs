@@ -29,10 +29,11 @@ use super::{
     netlink::{Family, Socket},
     nftables::{self, Table},
     peers::{self, Underlay},
+    plan::Plans,
     pod::{self, Attach},
     policy::PodPolicy,
     route::{self, LOOPBACK_INDEX},
-    ruleset::{Ruleset, Scope},
+    ruleset::Scope,
     wire::Batch,
 };
 
@@ -76,6 +77,7 @@ impl PodNet {
             home,
             route: Socket::open(Family::Route)?,
             table: Table::open()?,
+            plans: Plans::default(),
             node: None,
             policies: Vec::new(),
             local_networks: None,
@@ -193,6 +195,7 @@ struct Kernel {
     home: File,
     route: Socket,
     table: Table,
+    plans: Plans,
     node: Option<Node>,
     policies: Vec<PodPolicy>,
     /// What [`Kernel::set_local_networks`] has made.
@@ -234,7 +237,8 @@ impl Kernel {
         self.route.apply(&batch)?;
         // An earlier process's services serve on until the first new ones come.
         if !self.table.exists()? {
-            self.table.apply(Ruleset::new(self.scope(node), &[], &[]))?;
+            let empty = self.plans.ruleset(self.scope(node), &[], &[]);
+            self.table.apply(empty)?;
         }
         let chains = nftables::dropping_forwarders(self.table.socket())?;
         if !chains.is_empty() {
@@ -309,11 +313,11 @@ impl Kernel {
 
     fn set_services(
         &mut self,
-        services: &[ServicePort],
+        services: &[Arc<ServicePort>],
         host_ports: &[HostPort],
     ) -> Result<Vec<String>, Error> {
         let scope = self.scope(self.node()?);
-        let mut wanted = Ruleset::new(scope, services, host_ports);
+        let mut wanted = self.plans.ruleset(scope, services, host_ports);
         wanted.set_policies(&self.policies);
         let changed = Changed::between(self.table.applied(), &wanted);
         self.table.apply(wanted)?;
@@ -335,7 +339,7 @@ impl Kernel {
 
     /// Makes addresses of services the node's own, so that they are reached without a default route:
     /// all of the cluster's first network, and single ones of further ServiceCIDRs.
-    fn set_local_networks(&mut self, services: &[ServicePort]) -> Result<(), Error> {
+    fn set_local_networks(&mut self, services: &[Arc<ServicePort>]) -> Result<(), Error> {
         let node = self.node()?;
         let Options { cluster_cidr, service_cidr, .. } = self.options;
         let further = services
@@ -446,7 +450,7 @@ impl Network for PodNet {
 
     fn set_services<'a>(
         &'a self,
-        services: &'a [ServicePort],
+        services: &'a [Arc<ServicePort>],
         host_ports: &'a [HostPort],
     ) -> BoxFuture<'a, Result<Vec<String>, Error>> {
         let (services, host_ports) = (services.to_vec(), host_ports.to_vec());

@@ -4,6 +4,7 @@
 //! differs; what arrives is verified against its digest, written, then handed to the workers.
 
 mod served;
+mod services;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,6 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
+use services::Services;
 use tokio::{
     sync::{Notify, broadcast::error::RecvError, mpsc, watch},
     task::JoinSet,
@@ -50,7 +52,7 @@ use crate::{
         stream::Mux,
         topics::{self, Leaf},
     },
-    net::{AddressWatch, Network, Peer, ServicePort, policy::PodPolicy},
+    net::{AddressWatch, HostPort, Network, Peer, ServicePort, policy::PodPolicy},
     runtime::Runtime,
     tasks::CancellationToken,
 };
@@ -115,7 +117,7 @@ pub struct ServiceHealth {
     pub endpoints: usize,
 }
 
-fn health(services: &[ServicePort]) -> Vec<ServiceHealth> {
+fn health(services: &[Arc<ServicePort>]) -> Vec<ServiceHealth> {
     let mut found: BTreeMap<(u16, &str), BTreeSet<Ipv4Addr>> = BTreeMap::new();
     for service in services {
         let Some(port) = service.health_check_port else { continue };
@@ -204,7 +206,8 @@ pub struct Agent {
     state_seq: Option<u64>,
     /// A newer one that waits to be told.
     state_to_tell: Option<NodeState>,
-    services: Option<(Vec<ServicePort>, Vec<crate::net::HostPort>)>,
+    services: Option<(Vec<Arc<ServicePort>>, Vec<HostPort>)>,
+    services_read: Services,
     /// What the kernel cannot do of Services, as told.
     shortfalls: Vec<String>,
     peers: Option<Vec<Peer>>,
@@ -288,6 +291,7 @@ impl Agent {
             state_seq: None,
             state_to_tell: None,
             services: None,
+            services_read: Services::default(),
             shortfalls: Vec::new(),
             peers: None,
             silent: BTreeSet::new(),

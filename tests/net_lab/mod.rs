@@ -16,7 +16,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use nix::sched::{CloneFlags, setns, unshare};
-use sampan::net::{Error, Network, Options, PodNet};
+use sampan::net::{Error, HostPort, Network, Options, PodNet, ServicePort};
 
 /// How long a packet may take (a whole machine is busy when tests run).
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -244,6 +244,12 @@ impl Node {
         let pod_cidr = format!("10.42.{number}.0/24");
         wait(net.start(&pod_cidr)).unwrap();
         Self { net, ns, pod_cidr }
+    }
+
+    /// Gives the node its services; what its kernel cannot do of them.
+    pub fn set_services(&self, services: &[ServicePort], host_ports: &[HostPort]) -> Vec<String> {
+        let services: Vec<_> = services.iter().cloned().map(Arc::new).collect();
+        wait(self.net.set_services(&services, host_ports)).unwrap()
     }
 
     /// Makes a pod.

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use super::{Agent, health};
 use crate::{
     mqtt::messages::ItemKind,
-    net::{Peer, ServicePort, Viewpoint, cidr::Cidr, policy},
+    net::{Peer, Viewpoint, cidr::Cidr, policy},
 };
 
 /// The label of a node's zone.
@@ -77,16 +77,11 @@ impl Agent {
     }
 
     pub(super) async fn apply_services(&mut self) {
-        let mut services: Vec<ServicePort> =
-            self.bodies::<Vec<ServicePort>>(ItemKind::Service).into_iter().flatten().collect();
-        if let Ok(pods) = self.network_start.parse::<Cidr>() {
-            let labels = self.shared.config().labels;
-            let zone = labels.get(ZONE).map(String::as_str).unwrap_or_default();
-            let here = Viewpoint { node: &self.shared.options.node, zone, pods };
-            for service in &mut services {
-                service.see_from(here);
-            }
-        }
+        let labels = self.shared.config().labels;
+        let zone = labels.get(ZONE).map(String::as_str).unwrap_or_default();
+        let pods = self.network_start.parse::<Cidr>().ok();
+        let here = pods.map(|pods| Viewpoint { node: &self.shared.options.node, zone, pods });
+        let services = self.services_read.update(self.shared.ledger.items(ItemKind::Service), here);
         let ports: Vec<_> = {
             let held = self.shared.host_ports.lock().expect("no holder of the ports' lock panics");
             held.values().flatten().cloned().collect()
