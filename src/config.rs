@@ -241,6 +241,14 @@ pub struct Server {
     /// Addresses of Services
     #[arg(long, env = "SAMPAN_SERVICE_CIDR", default_value = "10.43.0.0/16", value_name = "CIDR")]
     pub service_cidr: Cidr,
+    /// Ports of the nodes that Services of type NodePort and LoadBalancer get
+    #[arg(
+        long,
+        env = "SAMPAN_SERVICE_NODE_PORT_RANGE",
+        default_value = "30000-32767",
+        value_name = "FIRST-LAST"
+    )]
+    pub service_node_port_range: PortRange,
     /// DNS domain of the cluster
     #[arg(long, env = "SAMPAN_CLUSTER_DOMAIN", default_value = "cluster.local", value_name = "DOMAIN")]
     pub cluster_domain: String,
@@ -348,6 +356,48 @@ impl std::str::FromStr for Cidr {
             return Err(format!("{text:?}: the network is {}/{prefix}", Ipv4Addr::from(first)));
         }
         Ok(network)
+    }
+}
+
+/// Ports from the first to the last, both included: `30000-32767`, `30000+2767` or one port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl PortRange {
+    pub fn contains(self, port: u32) -> bool {
+        (u32::from(self.first)..=u32::from(self.last)).contains(&port)
+    }
+}
+
+impl std::fmt::Display for PortRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl std::str::FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = |text: &str| -> Result<u16, String> {
+            text.parse().map_err(|_| format!("{text:?} is not a port, in a range such as 30000-32767"))
+        };
+        let (first, last) = if let Some((first, last)) = text.split_once('-') {
+            (port(first)?, port(last)?)
+        } else if let Some((first, more)) = text.split_once('+') {
+            let first = port(first)?;
+            (first, first.checked_add(port(more)?).ok_or("the last port is above 65535")?)
+        } else {
+            (port(text)?, port(text)?)
+        };
+        match (first, last) {
+            (0, _) => Err("port 0 is no port".to_owned()),
+            _ if last < first => Err(format!("end port cannot be less than start port: {text}")),
+            _ => Ok(Self { first, last }),
+        }
     }
 }
 
@@ -477,5 +527,19 @@ mod tests {
         assert_eq!(parse("link: wifi", &[]).unwrap().common.link, LinkClass::Wifi);
         assert_eq!(parse("", &[]).unwrap().common.link, LinkClass::Lan);
         assert!(parse("", &["--link", "string"]).is_err());
+    }
+
+    #[test]
+    fn ranges_of_ports_are_written_as_for_upstream() {
+        let range = |text: &str| text.parse::<PortRange>().map(|range| range.to_string());
+        assert_eq!(range("30000-32767").unwrap(), "30000-32767");
+        assert_eq!(range("80+8").unwrap(), "80-88");
+        assert_eq!(range("443").unwrap(), "443-443");
+        for wrong in ["", "a-b", "0-10", "10-9", "1-70000", "65535+1", "1-2-3"] {
+            assert!(range(wrong).is_err(), "{wrong:?}");
+        }
+        let server = parse("service-node-port-range: 20000-20099\n", &[]).unwrap();
+        assert_eq!(server.service_node_port_range.to_string(), "20000-20099");
+        assert!(parse("", &["--service-node-port-range", "9-8"]).is_err());
     }
 }

@@ -127,7 +127,8 @@ impl Cluster {
         let tokens = Arc::new(Signer::new(pki.service_account_key()).unwrap());
         let service_cidr = "10.43.0.0/16".parse().unwrap();
         let toleration_seconds = sampan::objects::TOLERATION_SECONDS;
-        let settings = Settings { service_cidr, tokens, toleration_seconds };
+        let node_ports = sampan::objects::NODE_PORTS;
+        let settings = Settings { service_cidr, node_ports, tokens, toleration_seconds };
         let objects = Objects::of_cluster(store, Arc::new(SystemClock), settings);
         objects.bootstrap("192.0.2.1:6443".parse().unwrap()).await.unwrap();
         let config = Config {

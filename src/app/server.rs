@@ -66,6 +66,7 @@ pub async fn build(config: config::Server) -> anyhow::Result<App> {
     let pki = Arc::new(Pki::open(&state.join("pki"))?);
     let settings = Settings {
         service_cidr: config.service_cidr,
+        node_ports: config.service_node_port_range,
         tokens: Arc::new(Signer::new(pki.service_account_key())?),
         toleration_seconds: config.eviction_seconds,
     };

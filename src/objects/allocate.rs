@@ -12,13 +12,14 @@ use serde_json::{Value, json};
 
 use super::{Error, Objects};
 use crate::{
-    config::Cidr,
+    config::{Cidr, PortRange},
     ids,
     kinds::{FieldError, Kind, registry, remove},
 };
 
-/// Upstream's default `--service-node-port-range`.
-const NODE_PORTS: std::ops::RangeInclusive<u32> = 30_000..=32_767;
+/// Ports at the beginning of their range that are only given to who asks for them (KEP-3668).
+const STATIC_PORTS_MIN: u32 = 16;
+const STATIC_PORTS_MAX: u32 = 128;
 /// Addresses at the beginning of the range that are only given to who asks for them by name.
 const STATIC_BAND_MIN: u32 = 16;
 const STATIC_BAND_MAX: u32 = 256;
@@ -40,7 +41,7 @@ pub fn create(objects: &Objects, kind: &Kind, service: &mut Value) -> Result<(),
     let Some(settings) = objects.settings().filter(|_| is_allocated(kind)) else { return Ok(()) };
     let name = ["namespace", "name"].map(|f| service["metadata"][f].as_str().unwrap_or_default().to_owned());
     let taken = Taken::read(objects, kind, (&name[0], &name[1]), false);
-    give(service, &networks(objects, settings.service_cidr), &taken)
+    give(service, &networks(objects, settings.service_cidr), settings.node_ports, &taken)
 }
 
 /// Gives, keeps and takes away what a changed Service needs.
@@ -48,8 +49,9 @@ pub fn update(objects: &Objects, kind: &Kind, service: &mut Value, old: &Value) 
     let Some(settings) = objects.settings().filter(|_| is_allocated(kind)) else { return Ok(()) };
     keep(service, old);
     let name = ["namespace", "name"].map(|f| old["metadata"][f].as_str().unwrap_or_default());
-    let taken = Taken::read(objects, kind, (name[0], name[1]), true);
-    give(service, &networks(objects, settings.service_cidr), &taken)
+    let mut taken = Taken::read(objects, kind, (name[0], name[1]), true);
+    taken.had = node_ports(old).collect();
+    give(service, &networks(objects, settings.service_cidr), settings.node_ports, &taken)
 }
 
 /// The networks that addresses are given from.
@@ -87,6 +89,8 @@ struct Taken {
     addresses: HashSet<Ipv4Addr>,
     /// Port and protocol.
     ports: HashSet<(u32, String)>,
+    /// Those that the Service itself has: they stay, whatever the range is now.
+    had: HashSet<u32>,
 }
 
 impl Taken {
@@ -107,9 +111,7 @@ impl Taken {
             taken.addresses.extend(addresses.filter_map(|ip| ip.as_str()?.parse::<Ipv4Addr>().ok()));
             let ports = value["spec"]["ports"].as_array().into_iter().flatten();
             taken.ports.extend(ports.filter_map(|port| Some((node_port(port)?, protocol(port)))));
-            if let Some(port) = value["spec"]["healthCheckNodePort"].as_u64().filter(|p| *p > 0) {
-                taken.ports.insert((port as u32, "TCP".to_owned()));
-            }
+            taken.ports.extend(health_port(&value).map(|port| (port, "TCP".to_owned())));
         }
         taken
     }
@@ -136,6 +138,15 @@ impl Taken {
 
 fn node_port(port: &Value) -> Option<u32> {
     port["nodePort"].as_u64().filter(|p| *p > 0).map(|p| p as u32)
+}
+
+fn health_port(service: &Value) -> Option<u32> {
+    service["spec"]["healthCheckNodePort"].as_u64().filter(|p| *p > 0).map(|p| p as u32)
+}
+
+fn node_ports(service: &Value) -> impl Iterator<Item = u32> {
+    let ports = service["spec"]["ports"].as_array().into_iter().flatten();
+    ports.filter_map(node_port).chain(health_port(service))
 }
 
 fn protocol(port: &Value) -> String {
@@ -204,15 +215,23 @@ fn keep(service: &mut Value, old: &Value) {
     }
 }
 
-fn give(service: &mut Value, networks: &[Cidr], taken: &Taken) -> Result<(), Error> {
+fn give(service: &mut Value, networks: &[Cidr], range: PortRange, taken: &Taken) -> Result<(), Error> {
     if needs_address(service) {
         give_address(service, networks, taken)?;
     }
+    let mut own: HashSet<(u32, String)> = HashSet::new();
     if needs_node_ports(service) {
-        give_ports(service, taken)?;
+        give_ports(service, range, taken, &mut own)?;
     }
-    if needs_health_port(service) && service["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) == 0 {
-        service["spec"]["healthCheckNodePort"] = free_port(&HashSet::new(), taken, "TCP")?.into();
+    if needs_health_port(service) {
+        match health_port(service) {
+            None => {
+                service["spec"]["healthCheckNodePort"] = free_port(range, &own, taken, "TCP")?.into();
+            }
+            Some(port) => refuse_port(port, "TCP", range, taken).map_err(|why| {
+                Error::Internal(format!("failed to allocate requested HealthCheck NodePort {port}: {why}"))
+            })?,
+        }
     }
     Ok(())
 }
@@ -308,22 +327,31 @@ fn free_address_of(network: Cidr, taken: &Taken) -> Option<Ipv4Addr> {
     ring.chain(1..upper.start).filter_map(|index| network.nth(index)).find(|ip| !taken.addresses.contains(ip))
 }
 
-fn give_ports(service: &mut Value, taken: &Taken) -> Result<(), Error> {
-    let mut own: HashSet<(u32, String)> = HashSet::new();
+/// Why a Service cannot have the port.
+fn refuse_port(port: u32, protocol: &str, range: PortRange, taken: &Taken) -> Result<(), String> {
+    if taken.had.contains(&port) {
+        return Ok(());
+    }
+    if !range.contains(port) {
+        return Err(format!("provided port is not in the valid range. The range of valid ports is {range}"));
+    }
+    if !taken.port_is_free(port, protocol) {
+        return Err("provided port is already allocated".to_owned());
+    }
+    Ok(())
+}
+
+fn give_ports(
+    service: &mut Value,
+    range: PortRange,
+    taken: &Taken,
+    own: &mut HashSet<(u32, String)>,
+) -> Result<(), Error> {
     let ports: Vec<Value> = service["spec"]["ports"].as_array().cloned().unwrap_or_default();
     for (index, port) in ports.iter().enumerate() {
         let Some(number) = node_port(port) else { continue };
-        let path = format!("spec.ports[{index}].nodePort");
-        if !NODE_PORTS.contains(&number) {
-            let detail = format!(
-                "provided port is not in the valid range. The range of valid ports is {}-{}",
-                NODE_PORTS.start(),
-                NODE_PORTS.end()
-            );
-            return Err(invalid(service, &path, number, detail));
-        }
-        if !taken.port_is_free(number, &protocol(port)) {
-            return Err(invalid(service, &path, number, "provided port is already allocated".to_owned()));
+        if let Err(why) = refuse_port(number, &protocol(port), range, taken) {
+            return Err(invalid(service, &format!("spec.ports[{index}].nodePort"), number, why));
         }
         own.insert((number, protocol(port)));
     }
@@ -337,7 +365,7 @@ fn give_ports(service: &mut Value, taken: &Taken) -> Result<(), Error> {
                 twin.filter(|p| taken.port_is_free(*p, &protocol) && !own.contains(&(*p, protocol.clone())));
             let number = match twin {
                 Some(number) => number,
-                None => free_port(&own, taken, &protocol)?,
+                None => free_port(range, own, taken, &protocol)?,
             };
             own.insert((number, protocol));
             service["spec"]["ports"][index]["nodePort"] = number.into();
@@ -346,11 +374,21 @@ fn give_ports(service: &mut Value, taken: &Taken) -> Result<(), Error> {
     Ok(())
 }
 
-fn free_port(own: &HashSet<(u32, String)>, taken: &Taken, protocol: &str) -> Result<u32, Error> {
-    let count = NODE_PORTS.end() - NODE_PORTS.start() + 1;
-    let start = u32::from_le_bytes(ids::random_bytes()) % count;
-    (0..count)
-        .map(|i| NODE_PORTS.start() + (start + i) % count)
+/// A free port above the band that is kept for who asks by number; in the band when that is full.
+fn free_port(
+    range: PortRange,
+    own: &HashSet<(u32, String)>,
+    taken: &Taken,
+    protocol: &str,
+) -> Result<u32, Error> {
+    let (first, end) = (u32::from(range.first), u32::from(range.last) + 1);
+    let size = end - first;
+    let band =
+        if size > STATIC_PORTS_MIN { (size / 32).clamp(STATIC_PORTS_MIN, STATIC_PORTS_MAX) } else { 0 };
+    let start = first + band + u32::from_le_bytes(ids::random_bytes()) % (size - band);
+    (start..end)
+        .chain(first + band..start)
+        .chain(first..first + band)
         .find(|port| taken.port_is_free(*port, protocol) && !own.contains(&(*port, protocol.to_owned())))
         .ok_or_else(|| Error::Internal("failed to allocate a nodePort: range is full".to_owned()))
 }
@@ -366,6 +404,7 @@ fn invalid(service: &Value, path: &str, value: impl Into<Value>, detail: String)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objects::NODE_PORTS;
 
     fn cidr() -> Cidr {
         "10.43.0.0/24".parse().unwrap()
@@ -377,7 +416,7 @@ mod tests {
         for _ in 0..100 {
             let mut service = json!({"spec": {"type": "NodePort",
                 "ports": [{"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}});
-            give(&mut service, &[cidr()], &taken).unwrap();
+            give(&mut service, &[cidr()], NODE_PORTS, &taken).unwrap();
             let ip = service["spec"]["clusterIP"].as_str().unwrap().parse().unwrap();
             assert!(cidr().contains(ip) && taken.addresses.insert(ip));
             assert_eq!(service["spec"]["clusterIPs"], json!([ip.to_string()]));
@@ -387,7 +426,7 @@ mod tests {
         }
         let mut all = Taken::default();
         all.addresses.extend((0..256).filter_map(|i| cidr().nth(i)));
-        assert!(give(&mut json!({"spec": {}}), &[cidr()], &all).is_err());
+        assert!(give(&mut json!({"spec": {}}), &[cidr()], NODE_PORTS, &all).is_err());
     }
 
     #[test]
@@ -404,11 +443,65 @@ mod tests {
             json!({"ipFamilies": ["IPv4", "IPv6"]}),
             json!({"clusterIP": "None", "selector": {"a": "b"}, "ipFamilies": ["IPv6"]}),
         ] {
-            assert!(give(&mut json!({"spec": spec}), &[cidr()], &taken).is_err(), "{spec}");
+            assert!(give(&mut json!({"spec": spec}), &[cidr()], NODE_PORTS, &taken).is_err(), "{spec}");
         }
         let mut headless = json!({"spec": {"clusterIP": "None", "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"]}});
-        give(&mut headless, &[cidr()], &taken).unwrap();
+        give(&mut headless, &[cidr()], NODE_PORTS, &taken).unwrap();
         assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
+    }
+
+    #[test]
+    fn ports_come_from_the_range_its_beginning_last() {
+        let range: PortRange = "20000-20047".parse().unwrap();
+        let node_port_service = || json!({"spec": {"type": "NodePort", "ports": [{"port": 80}]}});
+        let mut taken = Taken::default();
+        let mut given = Vec::new();
+        for _ in 0..48 {
+            let mut service = node_port_service();
+            give(&mut service, &[cidr()], range, &taken).unwrap();
+            let port = node_port(&service["spec"]["ports"][0]).unwrap();
+            assert!(range.contains(port) && taken.ports.insert((port, "TCP".to_owned())));
+            given.push(port);
+        }
+        // The first sixteen are for who asks for them, until there is nothing else.
+        assert!(given[..32].iter().all(|port| *port >= 20_016));
+        let full = give(&mut node_port_service(), &[cidr()], range, &taken).unwrap_err().to_string();
+        assert!(full.contains("failed to allocate a nodePort: range is full"), "{full}");
+        let asked = |port: u32, taken: &Taken| {
+            let mut service = node_port_service();
+            service["spec"]["ports"][0]["nodePort"] = port.into();
+            give(&mut service, &[cidr()], range, taken).map_err(|error| error.to_string())
+        };
+        for (port, why) in [
+            (30_080, "provided port is not in the valid range. The range of valid ports is 20000-20047"),
+            (20_000, "provided port is already allocated"),
+        ] {
+            let said = asked(port, &taken).unwrap_err();
+            assert!(
+                said.contains(&format!("spec.ports[0].nodePort: Invalid value: {port}: {why}")),
+                "{said}"
+            );
+        }
+        // What a Service has it keeps, though the range is another one now.
+        taken.had.insert(30_080);
+        asked(30_080, &taken).unwrap();
+    }
+
+    #[test]
+    fn a_balancers_health_port_is_of_the_range() {
+        let local = |port: u32| {
+            json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local",
+                "healthCheckNodePort": port, "ports": [{"port": 80}]}})
+        };
+        let mut service = local(0);
+        give(&mut service, &[cidr()], NODE_PORTS, &Taken::default()).unwrap();
+        let port = health_port(&service).unwrap();
+        assert!(NODE_PORTS.contains(port) && node_port(&service["spec"]["ports"][0]) != Some(port));
+        let said = give(&mut local(80), &[cidr()], NODE_PORTS, &Taken::default()).unwrap_err().to_string();
+        assert!(
+            said.contains("failed to allocate requested HealthCheck NodePort 80: provided port is not"),
+            "{said}"
+        );
     }
 
     #[test]
@@ -432,7 +525,7 @@ mod tests {
         let mut full = Taken::default();
         full.addresses.extend((0..256).filter_map(|i| cidr().nth(i)));
         let address = |service: &mut Value, taken: &Taken| -> Result<String, String> {
-            give(service, &networks, taken).map_err(|error| error.to_string())?;
+            give(service, &networks, NODE_PORTS, taken).map_err(|error| error.to_string())?;
             Ok(service["spec"]["clusterIP"].as_str().unwrap().to_owned())
         };
         assert!(address(&mut json!({"spec": {}}), &full).unwrap().starts_with("10.46.0."));

@@ -38,7 +38,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     clock::SharedClock,
-    config::Cidr,
+    config::{Cidr, PortRange},
     kinds::{Kind, registry},
     store::{Key, Listing, Object, Store},
 };
@@ -111,12 +111,16 @@ pub struct Removal {
 pub struct Settings {
     /// Addresses that Services get.
     pub service_cidr: Cidr,
+    /// Ports of the nodes that Services get.
+    pub node_ports: PortRange,
     /// Signs the tokens of ServiceAccounts.
     pub tokens: Arc<token::Signer>,
     /// How long pods tolerate a node that is lost or not ready (seconds).
     pub toleration_seconds: u32,
 }
 
+/// Upstream's default of [`Settings::node_ports`].
+pub const NODE_PORTS: PortRange = PortRange { first: 30_000, last: 32_767 };
 /// Upstream's default of [`Settings::toleration_seconds`].
 pub const TOLERATION_SECONDS: u32 = 300;
 
