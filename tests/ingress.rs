@@ -6,7 +6,10 @@ mod hostile;
 use std::{
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -144,17 +147,24 @@ impl World {
     }
 
     fn connector(&self, alpn: &str) -> TlsConnector {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.certificate.clone()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
-        TlsConnector::from(Arc::new(config))
+        connector(std::slice::from_ref(&self.certificate), alpn)
     }
+}
+
+/// Of a client that believes these certificates.
+fn connector(certificates: &[CertificateDer<'static>], alpn: &str) -> TlsConnector {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        roots.add(certificate.clone()).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+    TlsConnector::from(Arc::new(config))
 }
 
 #[tokio::test]
@@ -225,6 +235,100 @@ async fn tls_is_by_name_and_http2_works() {
     // A table without the certificate: new connections see the default one.
     world.server.set_table(Arc::default());
     assert!(open("http/1.1").await.is_err());
+}
+
+/// Asks on a connection that stays: the status line, when the whole answer has come.
+async fn ask_again(stream: &mut TcpStream, path: &str) -> Option<String> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: web.test\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let head = read_head(stream).await?;
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())?;
+    stream.read_exact(&mut vec![0; length]).await.ok()?;
+    head.lines().next().map(str::to_owned)
+}
+
+/// Connections that stay, new ones over TLS, and many streams of one HTTP/2 connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_while_rules_and_certificates_change() {
+    const STREAMS: usize = 16;
+    const CHANGES: usize = 40;
+    const ANSWERS_A_CHANGE: usize = 25;
+    let world = world().await;
+    let other = backend().await;
+    let made = rcgen::generate_simple_self_signed(["secure.test".to_owned()]).unwrap();
+    let known = [world.certificate.clone(), made.cert.der().clone()];
+    let mut changed = world.table.clone();
+    changed.certificates[0].certificate = made.cert.pem();
+    changed.certificates[0].key = made.signing_key.serialize_pem();
+    for rule in &mut changed.rules {
+        rule.endpoints = vec![other];
+    }
+    let tables = [Arc::new(world.table.clone()), Arc::new(changed)];
+    let (answered, stop) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
+    let (http, https) = world.server.addresses();
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..3 {
+        let (answered, stop) = (Arc::clone(&answered), stop.clone());
+        clients.spawn(async move {
+            let mut stream = TcpStream::connect(http).await.unwrap();
+            while !stop.is_cancelled() {
+                let said = ask_again(&mut stream, &format!("/kept/{number}")).await;
+                assert_eq!(said.as_deref(), Some("http/1.1 200 ok"));
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    let name = ServerName::try_from("secure.test").unwrap();
+    for _ in 0..2 {
+        let (answered, stop, name) = (Arc::clone(&answered), stop.clone(), name.clone());
+        let connector = connector(&known, "http/1.1");
+        clients.spawn(async move {
+            while !stop.is_cancelled() {
+                let stream = TcpStream::connect(https).await.unwrap();
+                let stream = connector.connect(name.clone(), stream).await.expect("a certificate it knows");
+                let said = ask(stream, &get("secure.test", "/new")).await;
+                assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    let stream = TcpStream::connect(https).await.unwrap();
+    let stream = connector(&known, "h2").connect(name, stream).await.unwrap();
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..STREAMS {
+        let (answered, stop, mut sender) = (Arc::clone(&answered), stop.clone(), sender.clone());
+        clients.spawn(async move {
+            while !stop.is_cancelled() {
+                let request = hyper::Request::get("https://secure.test/stream")
+                    .body(http_body_util::Empty::<bytes::Bytes>::new());
+                let response = sender.send_request(request.unwrap()).await.expect("an answer");
+                assert_eq!(response.status(), 200);
+                let body = http_body_util::BodyExt::collect(response.into_body()).await.expect("all of it");
+                assert!(body.to_bytes().starts_with(b"get /stream"));
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    for change in 0..CHANGES {
+        world.server.set_table(Arc::clone(&tables[change % 2]));
+        let enough = answered.load(Ordering::Relaxed) + ANSWERS_A_CHANGE;
+        let more = async {
+            while answered.load(Ordering::Relaxed) < enough {
+                // A client that ends now has lost something: its panic is the test's.
+                if let Ok(ended) = timeout(Duration::from_millis(1), clients.join_next()).await {
+                    ended.expect("clients").unwrap();
+                }
+            }
+        };
+        timeout(PATIENCE, more).await.expect("answers go on");
+    }
+    stop.cancel();
+    while let Some(ended) = timeout(PATIENCE, clients.join_next()).await.expect("clients end") {
+        ended.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -415,6 +415,42 @@ fn foreign_tables_stay_and_our_own_is_repaired() {
     assert_eq!(nft("list ruleset"), theirs);
 }
 
+/// Firewalls of other programs that drop what is forwarded: Docker's, and one of the host's own.
+#[test]
+fn firewalls_that_drop_are_named_with_what_lets_pods_pass() {
+    let docker = "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A FORWARD -j DOCKER-USER; \
+        iptables -A DOCKER-USER -j RETURN";
+    let own = "nft 'table inet own { chain ways { type filter hook forward priority 0; policy drop; }; }'";
+    for (name, set_up) in [("ip filter FORWARD", docker), ("inet own ways", own)] {
+        let lab = lab();
+        lab.serve(&[POD_A], |_| {});
+        let ways = [
+            ("pod", &lab.pod_a2, (POD_A, 8080)),
+            ("pod by a Service", &lab.pod_a2, (VIP, 80)),
+            ("pod of another node", &lab.pod_b, (VIP, 80)),
+            ("outside", &lab.outside, (NODE_A, NODE_PORT)),
+        ];
+        lab.a.ns.command("sh", &["-ec", set_up]);
+        assert!(lab.pod_a2.ask((POD_A, 8080)).is_err(), "{name} drops");
+        let said = lab.a.ns.run(|| {
+            let check = std::process::Command::new(env!("CARGO_BIN_EXE_sampan")).arg("check").output();
+            String::from_utf8(check.unwrap().stdout).unwrap()
+        });
+        let (_, remedy) =
+            said.split_once(&format!("{name} drops forwarded packets by default")).expect(&said);
+        let (_, commands) = remedy.split_once("let pods pass: ").unwrap();
+        let commands = commands.lines().next().unwrap().split(" (").next().unwrap();
+        // As it is told where Docker runs.
+        for command in commands.replace("-I FORWARD", "-I DOCKER-USER").split("; ") {
+            lab.a.ns.command("sh", &["-c", command]);
+        }
+        for (from, ns, to) in ways {
+            assert_eq!(ns.ask(to).unwrap().server, "a", "{name}: {from}");
+        }
+        assert!(lab.pod_a.ask((POD_B, 8080)).is_ok() && lab.a.ns.ask((VIP, 80)).is_ok());
+    }
+}
+
 #[test]
 fn connections_and_services_outlive_the_daemon() {
     let node = Node::start(Ns::new(), 0);
