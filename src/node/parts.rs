@@ -41,13 +41,11 @@ impl Parts {
         }
         whole.put.extend(put);
         whole.delete.extend(delete);
-        match digest {
-            Some(digest) => Some((whole, digest)),
-            None => {
-                *self = whole;
-                None
-            }
-        }
+        let Some(digest) = digest else {
+            *self = whole;
+            return None;
+        };
+        Some((whole, digest))
     }
 
     /// Whether the items belong to the part of the set that all nodes share (or all do not), have the
@@ -78,7 +76,7 @@ mod tests {
     }
 
     fn names(parts: &Parts) -> Vec<String> {
-        parts.keys().into_iter().map(|key| key.name.to_string()).collect()
+        parts.keys().into_iter().map(|key| key.name.clone()).collect()
     }
 
     #[test]
