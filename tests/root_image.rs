@@ -6,14 +6,18 @@ mod images;
 use std::{
     collections::BTreeSet,
     fs,
+    io::{Read, Write},
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
-use sampan::image::{Depth, Error, Image, ImageStore, Images, Options, Platform};
+use sampan::{
+    config::Least,
+    image::{Depth, Error, Image, ImageStore, Images, Options, Platform},
+};
 use tar::{Builder, EntryType};
 
-use images::{File, add, config, docker_archive, file, folder, gzip, layer, link, oci_archive};
+use images::{File, add, config, docker_archive, file, folder, gzip, header, layer, link, oci_archive};
 
 struct Bench {
     folder: tempfile::TempDir,
@@ -71,6 +75,25 @@ impl Overlay {
 }
 
 impl Drop for Overlay {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// A disk of so many bytes that goes with the value.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(at: &Path, bytes: u64) -> Self {
+        fs::create_dir(at).unwrap();
+        let size = format!("size={bytes}");
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("disk"), at, Some("tmpfs"), flags, Some(size.as_str())).unwrap();
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Tmpfs {
     fn drop(&mut self) {
         let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
     }
@@ -232,6 +255,105 @@ async fn hostile_layers_write_nothing_outside() {
     assert!(image.layers[0].join("file").symlink_metadata().unwrap().is_file());
     assert!(!target.exists());
     assert_eq!(names(&bench.path("images/layers")).len(), 2, "refused layers leave nothing");
+}
+
+/// A layer that is small on its way and unpacks to one file of `size` bytes, so it says, and to `zeros` bytes.
+fn bomb(size: u64, zeros: u64) -> Vec<u8> {
+    let mut entry = header(&file("bomb", ""));
+    entry.set_size(size);
+    entry.set_cksum();
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(entry.as_bytes()).unwrap();
+    std::io::copy(&mut std::io::repeat(0).take(zeros), &mut packed).unwrap();
+    packed.finish().unwrap()
+}
+
+/// An archive of one layer whose configuration promises any digest.
+fn archive_of(layer: &[u8]) -> Vec<u8> {
+    let mut archive = Builder::new(Vec::new());
+    add(&mut archive, "l", layer);
+    add(&mut archive, "c", &config(&[layer.to_vec()], "arm64"));
+    add(&mut archive, "manifest.json", br#"[{"Config":"c","RepoTags":["x:1"],"Layers":["l"]}]"#);
+    archive.into_inner().unwrap()
+}
+
+#[tokio::test]
+async fn a_layer_that_swells_is_refused_before_the_disk_is_full() {
+    const DISK_BYTES: u64 = 256 << 20;
+    let mut bench = Bench::new();
+    let disk = Tmpfs::mount(&bench.path("small"), DISK_BYTES);
+    // Half of it is what the node keeps.
+    let reserve = Least::Percent(50.0);
+    bench.store = None;
+    let options =
+        Options { platform: Platform::linux("arm64", "v8"), reserve, ..Options::new(disk.0.clone()) };
+    bench.store = Some(ImageStore::open(options).unwrap());
+    let free = || {
+        let stat = nix::sys::statvfs::statvfs(&disk.0).unwrap();
+        stat.blocks_available() * stat.fragment_size()
+    };
+    let before = free();
+    // A file says how large it is before it comes; many small ones are noticed on the way.
+    let whole = bomb(8 << 30, 8 << 20);
+    assert!(whole.len() < 1 << 20);
+    let many: Vec<_> = (0..200).map(|n| format!("f{n}")).collect();
+    let body = "0".repeat(1 << 20);
+    let many = gzip(&layer(&many.iter().map(|name| file(name, &body)).collect::<Vec<_>>()));
+    assert!(many.len() < 4 << 20);
+    let endless = bomb(0, 16 << 20);
+    // A size that no file can have must not turn into one that it can.
+    let mut impossible = header(&file("x", ""));
+    impossible.as_old_mut().size = [0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+    impossible.set_cksum();
+    for (what, layer, want) in [
+        ("one file", &whole, "no space left"),
+        ("many files", &many, "no space left"),
+        ("behind the end", &endless, "bytes after its end"),
+        ("an impossible size", &impossible.as_bytes().to_vec(), "a file of 18446744073709551615 bytes"),
+    ] {
+        match bench.import(&archive_of(layer)).await {
+            Err(Error::Import { message, .. }) => {
+                assert!(message.contains(want), "{what}: {message} has no {want}");
+            }
+            other => panic!("{what}: {other:?}"),
+        }
+        assert!(names(&disk.0.join("images/layers")).is_empty(), "{what}: nothing is left");
+        assert_eq!(before, free(), "{what}: all of the disk is back");
+    }
+    // What fits is still taken.
+    let image = bench.import(&docker_archive("x:1", &[layer(&[file("a", "b")])], "arm64")).await.unwrap();
+    assert_eq!(image.size_bytes, 1);
+}
+
+#[tokio::test]
+async fn an_image_of_a_hundred_thousand_layers_is_refused_unread() {
+    const LAYERS: usize = 100_000;
+    let bench = Bench::new();
+    let one = layer(&[file("a", "")]);
+    let ids = vec![images::sha256(&one); LAYERS];
+    let config = serde_json::json!({"architecture": "arm64", "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": ids}});
+    let manifest = serde_json::json!([{"Config": "c", "RepoTags": ["x:1"], "Layers": vec!["l"; LAYERS]}]);
+    let mut archive = Builder::new(Vec::new());
+    add(&mut archive, "l", &one);
+    add(&mut archive, "c", config.to_string().as_bytes());
+    add(&mut archive, "manifest.json", manifest.to_string().as_bytes());
+    let many = archive.into_inner().unwrap();
+    // As many members of an archive.
+    let mut archive = Builder::new(Vec::new());
+    for n in 0..=LAYERS {
+        add(&mut archive, &format!("{n}/layer.tar"), b"");
+    }
+    let members = archive.into_inner().unwrap();
+    for (archive, want) in
+        [(many, "the image has 100000 layers (at most 127)"), (members, "too many entries in the archive")]
+    {
+        match bench.import(&archive).await {
+            Err(Error::Import { message, .. }) => assert!(message.contains(want), "{message}"),
+            other => panic!("{want}: {other:?}"),
+        }
+    }
+    assert!(names(&bench.path("images/layers")).is_empty());
 }
 
 #[tokio::test]

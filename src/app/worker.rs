@@ -54,6 +54,7 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
     let runtime = ShimRuntime::new(runtime_options(common)).context("set up the container runtime")?;
     let options = image::Options {
         insecure_registries: common.insecure_registries.clone(),
+        reserve: common.limits.disk_kept(),
         ..image::Options::new(&common.data_dir)
     };
     let registries = Registries::load(common.registries.as_deref()).map_err(anyhow::Error::msg)?;

@@ -173,6 +173,13 @@ impl Limits {
         self.eviction_soft_grace_period.iter().find(|(name, _)| *name == signal).map(|(_, period)| *period)
     }
 
+    /// What images have to leave free of the disk: pulling one must not make the node evict pods.
+    pub fn disk_kept(&self) -> Least {
+        let hard =
+            |signal| self.eviction_hard.iter().find(|hard| hard.signal == signal).map(|hard| hard.least);
+        hard("imagefs.available").or_else(|| hard("nodefs.available")).unwrap_or(Least::Percent(0.0))
+    }
+
     /// Refuses what no single flag can tell.
     ///
     /// # Errors
@@ -246,6 +253,7 @@ mod tests {
         assert_eq!(standard.eviction_hard.len(), 4);
         assert_eq!(standard.eviction_hard[1].least.of(1000), 50);
         assert_eq!(standard.eviction_hard[0].least.of(1), 100 << 20);
+        assert_eq!(standard.disk_kept(), Least::Percent(5.0));
         let both = Limits {
             kube_reserved: vec![amount("cpu=100m").unwrap()],
             system_reserved: vec![amount("cpu=1").unwrap(), amount("memory=1Mi").unwrap()],

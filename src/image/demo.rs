@@ -19,7 +19,10 @@ use super::{
     store::{Content, NewImage},
     unpack,
 };
-use crate::oci::{Platform, Reference};
+use crate::{
+    config::Least,
+    oci::{Platform, Reference},
+};
 
 /// The image's full name.
 pub const DEMO_IMAGE: &str = "sampan.dev/demo:latest";
@@ -61,7 +64,7 @@ pub fn ensure(content: &Arc<Content>, binary: &Path) -> Result<Arc<Image>, Error
     let layer = layer_stream(file, metadata.len()).map_err(|error| refused(error.to_string()))?;
     let unpacked = content
         .make_layer(|root, sums| {
-            let unpacked = unpack::unpack(root, sums, layer, None)?;
+            let unpacked = unpack::unpack(root, sums, layer, None, Least::Percent(0.0))?;
             share_binary(binary, &metadata, &root.join("sampan"));
             Ok(unpacked)
         })

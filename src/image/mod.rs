@@ -44,8 +44,8 @@ pub use self::{
     collect::Usage, demo::DEMO_IMAGE, keyring::Keyring, registries::Registries, registry::Mirror,
     unpack::Depth,
 };
-use crate::oci::InvalidReference;
 pub use crate::oci::{Platform, Reference};
+use crate::{config::Least, oci::InvalidReference};
 
 /// An image that can be run.
 #[derive(Debug, Clone)]
@@ -130,6 +130,8 @@ pub trait Images: Send + Sync + 'static {
 
 /// How long a registry may send nothing, unless [`Options`] say otherwise.
 const STALL: Duration = Duration::from_secs(30);
+/// Hundredths of the disk that layers leave free, unless [`Options`] say otherwise.
+const RESERVE_PERCENT: f64 = 5.0;
 
 /// How a node keeps images.
 #[derive(Debug, Clone)]
@@ -153,6 +155,8 @@ pub struct Options {
     pub certificates: Option<PathBuf>,
     /// The longest time that a registry may send nothing.
     pub stall: Duration,
+    /// What unpacked layers leave free of the disk.
+    pub reserve: Least,
 }
 
 impl Options {
@@ -167,6 +171,7 @@ impl Options {
             authorities: BTreeMap::new(),
             certificates: None,
             stall: STALL,
+            reserve: Least::Percent(RESERVE_PERCENT),
         }
     }
 
@@ -202,7 +207,7 @@ impl ImageStore {
     /// Opens the store; one process at a time can. Blocks, after an unclean stop for as long as it takes
     /// to look at every file's size.
     pub fn open(options: Options) -> Result<Self, Error> {
-        let content = Arc::new(store::Content::open(&options.data_dir.join("images"))?);
+        let content = Arc::new(store::Content::open(&options.data_dir.join("images"), options.reserve)?);
         Ok(Self { content, options: Arc::new(options), pulls: Arc::new(pull::Shared::new()) })
     }
 

@@ -31,7 +31,7 @@ use super::{
     index::{ImageRecord, Index, LayerRecord, remove_file},
     unpack::{self, Depth, Unpacked},
 };
-use crate::oci::Reference;
+use crate::{config::Least, oci::Reference};
 
 /// Largest configuration that is read (bytes).
 pub const CONFIG_BYTES_MAX: u64 = 8 << 20;
@@ -70,6 +70,8 @@ struct State {
 /// The store of one node; see the module.
 pub struct Content {
     root: PathBuf,
+    /// What layers leave free of the disk.
+    reserve: Least,
     next_layer: AtomicU64,
     state: Mutex<State>,
     /// One change of the index at a time.
@@ -81,7 +83,7 @@ pub struct Content {
 
 impl Content {
     /// Opens the store below `root`, removes leftovers and, after an unclean stop, what is broken.
-    pub fn open(root: &Path) -> Result<Self, Error> {
+    pub fn open(root: &Path, reserve: Least) -> Result<Self, Error> {
         for folder in [root.to_owned(), root.join("configs"), root.join("layers")] {
             io_at("create", &folder, fs::create_dir_all(&folder))?;
         }
@@ -95,6 +97,7 @@ impl Content {
         let index = io_at("read the image index of", root, Index::load(root))?;
         let content = Self {
             root: root.to_owned(),
+            reserve,
             next_layer: AtomicU64::new(1 + index.layers.values().map(|l| l.number).max().unwrap_or(0)),
             state: Mutex::new(State {
                 images: BTreeMap::new(),
@@ -277,7 +280,7 @@ impl Content {
     /// Unpacks a layer from its stream. It becomes durable with the next [`Content::record`] or
     /// [`Content::keep_fresh`]. Nothing stays on failure.
     pub fn unpack(&self, stream: impl Read, diff_id: Option<&str>) -> Result<Unpacked, unpack::Error> {
-        self.make_layer(|root, sums| unpack::unpack(root, sums, stream, diff_id))
+        self.make_layer(|root, sums| unpack::unpack(root, sums, stream, diff_id, self.reserve))
     }
 
     /// Fills a new layer's folder and checksum file by `fill`.

@@ -11,6 +11,8 @@ use tar::{EntryType, Header};
 const BLOCK_BYTES: usize = 512;
 /// Longest name (bytes); Linux' `PATH_MAX`.
 const NAME_BYTES_MAX: u64 = 4096;
+/// Longest body (bytes); file systems have none longer.
+const BODY_BYTES_MAX: u64 = i64::MAX as u64;
 /// Longest set of PAX records of one entry (bytes); holds the largest extended attributes.
 const PAX_BYTES_MAX: u64 = 1 << 20;
 
@@ -200,6 +202,9 @@ fn entry(header: &Header, pending: Pending) -> io::Result<Entry> {
                 }
             }
         }
+    }
+    if entry.size > BODY_BYTES_MAX {
+        return Err(invalid(format!("a file of {} bytes", entry.size)));
     }
     if entry.path.len() as u64 > NAME_BYTES_MAX || entry.link.len() as u64 > NAME_BYTES_MAX {
         return Err(invalid(format!("a name longer than {NAME_BYTES_MAX} bytes")));

@@ -20,12 +20,15 @@ use super::{
     tar::{Source, TarStream},
     tree::{Tree, Written},
 };
+use crate::config::Least;
 
 /// Files in one layer.
 const ENTRIES_MAX: u64 = 2_000_000;
 /// Unpacked bytes of one layer, archive overhead included.
 const LAYER_BYTES_MAX: u64 = 64 << 30;
-/// Free space that images never take from the node (bytes).
+/// Zeros and the like that may follow the end of a layer's archive (bytes); writers fill up records of 10 KiB.
+const TRAILER_BYTES_MAX: u64 = 1 << 20;
+/// Free space that images never take from the node (bytes), whatever else it keeps.
 const RESERVE_BYTES: u64 = 32 << 20;
 /// The free space is looked at after so many unpacked bytes.
 const SPACE_CHECK_BYTES: u64 = 8 << 20;
@@ -43,8 +46,8 @@ pub enum Error {
     Stream(#[source] io::Error),
     #[error("the layer has more than {max} {what}")]
     TooMuch { what: &'static str, max: u64 },
-    #[error("no space left: {free} bytes are free and {RESERVE_BYTES} are kept for the node")]
-    NoSpace { free: u64 },
+    #[error("no space left: {free} bytes are free and {kept} are kept for the node")]
+    NoSpace { free: u64, kept: u64 },
     #[error("unexpected content: its digest is {found}, expected {expected}")]
     Digest { expected: String, found: String },
 }
@@ -59,17 +62,18 @@ pub struct Unpacked {
 }
 
 /// Unpacks `stream` into the empty folder `root` and writes the checksums to the new file `sums`. With
-/// `expected`, refuses a stream whose uncompressed digest is another.
+/// `expected`, refuses a stream whose uncompressed digest is another. It leaves `reserve` of the disk free.
 pub fn unpack(
     root: &Path,
     sums: &Path,
     mut stream: impl Read,
     expected: Option<&str>,
+    reserve: Least,
 ) -> Result<Unpacked, Error> {
     let mut list = SumsWriter::create(sums)?;
     let unpacked = decompress(BufReader::with_capacity(CHUNK_BYTES, &mut stream))
         .map_err(Error::Stream)
-        .and_then(|plain| unpack_plain(root, &mut list, Hashing::new(plain)));
+        .and_then(|plain| unpack_plain(root, &mut list, Hashing::new(plain), reserve));
     if matches!(unpacked, Err(Error::Stream(_))) {
         // A stream that has the wrong digest explains why it made no sense.
         io::copy(&mut stream, &mut io::sink()).map_err(Error::Stream)?;
@@ -90,6 +94,7 @@ fn unpack_plain(
     root: &Path,
     sums: &mut SumsWriter,
     plain: Hashing<Box<dyn Read + '_>>,
+    reserve: Least,
 ) -> Result<(String, u64), Error> {
     let mut tree = Tree::new(root).map_err(|source| write("open", root, source))?;
     let mut tar = TarStream::new(plain);
@@ -100,10 +105,10 @@ fn unpack_plain(
             return Err(Error::TooMuch { what: "entries", max: ENTRIES_MAX });
         }
         // An entry costs an inode and a name even when it is empty.
-        unchecked += entry.size + 512;
+        unchecked = unchecked.saturating_add(entry.size).saturating_add(512);
         if unchecked >= SPACE_CHECK_BYTES {
             unchecked = 0;
-            check_space(&tree, entry.size)?;
+            check_space(&tree, entry.size, reserve)?;
         }
         if let Written::File { bytes, crc } = tree.write(&entry, &mut tar)? {
             size_bytes += bytes;
@@ -114,15 +119,22 @@ fn unpack_plain(
         sums.retract(&path)?;
     }
     let mut plain = tar.into_inner();
-    io::copy(&mut plain, &mut io::sink()).map_err(Error::Stream)?;
+    let trailer = io::copy(&mut plain.by_ref().take(TRAILER_BYTES_MAX + 1), &mut io::sink());
+    if trailer.map_err(Error::Stream)? > TRAILER_BYTES_MAX {
+        return Err(Error::TooMuch { what: "bytes after its end", max: TRAILER_BYTES_MAX });
+    }
     Ok((plain.hasher.finish(), size_bytes))
 }
 
 /// Refuses when writing `bytes` would take the node's reserve.
-fn check_space(tree: &Tree, bytes: u64) -> Result<(), Error> {
+fn check_space(tree: &Tree, bytes: u64, reserve: Least) -> Result<(), Error> {
     let stat = fstatvfs(tree.root()).map_err(|errno| write("statvfs", Path::new("."), errno.into()))?;
-    let free = stat.blocks_available() as u64 * stat.fragment_size() as u64;
-    if free < bytes.saturating_add(RESERVE_BYTES) { Err(Error::NoSpace { free }) } else { Ok(()) }
+    let bytes_of = |blocks: u64| blocks * stat.fragment_size() as u64;
+    let free = bytes_of(stat.blocks_available() as u64);
+    // Blocks that are kept for root are nobody's, as for the node's own thresholds.
+    let used = bytes_of(stat.blocks() as u64 - stat.blocks_free() as u64);
+    let kept = reserve.of(used + free).max(RESERVE_BYTES);
+    if free < bytes.saturating_add(kept) { Err(Error::NoSpace { free, kept }) } else { Ok(()) }
 }
 
 fn write(operation: &'static str, path: &Path, source: io::Error) -> Error {
