@@ -1,15 +1,15 @@
-//! A small client of the Kubernetes API: one connection, one kubeconfig.
+//! A small client of the Kubernetes API: one kubeconfig, and one connection for what is answered in a piece.
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use anyhow::{Context, bail};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, Response, body::Incoming, header};
+use hyper::{Method, Request, Response, body::Incoming, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use serde::Deserialize;
@@ -65,12 +65,16 @@ struct Context_ {
     namespace: Option<String>,
 }
 
+type Sender = http1::SendRequest<Full<Bytes>>;
+
 /// The API server and who we are to it.
 pub struct Client {
     host: String,
     port: u16,
     token: Option<String>,
     tls: TlsConnector,
+    /// The connection whose last answer was read to its end: a handshake costs more than most answers.
+    idle: Mutex<Option<Sender>>,
     /// The context's namespace.
     pub namespace: String,
 }
@@ -107,12 +111,42 @@ impl Client {
             port,
             token: user.token.clone(),
             tls: TlsConnector::from(Arc::new(tls(&cluster, &user, folder)?)),
+            idle: Mutex::default(),
             namespace: context.namespace.unwrap_or_else(|| "default".to_owned()),
         })
     }
 
     /// Sends a request and returns the answer whatever its status. `path` starts with `/`.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>> {
+        Ok(self.exchange(request).await?.0)
+    }
+
+    /// As [`Self::send`], with the connection, which is free again when the answer was read to its end.
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<(Response<Incoming>, Sender)> {
+        let (mut parts, body) = request.into_parts();
+        parts.headers.insert(header::HOST, format!("{}:{}", self.host, self.port).parse()?);
+        parts.headers.insert(header::USER_AGENT, concat!("sampan/", env!("CARGO_PKG_VERSION")).parse()?);
+        if let Some(token) = &self.token {
+            parts.headers.insert(header::AUTHORIZATION, format!("Bearer {token}").parse()?);
+        }
+        let mut request = Request::from_parts(parts, body);
+        let idle = self.idle.lock().expect("no holder of the connection's lock panics").take();
+        if let Some(mut sender) = idle {
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok((response, sender)),
+                // The server has closed it meanwhile, and has not seen the request.
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(error.into_error().into()),
+                },
+            }
+        }
+        let mut sender = self.connect().await?;
+        let response = sender.send_request(request).await?;
+        Ok((response, sender))
+    }
+
+    async fn connect(&self) -> anyhow::Result<Sender> {
         let at = format!("{}:{}", self.host, self.port);
         let tcp = TcpStream::connect((self.host.as_str(), self.port))
             .await
@@ -121,46 +155,52 @@ impl Client {
         let name =
             ServerName::try_from(self.host.clone()).with_context(|| format!("server name {}", self.host))?;
         let tls = self.tls.connect(name, tcp).await.with_context(|| format!("TLS with {at}"))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
-        // The connection ends with its response; the process is short-lived.
+        let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
+        // The connection ends with its sender and its last response; the process is short-lived.
         tokio::spawn(connection.with_upgrades());
-        let (mut parts, body) = request.into_parts();
-        parts.headers.insert(header::HOST, at.parse()?);
-        parts.headers.insert(header::USER_AGENT, concat!("sampan/", env!("CARGO_PKG_VERSION")).parse()?);
-        if let Some(token) = &self.token {
-            parts.headers.insert(header::AUTHORIZATION, format!("Bearer {token}").parse()?);
-        }
-        Ok(sender.send_request(Request::from_parts(parts, body)).await?)
+        Ok(sender)
     }
 
     /// Sends and wants a success; anything else becomes [`Refused`].
     pub async fn expect(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Response<Incoming>> {
-        let response = self.send(request).await?;
+        let (response, sender) = self.exchange(request).await?;
         if response.status().is_success() {
             return Ok(response);
         }
         let code = response.status().as_u16();
+        Err(refused(code, &self.read(response, sender).await?).into())
+    }
+
+    /// Reads an answer to its end and keeps the connection.
+    async fn read(&self, response: Response<Incoming>, sender: Sender) -> anyhow::Result<Bytes> {
         let body = response.into_body().collect().await?.to_bytes();
-        let status: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let text = |field: &str| status[field].as_str().map(str::to_owned);
-        Err(Refused {
-            code,
-            reason: text("reason").unwrap_or_default(),
-            message: text("message").unwrap_or_else(|| String::from_utf8_lossy(&body).trim().to_owned()),
-        }
-        .into())
+        *self.idle.lock().expect("no holder of the connection's lock panics") = Some(sender);
+        Ok(body)
     }
 
     /// A request with a JSON answer.
     pub async fn json(&self, request: Request<Full<Bytes>>) -> anyhow::Result<(u16, Value)> {
-        let response = self.expect(request).await?;
-        let code = response.status().as_u16();
-        let body = response.into_body().collect().await?.to_bytes();
-        Ok((code, serde_json::from_slice(&body).context("the server's answer is not JSON")?))
+        let (response, sender) = self.exchange(request).await?;
+        let (status, body) = (response.status(), self.read(response, sender).await?);
+        if !status.is_success() {
+            return Err(refused(status.as_u16(), &body).into());
+        }
+        Ok((status.as_u16(), serde_json::from_slice(&body).context("the server's answer is not JSON")?))
     }
 
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         Ok(self.json(request(Method::GET, path, "application/json", None)?).await?.1)
+    }
+}
+
+/// What the server says in an answer that is no success.
+fn refused(code: u16, body: &[u8]) -> Refused {
+    let status: Value = serde_json::from_slice(body).unwrap_or_default();
+    let text = |field: &str| status[field].as_str().map(str::to_owned);
+    Refused {
+        code,
+        reason: text("reason").unwrap_or_default(),
+        message: text("message").unwrap_or_else(|| String::from_utf8_lossy(body).trim().to_owned()),
     }
 }
 

@@ -1,9 +1,13 @@
 //! Which resources the server has, by every name people call them.
 
 use anyhow::bail;
+use hyper::Method;
 use serde_json::Value;
 
-use super::client::Client;
+use super::client::{Client, request};
+
+/// All of the server's resources in two answers (every server since Kubernetes 1.30 can).
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// A resource of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,40 +62,36 @@ impl Resource {
 /// All resources, preferred versions first.
 pub async fn resources(client: &Client) -> anyhow::Result<Vec<Resource>> {
     let mut found = Vec::new();
-    collect(&client.get("/api/v1").await?, "", "v1", &mut found);
-    let groups = client.get("/apis").await?;
-    for group in groups["groups"].as_array().into_iter().flatten() {
-        let name = group["name"].as_str().unwrap_or_default();
-        for version in group["versions"].as_array().into_iter().flatten() {
-            let version = version["version"].as_str().unwrap_or_default();
-            let list = client.get(&format!("/apis/{name}/{version}")).await?;
-            collect(&list, name, version, &mut found);
-        }
+    for path in ["/api", "/apis"] {
+        let (_, groups) = client.json(request(Method::GET, path, AGGREGATED, None)?).await?;
+        collect(&groups, &mut found);
     }
     Ok(found)
 }
 
-fn collect(list: &Value, group: &str, version: &str, found: &mut Vec<Resource>) {
+/// The resources of an `APIGroupDiscoveryList`.
+fn collect(groups: &Value, found: &mut Vec<Resource>) {
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-    let texts = |v: &Value| v.as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
-    for r in list["resources"].as_array().into_iter().flatten() {
-        let plural = text(&r["name"]);
-        if plural.contains('/') {
-            continue;
+    let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
+    let texts = |v: &Value| list(v).iter().map(text).collect::<Vec<_>>();
+    for group in list(&groups["items"]) {
+        for version in list(&group["versions"]) {
+            found.extend(list(&version["resources"]).iter().map(|r| {
+                let kind = text(&r["responseKind"]["kind"]);
+                let singular = Some(text(&r["singularResource"])).filter(|s| !s.is_empty());
+                Resource {
+                    group: text(&group["metadata"]["name"]),
+                    version: text(&version["version"]),
+                    singular: singular.unwrap_or_else(|| kind.to_lowercase()),
+                    kind,
+                    plural: text(&r["resource"]),
+                    short_names: texts(&r["shortNames"]),
+                    categories: texts(&r["categories"]),
+                    namespaced: r["scope"] == "Namespaced",
+                    verbs: texts(&r["verbs"]),
+                }
+            }));
         }
-        let kind = text(&r["kind"]);
-        let singular = Some(text(&r["singularName"])).filter(|s| !s.is_empty());
-        found.push(Resource {
-            group: group.to_owned(),
-            version: version.to_owned(),
-            singular: singular.unwrap_or_else(|| kind.to_lowercase()),
-            kind,
-            plural,
-            short_names: texts(&r["shortNames"]),
-            categories: texts(&r["categories"]),
-            namespaced: r["namespaced"].as_bool().unwrap_or_default(),
-            verbs: texts(&r["verbs"]),
-        });
     }
 }
 
