@@ -8,7 +8,8 @@
 # A Debian kernel in qemu (emulated: no KVM is needed), 512 MiB, up to 4 cores, cgroup version 2 only, no
 # network. First boot: the node gets ready, the demo's Deployment, Service and Ingress work, and a volume
 # holds no more than its claim says (the disk has project quotas). While it writes, qemu is killed. Second
-# boot: every acknowledged write is there, and all is back by itself.
+# boot: every acknowledged write is there, and all is back by itself; an NFS server that accepts and never
+# answers holds up neither another pod, nor the node, nor its pod's end.
 # As root on Debian 12; the kernel and the rest come from Debian's packages. State is in target/boot.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -106,7 +107,9 @@ make_initramfs() {
 fill_root() {
     local part
     mkdir -p "$root"/{bin,sbin,etc,proc,sys,dev,run,tmp,root,var/lib,usr/local/bin,boot-test} "$root/lib/modules/$release"
-    for part in fs/overlayfs net lib crypto drivers/net/veth.ko drivers/net/dummy.ko drivers/net/vxlan; do
+    for part in fs/overlayfs fs/nfs fs/nfs_common fs/lockd fs/netfs fs/fscache net lib crypto \
+        drivers/net/veth.ko drivers/net/dummy.ko drivers/net/vxlan; do
+        [ -e "$modules/kernel/$part" ] || continue
         mkdir -p "$root/lib/modules/$release/kernel/$(dirname "$part")"
         cp -r "$modules/kernel/$part" "$root/lib/modules/$release/kernel/$part"
     done

@@ -64,6 +64,10 @@ pub enum Done {
     Killed {
         container: String,
     },
+    GivenUp {
+        container: String,
+        result: Result<(), runtime::Error>,
+    },
     TornDown {
         result: Result<(), String>,
         forever: bool,
@@ -77,7 +81,7 @@ pub enum Done {
     },
 }
 
-/// Volumes, namespaces, address.
+/// Volumes, namespaces, address: volumes beside the rest, for tokens come from the master.
 pub async fn set_up(
     shared: &Shared,
     wanted: &Wanted,
@@ -86,8 +90,22 @@ pub async fn set_up(
     if let Some(message) = security::unsupported(wanted) {
         return Err(("FailedCreatePodSandBox", message));
     }
-    let tokens = tokens(shared, wanted).await;
-    let mounted = volumes::set_up(shared, wanted, ip, &tokens).await.map_err(|e| ("FailedMount", e))?;
+    let volumes = async {
+        let tokens = tokens(shared, wanted).await;
+        let mounted = volumes::set_up(shared, wanted, ip, &tokens).await.map_err(|e| ("FailedMount", e))?;
+        Ok((mounted, tokens))
+    };
+    // Both to their end: what is half made must not be made a second time beside it.
+    let (ready, joined) = tokio::join!(volumes, join_network(shared, wanted, ip));
+    ready.and_then(|ready| joined.map(|()| ready))
+}
+
+/// The pod's namespaces, and its address in them.
+async fn join_network(
+    shared: &Shared,
+    wanted: &Wanted,
+    ip: Option<Ipv4Addr>,
+) -> Result<(), (&'static str, String)> {
     let failed =
         |e: &dyn std::fmt::Display| ("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {e}"));
     crash::point(crash::DAEMON);
@@ -102,7 +120,7 @@ pub async fn set_up(
         shared.network.attach(&wanted.uid, &netns, ip).await.map_err(|e| failed(&e))?;
     }
     crash::point(crash::DAEMON);
-    Ok((mounted, tokens))
+    Ok(())
 }
 
 /// Refuses a pod whose RuntimeClass wants another runtime than there is.

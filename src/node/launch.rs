@@ -128,11 +128,20 @@ pub async fn fetch(
     if policy == "Never" {
         let message = format!("Container image {reference:?} is not present with pull policy of Never");
         say(true, "ErrImageNeverPull", message.clone());
+        say(true, "Failed", "Error: ErrImageNeverPull".to_owned());
         return Err(Refusal { reason: "ErrImageNeverPull", message });
     }
     say(false, "Pulling", format!("Pulling image {reference:?}"));
     let begun = Instant::now();
-    match shared.images.pull(reference, &credentials(shared, wanted, reference), None).await {
+    let credentials = credentials(shared, wanted, reference);
+    let pulled = tokio::select! {
+        pulled = shared.images.pull(reference, &credentials, None) => pulled,
+        () = wanted.ending.cancelled() => {
+            let message = format!("the pod ends while image {reference:?} is pulled");
+            return Err(Refusal { reason: "ErrImagePull", message });
+        }
+    };
+    match pulled {
         Ok(image) => {
             let took = go_seconds(begun.elapsed());
             say(
@@ -145,10 +154,8 @@ pub async fn fetch(
             );
             Ok(image)
         }
-        Err(image::Error::InvalidReference(name)) => {
-            let message = format!(
-                "Failed to apply default image tag {reference:?}: couldn't parse image name {name:?}: invalid reference format"
-            );
+        Err(image::Error::InvalidReference(error)) => {
+            let message = format!("Failed to apply default image tag {reference:?}: {error}");
             say(true, "InspectFailed", message.clone());
             say(true, "Failed", "Error: InvalidImageName".to_owned());
             Err(Refusal { reason: "InvalidImageName", message })

@@ -36,6 +36,8 @@ pub enum Action {
     Prepare { container: String },
     /// preStop, stop signal, the grace period, SIGKILL.
     Kill { container: String, message: String, grace_seconds: i64 },
+    /// The start of a container that does not come to its end.
+    GiveUp { container: String },
     /// New limits for containers that run.
     Resize { containers: BTreeMap<String, ResourceRequirements> },
     /// Containers, sandbox, network and volumes.
@@ -142,7 +144,15 @@ fn end(wanted: &Wanted, record: &Record, live: &Live, plan: &mut Plan, now: Time
         busy || matches!(live.now(&c.name, record), Now::Running { .. } | Now::Starting)
     };
     let mut kill = |container: &Container, grace_seconds: i64| {
-        let job = live.container(&container.name).job;
+        let LiveContainer { job, given_up, .. } = live.container(&container.name);
+        if let (Some(Job::Starting), false, Some(until)) = (job, given_up, live.ending) {
+            // A volume may be silent: its container would never be there to be stopped.
+            if is_ahead(until, jiff::SignedDuration::from_secs(grace.max(1)), now) {
+                plan.wake_at(until);
+            } else {
+                plan.actions.push(Action::GiveUp { container: container.name.clone() });
+            }
+        }
         let running = matches!(live.now(&container.name, record), Now::Running { .. });
         if job.is_none() && running {
             plan.actions.push(Action::Kill {
@@ -515,6 +525,7 @@ mod tests {
             Action::Setup => "setup".into(),
             Action::Prepare { container } => format!("prepare {container}"),
             Action::Kill { container, grace_seconds, .. } => format!("kill {container} {grace_seconds}"),
+            Action::GiveUp { container } => format!("give up {container}"),
             Action::Resize { containers } => format!("resize {}", containers.len()),
             Action::Teardown => "teardown".into(),
         }
@@ -553,6 +564,15 @@ mod tests {
         case.live.ending = Some(t(9));
         let mut case = case.ended("a", 0);
         assert_eq!(kills(&case), ["kill b 3"]);
+        // Its start may hang: it has its time like a container that runs, and no more.
+        case.live.containers.get_mut("b").unwrap().job = Some(Job::Starting);
+        assert!(kills(&case).is_empty());
+        assert_eq!(case.plan(true).wake, Some(t(9)));
+        case.live.ending = Some(t(5));
+        assert_eq!(kills(&case), ["give up b"]);
+        case.live.containers.get_mut("b").unwrap().given_up = true;
+        assert!(kills(&case).is_empty());
+        case.live.ending = Some(t(9));
         case.live.containers.get_mut("b").unwrap().job = Some(Job::Stopping);
         assert!(kills(&case).is_empty());
         let case = case.ended("b", 0);

@@ -6,7 +6,10 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, ResourceRequirements};
 use serde::{Deserialize, Serialize};
 
-use crate::runtime::{ContainerState, Exit};
+use crate::{
+    runtime::{ContainerState, Exit},
+    tasks::CancellationToken,
+};
 
 /// The first pause before a container is started again, or an image pulled again (kubelet's
 /// `containerBackOffPeriod`).
@@ -40,6 +43,8 @@ pub struct Wanted {
     pub namespace: String,
     pub name: String,
     pub uid: String,
+    /// Cancelled when the pod has to end: what only its start needs is not waited for then.
+    pub ending: CancellationToken,
     /// `spec.ephemeralContainers` as containers.
     ephemeral: Vec<Container>,
 }
@@ -58,6 +63,7 @@ impl Wanted {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
+            ending: CancellationToken::new(),
             ephemeral,
             spec,
             pod,
@@ -338,6 +344,8 @@ pub struct LiveContainer {
     /// The newest attempt's state, as the runtime has it.
     pub state: Option<ContainerState>,
     pub job: Option<Job>,
+    /// Its start took too long, and was told to end.
+    pub given_up: bool,
     pub failure: Option<Failure>,
     pub crash: Backoff,
     pub pull: Backoff,

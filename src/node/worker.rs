@@ -211,7 +211,9 @@ impl Worker {
         match mail {
             Mail::Wanted(item) => match item.read() {
                 Ok(pod) => {
-                    self.wanted = Wanted::new(pod);
+                    let mut wanted = Wanted::new(pod);
+                    wanted.ending = self.wanted.ending.clone();
+                    self.wanted = wanted;
                     self.wanted.allocate(&self.record.allocated);
                     // Labels and annotations are shown in volumes.
                     self.refresh();
@@ -342,6 +344,7 @@ impl Worker {
             self.live.torn_down = false;
         }
         if over || self.record.verdict.is_some() {
+            self.wanted.ending.cancel();
             self.hurry(now);
         }
         let Plan { actions, waiting, mut wake, verdict, crashed, anew } =
@@ -542,6 +545,14 @@ impl Worker {
                     Done::Killed { container }
                 });
             }
+            Action::GiveUp { container } => {
+                self.live(&container).given_up = true;
+                let attempt = self.record.container(&container).attempts.saturating_sub(1);
+                let id = container_id(&wanted.uid, &container, attempt);
+                self.jobs.spawn(async move {
+                    Done::GivenUp { result: shared.runtime.kill(&id).await, container }
+                });
+            }
             Action::Resize { containers } => {
                 self.live.resizing = true;
                 let record = self.record.clone();
@@ -627,6 +638,11 @@ impl Worker {
                 }
             }
             Done::Killed { container } => self.live(&container).job = None,
+            Done::GivenUp { result: Ok(()) | Err(runtime::Error::NotFound(_)), .. } => {}
+            Done::GivenUp { container, result: Err(error) } => {
+                tracing::warn!(pod = self.wanted.full_name(), container, %error, "giving up a start");
+                self.live(&container).given_up = false;
+            }
             Done::TornDown { result: Ok(()), forever } => {
                 self.live.tearing = false;
                 self.live.torn_down = true;
@@ -702,8 +718,13 @@ impl Worker {
         result: Result<Box<super::launch::Prepared>, super::launch::Refusal>,
     ) {
         let now = self.shared.clock.now();
+        let over = self.removed || self.wanted.deleting() || self.record.verdict.is_some();
         let prepared = match result {
             Ok(prepared) => prepared,
+            Err(_) if over => {
+                self.live(&name).job = None;
+                return;
+            }
             Err(refusal) => {
                 if matches!(refusal.reason, "ErrImagePull" | "InvalidImageName") {
                     self.live(&name).pull.note(now);
@@ -721,7 +742,6 @@ impl Worker {
                 return;
             }
         };
-        let over = self.removed || self.wanted.deleting() || self.record.verdict.is_some();
         let Some((_, container)) = self.wanted.container(&name).filter(|_| !over) else {
             self.live(&name).job = None;
             return;
@@ -745,6 +765,7 @@ impl Worker {
         let live = self.live(&name);
         live.failure = None;
         live.doomed = None;
+        live.given_up = false;
         live.state = None;
         live.started = false;
         live.ready = false;

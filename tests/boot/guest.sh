@@ -95,6 +95,27 @@ a_volume_holds_what_it_says() {
     grep -q VolumeResizeSuccessful /tmp/last || { cat /tmp/last; fail "no event of the volume's growth"; }
     ! grep -q VolumeSizeNotEnforced /tmp/last || fail "an event says that the size is not enforced"
 }
+hung_pods() {
+    local name volumes='' mounts=''
+    for name in free hung; do
+        [ $name = free ] || { volumes=', volumes: [{name: v, nfs: {server: 127.0.0.1, path: /x}}]'; mounts=', volumeMounts: [{name: v, mountPath: /v}]'; }
+        printf -- '---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec: {containers: [{name: c, image: sampan.dev/demo, command: [sleep, infinity]%s}], terminationGracePeriodSeconds: 1%s}\n' \
+            $name "$mounts" "$volumes"
+    done
+}
+is_free() { sampan get pod free --no-headers | grep -q ' Running '; }
+silence_is_told() { sampan get events | grep -q 'the file system is silent'; }
+hung_is_gone() { ! sampan get pod hung >/dev/null 2>&1; }
+hung_export() {
+    busybox nc -ll -p 2049 -e /bin/busybox sleep 600 &
+    hung_pods | sampan apply -f - || fail "apply of pods with a hung export"
+    until_true 60 "a pod beside a hung export runs" is_free
+    until_true 120 "the hung export is told of" silence_is_told
+    until_true 10 "the node is ready with a hung export" node_ready
+    sampan delete pod hung --wait=false || fail "delete of a pod with a hung export"
+    until_true 60 "a pod with a hung export ends" hung_is_gone
+    kill $!
+}
 
 before() { :; }
 after() { :; }
@@ -120,6 +141,7 @@ second)
     until_true 60 "the volume has what was written" sampan exec filler -- /bin/ls /room/some
     refuses 512 much
     write 5001 5003
+    hung_export
     after
     say "PASSED"
     ;;

@@ -2,13 +2,18 @@
 
 use std::{
     fs::{self, File},
-    os::fd::AsRawFd,
+    io::{Read, Write},
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 use sampan::crash;
 
 use crate::{
@@ -94,6 +99,112 @@ fn a_file_system_that_is_silent_stalls_no_other_pod() {
     node.k(&["wait", "--for=condition=Ready", "pod/later", "--timeout=60s"]);
     silent.give_up();
     node.k(&["delete", "pods", "--all"]);
+}
+
+/// Answers what the root folder itself is asked for, until told to stop.
+fn answer_for_the_root(server: &File, stop: &AtomicBool) {
+    const GETATTR: u32 = 3;
+    const STATFS: u32 = 17;
+    const INIT: u32 = 26;
+    /// Forget and interrupt want no answer.
+    const UNANSWERED: [u32; 2] = [2, 36];
+    let mut server = server.try_clone().unwrap();
+    let mut request = vec![0; 1 << 17];
+    while !stop.load(Ordering::Relaxed) {
+        let mut fds = [PollFd::new(server.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::from(50u8)).unwrap_or(0) == 0 {
+            continue;
+        }
+        // Gone with its mount.
+        let Ok(_) = server.read(&mut request) else { return };
+        let word = |at: usize| u32::from_le_bytes(request[at..at + 4].try_into().unwrap());
+        // linux/fuse.h: `fuse_init_out`, `fuse_attr_out` of a folder, `fuse_statfs_out`.
+        let (error, body) = match word(4) {
+            INIT => {
+                let mut body = vec![0; 64];
+                body[..12].copy_from_slice(&request[40..52]);
+                body[20..24].copy_from_slice(&4096u32.to_le_bytes());
+                (0, body)
+            }
+            GETATTR => {
+                let mut body = vec![0; 104];
+                body[0] = 1;
+                body[16] = 1;
+                body[76..80].copy_from_slice(&(libc::S_IFDIR | 0o755).to_le_bytes());
+                body[80] = 2;
+                (0, body)
+            }
+            STATFS => (0, vec![0; 80]),
+            other if UNANSWERED.contains(&other) => continue,
+            _ => (-libc::ENOSYS, Vec::new()),
+        };
+        let mut answer = (16 + body.len() as u32).to_le_bytes().to_vec();
+        answer.extend(i32::to_le_bytes(error));
+        answer.extend_from_slice(&request[8..16]);
+        answer.extend(body);
+        server.write_all(&answer).unwrap();
+    }
+}
+
+/// Exports whose server has fallen silent after they were mounted: one before a container has begun, one before
+/// it reads. The kernel of most machines that run tests has no NFS, so a file system without a server lies
+/// where the export would. `tests/boot.sh` has the real one, with a server that accepts and never answers.
+#[test]
+fn exports_that_fall_silent_stall_neither_their_pods_end_nor_anybody_else() {
+    let node = board("hung");
+    let container = r#"  - name: reader
+    image: sampan.dev/demo
+    command: [/sampan, demo, sleep, infinity]
+    volumeMounts: [{name: v, mountPath: /v}]
+  volumes: [{name: v, nfs: {server: 127.0.0.1, path: /export}}]"#;
+    let names = ["stuck", "hung"];
+    let silent = names.map(|name| {
+        node.apply(&sleeper(name, container));
+        // Whatever the kernel says of an export that is not there, the pod waits for it.
+        let selector = format!("involvedObject.name={name}");
+        node.wait_output(&["get", "events", "--field-selector", &selector], "the mount to fail", |text| {
+            text.contains("FailedMount")
+        });
+        let uid = node.k(&["get", "pod", name, "-o", "jsonpath={.metadata.uid}"]);
+        Silent::mount(&node.dir.path().join(format!("data/agent/pods/{uid}/volumes/kubernetes.io~nfs/v")))
+    });
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| answer_for_the_root(silent[1].server.as_ref().unwrap(), &stop));
+        // Also when something fails below.
+        let _end = Ending(&stop);
+        node.wait_output(&["get", "pod", "hung"], "the reader to run", |text| text.contains("2/2"));
+        node.wait_output(&["get", "pod", "stuck"], "the other container to run", |text| text.contains("1/2"));
+        // What was not taken by its server can be given up, as a request to an NFS server can.
+        stop.store(true, Ordering::Relaxed);
+        let cat = ["exec", "hung", "-c", "reader", "--", "/sampan", "demo", "cat", "/v/file"];
+        let mut reading =
+            node.kubectl().args(cat).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // What looks at pods does not look into it: usage, the node's state, a command beside, another pod.
+        for name in names {
+            assert_eq!(node.k(&["exec", name, "-c", "c", "--", "/sampan", "demo", "echo", "hi"]), "hi\n");
+        }
+        node.apply(&sleeper("free", ""));
+        node.k(&["wait", "--for=condition=Ready", "pod/free", "--timeout=60s"]);
+        let summary = format!("/api/v1/nodes/{}/proxy/stats/summary", node.name);
+        let summary = node.k(&["get", "--raw", &summary]);
+        node.wait_output(&["top", "pods"], "usage", |text| text.contains("free"));
+        assert!(names.iter().all(|name| summary.contains(name)), "{summary}");
+        assert!(node.k(&["get", "node", &node.name]).contains(" Ready"));
+        assert!(reading.try_wait().unwrap().is_none(), "the reader waits for an answer that never comes");
+        node.k(&["delete", "pods", "--all", "--timeout=60s"]);
+        let _ = reading.wait();
+        wait_for_nothing(&node);
+    });
+}
+
+/// Sets a flag at its end.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// What is left of pods on the board.
