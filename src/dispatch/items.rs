@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Options, shared::Part};
 use crate::{
-    kinds::{self, registry, volumes},
+    kinds::{self, placement, registry, volumes},
     mqtt::messages::{Item, ItemKey, ItemKind, NodeConfig},
     objects::Objects,
     store::Object,
@@ -71,6 +71,17 @@ pub fn item(kind: ItemKind, namespace: &str, name: &str, body: &impl serde::Seri
     Item::new(ItemKey::new(kind, namespace, name), body)
 }
 
+/// The taints that a node's pods have to go for, but for those that say that the node is not heard of.
+fn expelling_taints(node: &Node) -> Vec<(String, String)> {
+    let all = placement::taints(node).into_iter().flatten();
+    all.filter(|taint| taint.effect == placement::NO_EXECUTE)
+        .filter(|taint| {
+            ![placement::TAINT_NOT_READY, placement::TAINT_UNREACHABLE].contains(&taint.key.as_str())
+        })
+        .map(|taint| (taint.key.clone(), taint.value.clone().unwrap_or_default()))
+        .collect()
+}
+
 /// What one node alone knows: its configuration, its pods (by namespace and name), and what they
 /// refer to.
 pub fn of_node<'a>(
@@ -88,6 +99,7 @@ pub fn of_node<'a>(
         cluster_dns: options.cluster_dns.clone(),
         cluster_domain: options.cluster_domain.clone(),
         labels: node.as_ref().and_then(|n| n.metadata.labels.clone()).unwrap_or_default(),
+        taints: node.as_deref().map(expelling_taints).unwrap_or_default(),
         endpoints: options.endpoints.clone(),
     };
     items.push(item(ItemKind::Config, "", name, &config));

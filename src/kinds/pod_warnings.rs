@@ -49,6 +49,9 @@ const UNSUPPORTED_VOLUMES: &[&str] = &[
     "vsphereVolume",
 ];
 
+/// Parts of projected volumes that nobody here makes.
+const UNSUPPORTED_PROJECTIONS: &[&str] = &["clusterTrustBundle", "podCertificate"];
+
 /// Warnings about a pod.
 pub fn of_pod(pod: &Value) -> Vec<String> {
     let mut warnings =
@@ -110,6 +113,20 @@ fn of_spec(spec: &At<'_>, warnings: &mut Vec<String>) {
                 volume.path
             ));
         }
+    }
+    for volume in spec.get("volumes").items() {
+        for source in volume.get("projected").get("sources").items() {
+            for kind in UNSUPPORTED_PROJECTIONS.iter().filter(|kind| source.get(kind).is_set()) {
+                warnings.push(format!(
+                    "{}.{kind}: not supported by this cluster; the pod will not start",
+                    source.path
+                ));
+            }
+        }
+    }
+    if spec.get("schedulingGroup").is_set() {
+        let path = spec.get("schedulingGroup").path;
+        warnings.push(format!("{path}: not supported by this cluster; the pod is scheduled by itself"));
     }
     if !spec.get("resourceClaims").is_empty() {
         let path = spec.get("resourceClaims").path;
@@ -222,7 +239,11 @@ mod tests {
         let pod = json!({"metadata": {"name": "a.b"}, "spec": {
             "nodeSelector": {"beta.kubernetes.io/os": "linux"},
             "hostUsers": false,
-            "volumes": [{"name": "v", "csi": {"driver": "d"}}],
+            "schedulingGroup": {"podGroupName": "g"},
+            "volumes": [
+                {"name": "v", "csi": {"driver": "d"}},
+                {"name": "p", "projected": {"sources": [{"secret": {}}, {"podCertificate": {"signerName": "s"}}]}},
+            ],
             "containers": [{"name": "c", "env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}],
                 "resources": {"limits": {"memory": "100m"}}}],
         }});
@@ -232,6 +253,8 @@ mod tests {
                 "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: [must not contain dots]",
                 "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead",
                 "spec.volumes[0].csi: not supported by this cluster; the pod will not start",
+                "spec.volumes[1].projected.sources[1].podCertificate: not supported by this cluster; the pod will not start",
+                "spec.schedulingGroup: not supported by this cluster; the pod is scheduled by itself",
                 "spec.hostUsers: user namespaces are not supported by this cluster; the pod will not start",
                 "spec.containers[0].resources.limits[memory]: fractional byte value \"100m\" is invalid, must be an integer",
                 "spec.containers[0].env[1]: hides previous definition of \"A\", which may be dropped when using apply",

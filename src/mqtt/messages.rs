@@ -200,6 +200,9 @@ pub struct NodeConfig {
     pub cluster_domain: String,
     /// The labels of the node, as the master has them.
     pub labels: BTreeMap<String, String>,
+    /// Keys and values of the node's taints that pods have to go for (`NoExecute`), without those that the
+    /// master sets because it does not hear of the node: who reads this is heard of.
+    pub taints: Vec<(String, String)>,
     /// Where the broker is found (URLs), in the order they are tried; empty: where the node joined.
     pub endpoints: Vec<String>,
 }

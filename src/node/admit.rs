@@ -92,6 +92,10 @@ fn predicates(spec: &PodSpec, ground: &Ground) -> Result<(), Verdict> {
     if ports.iter().any(|port| ground.used_ports.iter().any(|used| port.collides(used))) {
         return failed("NodePorts", "node(s) didn't have free ports for the requested pod ports");
     }
+    let (taints, tolerations) = (placement::taints(&ground.node), spec.tolerations.as_ref());
+    if placement::untolerated(taints, tolerations, &[placement::NO_EXECUTE]).is_some() {
+        return failed("TaintToleration", "node(s) had taints that the pod didn't tolerate");
+    }
     Ok(())
 }
 
@@ -323,6 +327,21 @@ mod tests {
         ] {
             assert_eq!(verdict(spec, &ground), expect);
         }
+        let taints = json!([
+            {"key": "old", "value": "x", "effect": "NoExecute"},
+            {"key": "full", "effect": "NoSchedule"},
+        ]);
+        let tainted = Ground {
+            node: serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": {"taints": taints}}))
+                .unwrap(),
+            ..Ground::default()
+        };
+        assert_eq!(
+            verdict(with(json!({})), &tainted),
+            "TaintToleration: Pod was rejected: Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate"
+        );
+        let tolerations = json!([{"key": "old", "operator": "Exists", "tolerationSeconds": 5}]);
+        assert_eq!(verdict(with(json!({"tolerations": tolerations})), &tainted), "admitted");
         let pressed = Ground { memory_pressure: true, ..Ground::default() };
         assert_eq!(
             verdict(with(json!({})), &pressed),

@@ -378,7 +378,8 @@ impl Written {
 
 /// The size that an emptyDir on disk may have.
 fn size_limit(volume: &Volume) -> Option<Quantity> {
-    let source = volume.empty_dir.as_ref().filter(|source| source.medium.as_deref() != Some("Memory"))?;
+    let source =
+        volume.empty_dir.as_ref().filter(|source| source.medium.as_deref().unwrap_or_default().is_empty())?;
     source.size_limit.as_ref()?.0.parse().ok().filter(|limit: &Quantity| !limit.is_zero())
 }
 

@@ -150,29 +150,22 @@ fn hugepages(resources: Option<&ResourceRequirements>) -> Vec<(String, i64)> {
     pages.collect()
 }
 
-/// The cgroup of the whole pod: sums; a limit only where every container has one.
+/// The cgroup of the whole pod: its own amounts or its containers', and its overhead; a limit only where
+/// the pod or every container has one (`ResourceConfigForPod`).
 pub fn pod(spec: &PodSpec, pids: Option<i64>) -> Resources {
-    let init = spec.init_containers.iter().flatten();
-    let sidecars: Vec<_> = init.clone().filter(|c| c.restart_policy.as_deref() == Some("Always")).collect();
-    let long: Vec<_> = spec.containers.iter().chain(sidecars).map(|c| c.resources.as_ref()).collect();
-    let short: Vec<_> = init
-        .filter(|c| c.restart_policy.as_deref() != Some("Always"))
-        .map(|c| c.resources.as_ref())
-        .collect();
-    let total = |read: fn(Option<&ResourceRequirements>, bool) -> Option<i64>, limits: bool| {
-        let sum: i64 = long.iter().filter_map(|r| read(*r, limits)).sum();
-        short.iter().filter_map(|r| read(*r, limits)).fold(sum, i64::max)
+    let (requests, limits) = (resources::pod_requests(spec), resources::pod_limits(spec));
+    let containers = || spec.init_containers.iter().flatten().chain(&spec.containers);
+    let limited = |name: &str| {
+        let has = |own: Option<&ResourceRequirements>| {
+            amount(pick(own, true).as_ref(), name).is_some_and(|amount| !amount.is_zero())
+        };
+        has(spec.resources.as_ref()) || containers().all(|c| has(c.resources.as_ref()))
     };
-    let all = |read: fn(Option<&ResourceRequirements>, bool) -> Option<i64>| {
-        long.iter().chain(&short).all(|r| read(*r, true).is_some_and(|v| v > 0))
-    };
-    let pod = spec.resources.as_ref();
-    let request = milli(pod, false).unwrap_or_else(|| total(milli, false).max(0));
-    let cpu = milli(pod, true).or_else(|| all(milli).then(|| total(milli, true)));
-    let bytes = memory(pod, true).or_else(|| all(memory).then(|| total(memory, true)));
+    let limit = |name: &str| limits.get(name).copied().filter(|_| limited(name));
+    let request = requests.get("cpu").map_or(0, |amount| amount.milli_value());
     Resources {
-        memory_bytes: bytes,
-        cpu_quota_us: cpu.map(quota),
+        memory_bytes: limit("memory").map(Quantity::value),
+        cpu_quota_us: limit("cpu").map(|amount| quota(amount.milli_value())),
         cpu_shares: Some(shares(request)),
         pids,
         hugepages: Vec::new(),
@@ -306,6 +299,20 @@ mod tests {
                 { "name": "b", "resources": serde_json::from_str::<serde_json::Value>(second).unwrap() },
             ]}))
         };
+        // An init container counts beside the sidecars that run already, and the overhead on top.
+        let with_init = wanted(serde_json::json!({
+            "overhead": {"memory": "5Mi", "cpu": "100m"},
+            "initContainers": [
+                { "name": "s", "restartPolicy": "Always", "resources": { "limits": { "memory": "10Mi" } } },
+                { "name": "i", "resources": { "limits": { "memory": "50Mi" } } },
+            ],
+            "containers": [{ "name": "a", "resources": { "limits": { "memory": "20Mi" } } }],
+        }));
+        let whole = pod(&with_init.spec, None);
+        assert_eq!(
+            (whole.memory_bytes, whole.cpu_quota_us, whole.cpu_shares),
+            (Some(65 << 20), None, Some(102))
+        );
         assert_eq!(pod(&two("{}").spec, None).memory_bytes, None);
         let both = pod(&two(r#"{"requests": {"cpu": "1"}, "limits": {"memory": "2Mi"}}"#).spec, None);
         assert_eq!((both.memory_bytes, both.cpu_shares), (Some(3 << 20), Some(2048)));

@@ -10,7 +10,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
-    api::core::v1::{Node, PodStatus},
+    api::core::v1::{Node, NodeSpec, PodStatus, Taint},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde_json::value::RawValue;
@@ -31,6 +31,7 @@ use crate::{
     clock::SharedClock,
     config::Limits,
     image::Images,
+    kinds::placement,
     mqtt::messages::{ItemKey, ItemKind, NodeConfig, NodeEvent, NodeInfo, PodReport},
     net::Network,
     runtime::Runtime,
@@ -236,13 +237,21 @@ impl Shared {
         let pressure = self.pressure();
         let parse = |(name, text): (&String, &String)| Some((name.clone(), text.parse().ok()?));
         let others = admit::used_by_others(&self.allocations(), uid);
-        let labels = Some(self.config().labels).filter(|labels| !labels.is_empty());
+        let config = self.config();
+        let labels = Some(config.labels).filter(|labels| !labels.is_empty());
+        let taints = config.taints.into_iter().map(|(key, value)| Taint {
+            key,
+            value: Some(value),
+            effect: placement::NO_EXECUTE.to_owned(),
+            time_added: None,
+        });
+        let spec = NodeSpec { taints: Some(taints.collect()), ..NodeSpec::default() };
         let metadata = ObjectMeta { name: Some(self.options.node.clone()), labels, ..ObjectMeta::default() };
         admit::Ground {
             allocatable: info.allocatable.iter().filter_map(parse).collect(),
             used: others.amounts,
             used_ports: others.ports,
-            node: Node { metadata, ..Node::default() },
+            node: Node { metadata, spec: Some(spec), ..Node::default() },
             apparmor: info::apparmor(),
             selinux: info::selinux(),
             allowed_unsafe_sysctls: self.options.limits.allowed_unsafe_sysctls.clone(),

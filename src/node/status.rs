@@ -14,13 +14,14 @@ use k8s_openapi::{
         ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, PodCondition, PodIP, PodStatus,
         ResourceRequirements, VolumeMount, VolumeMountStatus,
     },
-    apimachinery::pkg::apis::meta::v1::Time,
+    apimachinery::pkg::{api::resource::Quantity as ApiQuantity, apis::meta::v1::Time},
 };
 
 use super::{
     qos,
     record::{ContainerRecord, LOST_EXIT_CODE, Live, Now, Past, Record, Role, Wanted, container_id},
 };
+use crate::kinds::resources;
 
 /// Conditions that the node writes; the others of a pod belong to somebody else.
 pub const OWN_CONDITIONS: [&str; 4] =
@@ -97,7 +98,13 @@ pub fn compute(
     } else {
         record.ip.map(|ip| ip.to_string()).or_else(|| old.pod_ip.clone())
     };
+    // Amounts of the whole pod are told where the pod has any of its own.
+    let own = wanted.spec.resources.as_ref().filter(|own| own.requests.is_some() || own.limits.is_some());
+    let total =
+        || resources::pod_requests(&wanted.spec).into_iter().map(|(n, q)| (n, ApiQuantity(q.to_string())));
     PodStatus {
+        allocated_resources: own.map(|_| total().collect()),
+        resources: own.map(|own| ResourceRequirements { claims: None, ..own.clone() }),
         phase: Some(phase.to_owned()),
         reason,
         message,
@@ -235,6 +242,11 @@ fn container(
             };
             mounts.iter().map(one).collect()
         }),
+        stop_signal: spec
+            .lifecycle
+            .as_ref()
+            .and_then(|l| l.stop_signal.clone())
+            .filter(|_| known.attempts > 0),
         state: Some(state),
         last_state: Some(last_state.unwrap_or_default()),
         ..ContainerStatus::default()
@@ -577,6 +589,21 @@ mod tests {
         case.1.status = case.status();
         let later = compute(&case.0, &case.1, &case.2, &case.3, "192.0.2.1", t(90));
         assert_eq!(later, case.1.status);
+    }
+
+    #[test]
+    fn amounts_of_the_pod_and_the_stop_signal_are_told() {
+        let mut case = Case::new("Always").running();
+        assert_eq!(case.status().allocated_resources, None);
+        let own = serde_json::json!({"requests": {"cpu": "500m"}, "limits": {"cpu": "1", "memory": "64Mi"}});
+        case.0.spec.resources = serde_json::from_value(own).unwrap();
+        case.0.spec.containers[0].lifecycle =
+            serde_json::from_value(serde_json::json!({"stopSignal": "SIGUSR1"})).unwrap();
+        let status = case.status();
+        let told = serde_json::to_value(&status).unwrap();
+        assert_eq!(told["allocatedResources"], serde_json::json!({"cpu": "500m"}));
+        assert_eq!(told["resources"]["limits"]["memory"], "64Mi");
+        assert_eq!(told["containerStatuses"][0]["stopSignal"], "SIGUSR1");
     }
 
     #[test]

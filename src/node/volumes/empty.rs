@@ -1,32 +1,74 @@
-//! emptyDir volumes: a folder of the pod, on disk or in memory.
+//! emptyDir volumes: a folder of the pod, on disk, in memory or in huge pages.
 
-use std::{os::unix::fs::PermissionsExt, path::Path};
+use std::{collections::BTreeSet, os::unix::fs::PermissionsExt, path::Path};
 
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, PodSpec};
 use nix::mount::MsFlags;
 
 use super::{at, is_mount_point};
-use crate::kinds::quantity::Quantity;
+use crate::kinds::{quantity::Quantity, resources};
 
-/// Makes the folder; `memory_bytes` limits one in memory.
+const HUGE_PAGES: &str = "HugePages";
+const HUGE_PAGES_OF: &str = "HugePages-";
+
+/// Makes the folder; `memory_bytes` limits one in memory, `spec` says what huge pages the pod asks for.
 ///
 /// # Errors
 /// The message of a `FailedMount` event.
-pub fn make(path: &Path, source: &EmptyDirVolumeSource, memory_bytes: u64) -> Result<(), String> {
+pub fn make(
+    path: &Path,
+    source: &EmptyDirVolumeSource,
+    memory_bytes: u64,
+    spec: &PodSpec,
+) -> Result<(), String> {
     std::fs::create_dir_all(path).map_err(at(path))?;
     match source.medium.as_deref().unwrap_or_default() {
         "" => std::fs::set_permissions(path, PermissionsExt::from_mode(0o777)).map_err(at(path)),
-        "Memory" if is_mount_point(path) => Ok(()),
         "Memory" => {
             let options = match memory_bytes {
                 0 => "mode=777".to_owned(),
                 bytes => format!("mode=777,size={bytes}"),
             };
-            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-            nix::mount::mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))
-                .map_err(|e| format!("mount tmpfs at {}: {e}", path.display()))
+            mount("tmpfs", path, &options)
         }
-        other => Err(format!("emptyDir medium {other:?} is not supported by Sampan")),
+        medium if medium == HUGE_PAGES || medium.starts_with(HUGE_PAGES_OF) => {
+            let bytes = page_bytes(medium, spec)?;
+            mount("hugetlbfs", path, &format!("mode=777,pagesize={bytes}"))
+        }
+        other => Err(format!("unknown storage medium {other:?}")),
+    }
+}
+
+/// Mounts a file system on the folder, once.
+fn mount(kind: &str, path: &Path, options: &str) -> Result<(), String> {
+    if is_mount_point(path) {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    nix::mount::mount(Some(kind), path, Some(kind), flags, Some(options))
+        .map_err(|e| format!("mount {kind} at {}: {e}", path.display()))
+}
+
+/// The size of the pages of a medium of huge pages: the one it names, or the only one that containers of
+/// the pod ask for (`getPageSizeMountOption`).
+fn page_bytes(medium: &str, spec: &PodSpec) -> Result<i64, String> {
+    let size = |name: &str| name.parse::<Quantity>().ok().map(Quantity::value).filter(|bytes| *bytes > 0);
+    let asked: BTreeSet<i64> = resources::pod_requests(spec)
+        .iter()
+        .filter(|(_, amount)| !amount.is_zero())
+        .filter_map(|(name, _)| size(name.strip_prefix("hugepages-")?))
+        .collect();
+    if let Some(named) = medium.strip_prefix(HUGE_PAGES_OF) {
+        let bytes = size(named).ok_or_else(|| format!("medium {medium:?}: {named:?} is no size of pages"))?;
+        return match asked.contains(&bytes) {
+            true => Ok(bytes),
+            false => Err(format!("medium {medium:?}: no container of the pod asks for such pages")),
+        };
+    }
+    match asked.first() {
+        Some(bytes) if asked.len() == 1 => Ok(*bytes),
+        Some(_) => Err("multiple pagesizes for huge pages in one pod: the medium has to name one".to_owned()),
+        None => Err(format!("medium {medium:?}: no container of the pod asks for huge pages")),
     }
 }
 
@@ -57,6 +99,31 @@ fn pod_memory(spec: &PodSpec, bytes: impl Fn(&str) -> Option<u64>) -> Option<u64
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn huge_pages_have_the_size_that_is_named_or_asked_for() {
+        let pod = |limits: &str| -> PodSpec {
+            serde_json::from_str(&format!(
+                r#"{{"containers":[{{"name":"a","resources":{{"requests":{{{limits}}}}}}}]}}"#
+            ))
+            .unwrap()
+        };
+        let both = r#""hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi""#;
+        for (medium, requests, want) in [
+            ("HugePages", r#""hugepages-2Mi": "4Mi""#, Ok(2 << 20)),
+            ("HugePages-1Gi", both, Ok(1 << 30)),
+            ("HugePages", both, Err("multiple pagesizes")),
+            ("HugePages", r#""memory": "4Mi""#, Err("no container of the pod asks for huge pages")),
+            ("HugePages-2Mi", r#""memory": "4Mi""#, Err("no container of the pod asks for such pages")),
+            ("HugePages-x", both, Err("is no size of pages")),
+        ] {
+            match (page_bytes(medium, &pod(requests)), want) {
+                (Ok(bytes), Ok(want)) => assert_eq!(bytes, want, "{medium}"),
+                (Err(text), Err(want)) => assert!(text.contains(want), "{text}"),
+                (found, want) => panic!("{medium} {requests}: {found:?} instead of {want:?}"),
+            }
+        }
+    }
 
     #[test]
     fn memory_is_the_least_of_all_limits() {

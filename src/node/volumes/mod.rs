@@ -110,9 +110,9 @@ async fn own(
         let group = payload::Group::of(wanted).map(payload::Group::always);
         let node_bytes = u64::try_from(shared.memory_capacity()).unwrap_or(0);
         let memory = empty::memory_bytes(source, &wanted.spec, node_bytes);
-        let (source, made) = (source.clone(), path.clone());
+        let (source, made, spec) = (source.clone(), path.clone(), wanted.spec.clone());
         blocking(move || {
-            empty::make(&made, &source, memory)?;
+            empty::make(&made, &source, memory, &spec)?;
             group.map_or(Ok(()), |group| payload::own(&made, group, false).map_err(at(&made)))
         })
         .await?;
