@@ -31,7 +31,7 @@ while [ $# -gt 0 ]; do
     *) binary=$1; shift ;;
     esac
 done
-[ -f "$binary" ] || { sed -n '2,14p' "$0" | cut -c3-; exit 2; }
+[ -f "$binary" ] || { sed -n '2,13p' "$0" | cut -c3-; exit 2; }
 need_packages binutils busybox-static cpio e2fsprogs kmod
 [ -n "$arch" ] || case $(readelf -h "$binary" | sed -n 's/ *Machine: *//p') in
 *X86-64*) arch=x86_64 ;;

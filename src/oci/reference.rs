@@ -16,8 +16,20 @@ const DEFAULT_DOMAIN: &str = "docker.io";
 
 /// Text that is no reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("couldn't parse image name {0:?}: invalid reference format")]
+#[error("couldn't parse image name {name:?}: invalid reference format{more}", name = .0, more = upper_case(.0))]
 pub struct InvalidReference(pub String);
+
+/// What upstream adds for the commonest mistake.
+fn upper_case(text: &str) -> String {
+    let lower = text.to_ascii_lowercase();
+    let Some(path) = parse(&lower).map(|reference| reference.path).filter(|_| lower != text) else {
+        return String::new();
+    };
+    let written = |part: &str| lower.find(part).map(|at| text[at..at + part.len()].to_owned());
+    let official = || Some(format!("library/{}", written(path.strip_prefix("library/")?)?));
+    let name = written(&path).or_else(official).unwrap_or(path);
+    format!(": repository name ({name}) must be lowercase")
+}
 
 /// A normalised reference: has a domain, and a tag or a digest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -247,6 +259,21 @@ mod tests {
             long.as_str(),
         ] {
             assert!(matches!(written.parse::<Reference>(), Err(InvalidReference(_))), "{written:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_in_capitals_is_told_as_such() {
+        for (written, said) in [
+            (
+                "test.local/Team/App:1",
+                "invalid reference format: repository name (Team/App) must be lowercase",
+            ),
+            ("Nginx", "invalid reference format: repository name (library/Nginx) must be lowercase"),
+            ("a b", "couldn't parse image name \"a b\": invalid reference format"),
+        ] {
+            let error = written.parse::<Reference>().unwrap_err().to_string();
+            assert!(error.ends_with(said), "{error}");
         }
     }
 

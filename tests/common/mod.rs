@@ -328,6 +328,16 @@ impl Node {
         self.k(&["apply", "-f", &file.display().to_string()])
     }
 
+    /// As [`Node::apply`], with what kubectl says beside it: warnings.
+    pub fn apply_said(&self, manifest: &str) -> String {
+        let file = self.dir.path().join(unique("manifest"));
+        fs::write(&file, manifest).unwrap();
+        let out = output(self.kubectl().args(["apply", "-f", &file.display().to_string()]));
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{said}");
+        said
+    }
+
     /// Waits until kubectl's output satisfies `wanted`.
     pub fn wait_output(&self, args: &[&str], what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let mut last = String::new();

@@ -1,0 +1,365 @@
+//! Containers: their order, what they are told, how they end and begin again.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
+
+use super::{board_with_busybox, container, log_of_ended, pod, wait_ready};
+use crate::common::Node;
+
+/// A field of the pod.
+fn field(node: &Node, pod: &str, path: &str) -> String {
+    node.k(&["get", "pod", pod, "-o", &format!("jsonpath={{{path}}}")])
+}
+
+fn wait_field(node: &Node, pod: &str, path: &str, want: &str) {
+    let path = format!("jsonpath={{{path}}}");
+    node.wait_output(&["get", "pod", pod, "-o", &path], want, |text| text == want);
+}
+
+#[test]
+fn a_container_is_asked_to_end_by_the_signal_that_is_named() {
+    let node = board_with_busybox("signal");
+    let script =
+        |trap: &str| format!("trap 'echo {trap}; exit 0' {trap}; echo up; while :; do sleep 0.1; done");
+    let named = "    lifecycle: {stopSignal: SIGUSR1}";
+    let spec = format!(
+        "  os: {{name: linux}}\n  containers:\n{}{}",
+        container("named", &script("USR1"), named),
+        container("plain", &script("TERM"), ""),
+    );
+    node.apply(&pod("p", &spec).replace("PeriodSeconds: 1", "PeriodSeconds: 30"));
+    wait_ready(&node, &["p"]);
+    assert_eq!(field(&node, "p", ".status.containerStatuses[?(@.name==\"named\")].stopSignal"), "SIGUSR1");
+    let mut follow = node.kubectl();
+    follow.args(["logs", "-f", "p", "--all-containers", "--prefix"]).stdout(Stdio::piped());
+    let mut following = follow.spawn().unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut up = 0;
+    while up < 2 {
+        up += usize::from(lines.next().expect("both have begun").ends_with(" up"));
+    }
+    // Well before the grace period is over, or this fails.
+    node.k(&["delete", "pod", "p", "--timeout=25s"]);
+    let mut rest: Vec<String> = lines.collect();
+    rest.sort();
+    let _ = following.wait();
+    assert_eq!(rest, ["[pod/p/named] USR1", "[pod/p/plain] TERM"]);
+}
+
+#[test]
+fn rules_of_exit_codes_restart_a_container_or_all_of_the_pod() {
+    let node = board_with_busybox("rules");
+    // Ends with 3 at first, and stays the second time: the folder outlives the container.
+    let once = |code: u8| {
+        format!("if [ -e /s/{code} ]; then sleep 3600; fi; touch /s/{code}; sleep 0.5; exit {code}")
+    };
+    let rule = |action: &str, code: u8| {
+        format!(
+            "    volumeMounts: [{{name: s, mountPath: /s}}]\n    restartPolicy: Never\n    restartPolicyRules:\n    - action: {action}\n      exitCodes: {{operator: In, values: [{code}]}}"
+        )
+    };
+    let spec = |main: &str, action: &str, code: u8| {
+        format!(
+            "  restartPolicy: Never\n  initContainers:\n{}  containers:\n{}{}  volumes: [{{name: s, emptyDir: {{}}}}]",
+            container("init", "echo x >> /s/inits", "    volumeMounts: [{name: s, mountPath: /s}]"),
+            container("main", main, &rule(action, code)),
+            container("other", "sleep 3600", ""),
+        )
+    };
+    node.apply(&pod("one", &spec(&once(3), "Restart", 3)));
+    node.apply(&pod("all", &spec(&once(4), "RestartAllContainers", 4)));
+    node.apply(&pod("other", &spec("exit 5", "Restart", 3)));
+    let restarts = |name: &str| format!(".status.containerStatuses[?(@.name==\"{name}\")].restartCount");
+    wait_field(&node, "one", &restarts("main"), "1");
+    wait_field(&node, "all", &restarts("main"), "1");
+    wait_field(&node, "all", &restarts("other"), "1");
+    wait_ready(&node, &["one", "all"]);
+    assert_eq!(field(&node, "one", &restarts("other")), "0");
+    let inits = |pod: &str| node.k(&["exec", pod, "-c", "main", "--", "cat", "/s/inits"]);
+    assert_eq!((inits("one"), inits("all")), ("x\n".to_owned(), "x\nx\n".to_owned()));
+    // Another code ends it for good.
+    wait_field(
+        &node,
+        "other",
+        ".status.containerStatuses[?(@.name==\"main\")].state.terminated.exitCode",
+        "5",
+    );
+    assert_eq!(field(&node, "other", &restarts("main")), "0");
+}
+
+#[test]
+fn containers_start_and_stop_in_their_order() {
+    let node = board_with_busybox("order");
+    let note = "    volumeMounts: [{name: s, mountPath: /s}]";
+    let sidecar = format!("{note}\n    restartPolicy: Always");
+    let stays = |name: &str| {
+        format!(
+            "trap 'echo {name} ends >> /s/log; exit 0' TERM; echo {name} begins >> /s/log; while :; do sleep 0.1; done"
+        )
+    };
+    let spec = format!(
+        "  initContainers:\n{}{}{}  containers:\n{}  volumes: [{{name: s, hostPath: {{path: {}, type: DirectoryOrCreate}}}}]",
+        container("first", "echo first >> /s/log", note),
+        container("side", &stays("side"), &sidecar),
+        container("second", "echo second >> /s/log", note),
+        container("main", &stays("main"), note),
+        node.dir.path().join("notes").display(),
+    );
+    node.apply(&pod("p", &spec).replace("PeriodSeconds: 1", "PeriodSeconds: 30"));
+    wait_ready(&node, &["p"]);
+    let log = || std::fs::read_to_string(node.dir.path().join("notes/log")).unwrap();
+    crate::common::wait_for("main to have begun", || {
+        if log().contains("main begins") { Ok(()) } else { Err(log()) }
+    });
+    node.k(&["delete", "pod", "p", "--timeout=25s"]);
+    let order: Vec<String> = log().lines().map(str::to_owned).collect();
+    assert_eq!(order, ["first", "side begins", "second", "main begins", "main ends", "side ends"]);
+}
+
+#[test]
+fn what_a_pod_is_told_comes_from_everywhere() {
+    let node = board_with_busybox("told");
+    node.apply(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: map}\ndata: {A: one, B: two}\n---\napiVersion: v1\nkind: Secret\nmetadata: {name: sec}\nstringData: {TOKEN: hidden}\n",
+    );
+    let env = r#"    workingDir: /made/for/me
+    args: [--, $(GREETING), $$(GREETING), $(MISSING)]
+    resources: {requests: {cpu: 250m, memory: 32Mi}, limits: {memory: 64Mi}}
+    envFrom:
+    - {prefix: M_, configMapRef: {name: map}}
+    - {secretRef: {name: sec}}
+    - {configMapRef: {name: absent, optional: true}}
+    env:
+    - {name: GREETING, value: hello $(M_A)}
+    - {name: ONE, valueFrom: {configMapKeyRef: {name: map, key: A}}}
+    - {name: NONE, valueFrom: {secretKeyRef: {name: sec, key: absent, optional: true}}}
+    - {name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+    - {name: LABEL, valueFrom: {fieldRef: {fieldPath: "metadata.labels['app']"}}}
+    - {name: MILLI, valueFrom: {resourceFieldRef: {resource: requests.cpu, divisor: 1m}}}
+    - {name: MIB, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}
+    - {name: FILE, valueFrom: {fileKeyRef: {volumeName: e, path: env, key: FROM_FILE}}}
+    volumeMounts: [{name: e, mountPath: /e}]"#;
+    let script = "echo \"$@\"; pwd; hostname; for v in M_A M_B TOKEN ONE NAME LABEL MILLI MIB FILE; do env | grep ^$v=; done; env | grep -c ^NONE=; cat /etc/hosts /etc/resolv.conf";
+    let spec = format!(
+        r#"  restartPolicy: Never
+  hostname: web
+  subdomain: sub
+  hostAliases: [{{ip: 192.0.2.77, hostnames: [alias.one, alias.two]}}]
+  dnsPolicy: None
+  dnsConfig: {{nameservers: [192.0.2.53], searches: [my.search], options: [{{name: ndots, value: "2"}}]}}
+  volumes: [{{name: e, emptyDir: {{}}}}]
+  initContainers:
+{}  containers:
+{}"#,
+        container("write", "echo FROM_FILE=written > /e/env", "    volumeMounts: [{name: e, mountPath: /e}]"),
+        container("c", script, env),
+    );
+    node.apply(&pod("p", &spec).replace("{name: p}", "{name: p, labels: {app: told}}"));
+    let log = log_of_ended(&node, "p");
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(
+        lines[..13],
+        [
+            "hello one $(GREETING) $(MISSING)",
+            "/made/for/me",
+            "web",
+            "M_A=one",
+            "M_B=two",
+            "TOKEN=hidden",
+            "ONE=one",
+            "NAME=p",
+            "LABEL=told",
+            "MILLI=250",
+            "MIB=64",
+            "FILE=written",
+            "0",
+        ],
+        "{log}"
+    );
+    let ip = field(&node, "p", ".status.podIP");
+    for line in [
+        format!("{ip}\tweb.sub.default.svc.cluster.local\tweb"),
+        "192.0.2.77\talias.one\talias.two".to_owned(),
+        "nameserver 192.0.2.53".to_owned(),
+        "search my.search".to_owned(),
+        "options ndots:2".to_owned(),
+    ] {
+        assert!(lines.contains(&line.as_str()), "{line} is not in {log}");
+    }
+}
+
+#[test]
+fn pods_share_namespaces_as_they_say() {
+    let node = board_with_busybox("spaces");
+    let look =
+        "for n in net ipc uts pid; do readlink /proc/self/ns/$n; done; ps | grep -c 'sleep 4711'; hostname";
+    let spec = |flags: &str| {
+        format!(
+            "{flags}  containers:\n{}{}",
+            container("a", "sleep 4711 & wait", ""),
+            container("b", "sleep 3600", "")
+        )
+    };
+    node.apply(&pod("own", &spec("")));
+    node.apply(&pod("processes", &spec("  shareProcessNamespace: true\n")));
+    node.apply(&pod("host", &spec("  hostNetwork: true\n  hostPID: true\n  hostIPC: true\n")));
+    node.apply(&pod("fqdn", &spec("  hostname: web\n  subdomain: sub\n  setHostnameAsFQDN: true\n")));
+    wait_ready(&node, &["own", "processes", "host", "fqdn"]);
+    let see = |pod: &str, container: &str| -> Vec<String> {
+        let out = node.k(&["exec", pod, "-c", container, "--", "/bin/sh", "-c", look]);
+        out.lines().map(str::to_owned).collect()
+    };
+    let own = [see("own", "a"), see("own", "b")];
+    assert_eq!(own[0][..3], own[1][..3], "network, ipc and uts are the pod's");
+    assert_ne!(own[0][3], own[1][3], "processes are the container's");
+    // The last but one counts `grep` and the shell of this look where they are seen, and the sleeper.
+    let sleepers = |seen: &[String]| seen[4].parse::<u32>().unwrap();
+    assert!(sleepers(&own[0]) > sleepers(&own[1]), "{own:?}");
+    let shared = [see("processes", "a"), see("processes", "b")];
+    assert_eq!(shared[0][..4], shared[1][..4]);
+    assert!(sleepers(&shared[1]) > sleepers(&own[1]), "{shared:?}");
+    assert_ne!(shared[0][0], own[0][0], "two pods share nothing");
+    let host = see("host", "a");
+    let here =
+        |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap().display().to_string();
+    let link = std::fs::read_link(format!("/proc/{}/ns/net", node.pid())).unwrap().display().to_string();
+    assert_eq!(host[..4], [link, here("ipc"), here("uts"), here("pid")]);
+    assert_eq!(see("fqdn", "a")[5], "web.sub.default.svc.cluster.local");
+    assert_eq!(field(&node, "host", ".status.podIP"), field(&node, "host", ".status.hostIP"));
+}
+
+#[test]
+fn hooks_probes_and_ends_are_told_in_upstreams_words() {
+    let node = board_with_busybox("words");
+    let hooks = r#"    lifecycle:
+      postStart: {exec: {command: [/bin/sh, -c, "echo after > /s/post"]}}
+      preStop: {exec: {command: [/bin/sh, -c, "echo before > /s/pre"]}}
+    volumeMounts: [{name: s, mountPath: /s}]"#;
+    let spec = format!(
+        "  containers:\n{}  volumes: [{{name: s, hostPath: {{path: {}, type: DirectoryOrCreate}}}}]",
+        container("c", "while :; do sleep 0.1; done", hooks),
+        node.dir.path().join("hooks").display(),
+    );
+    node.apply(&pod("hooked", &spec));
+    let probe = |kind: &str, action: &str, more: &str| {
+        format!("    {kind}: {{{action}, periodSeconds: 1, failureThreshold: 1{more}}}")
+    };
+    let stays = "while :; do sleep 0.1; done";
+    let one =
+        |name: &str, more: String| pod(name, &format!("  containers:\n{}", container("c", stays, &more)));
+    node.apply(&one(
+        "dying",
+        probe("livenessProbe", "exec: {command: [/bin/sh, -c, 'echo sick; exit 1']}", ""),
+    ));
+    node.apply(&one("unready", probe("readinessProbe", "httpGet: {port: 81, path: /x}", "")));
+    node.apply(&one("closed", probe("startupProbe", "tcpSocket: {port: 82}", ", initialDelaySeconds: 1")));
+    let bad_hook = "    lifecycle: {postStart: {exec: {command: [/bin/sh, -c, 'echo no; exit 7']}}}";
+    node.apply(&one("badhook", bad_hook.to_owned()));
+    let spoken = "    terminationMessagePath: /dev/said\n";
+    let spec = format!(
+        "  restartPolicy: Never\n  containers:\n{}{}",
+        container("says", "echo -n last words > /dev/said; exit 3", spoken),
+        container("logs", "echo from the log; exit 4", "    terminationMessagePolicy: FallbackToLogsOnError"),
+    );
+    node.apply(&pod("ended", &spec));
+    let with_image = |name: &str, image: &str, policy: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  containers: [{{name: c, image: {image:?}, imagePullPolicy: {policy}}}]\n"
+        )
+    };
+    node.apply(&with_image("never", "test.local/absent:1", "Never"));
+    node.apply(&with_image("unreachable", "127.0.0.1:1/absent:1", "Always"));
+    node.apply(&with_image("malformed", "test.local/UPPER", "Always"));
+    let missing = "    env: [{name: X, valueFrom: {configMapKeyRef: {name: absent, key: k}}}]";
+    node.apply(&one("unset", missing.to_owned()));
+    node.apply(&one("notthere", String::new()).replace("/bin/sh", "/no/such/program"));
+    wait_ready(&node, &["hooked"]);
+    node.k(&["delete", "pod", "hooked"]);
+    let wrote = |name: &str| std::fs::read_to_string(node.dir.path().join("hooks").join(name)).unwrap();
+    assert_eq!((wrote("post"), wrote("pre")), ("after\n".to_owned(), "before\n".to_owned()));
+
+    let ip = |pod: &str| field(&node, pod, ".status.podIP");
+    let message =
+        |name: &str| format!(".status.containerStatuses[?(@.name==\"{name}\")].state.terminated.message");
+    wait_field(&node, "ended", ".status.phase", "Failed");
+    assert_eq!(field(&node, "ended", &message("says")), "last words");
+    assert_eq!(field(&node, "ended", &message("logs")), "from the log\n");
+    let dial = |pod: &str, port: u16| format!("dial tcp {}:{port}: connect: connection refused", ip(pod));
+    for (pod, reason, words) in [
+        ("dying", "Unhealthy", "Liveness probe failed: sick\n".to_owned()),
+        ("dying", "Killing", "Container c failed liveness probe, will be restarted".to_owned()),
+        (
+            "unready",
+            "Unhealthy",
+            format!("Readiness probe failed: Get \"http://{}:81/x\": {}", ip("unready"), dial("unready", 81)),
+        ),
+        ("closed", "Unhealthy", format!("Startup probe failed: {}", dial("closed", 82))),
+        ("closed", "Killing", "Container c failed startup probe, will be restarted".to_owned()),
+        ("badhook", "FailedPostStartHook", "PostStartHook failed: ".to_owned()),
+        (
+            "never",
+            "ErrImageNeverPull",
+            "Container image \"test.local/absent:1\" is not present with pull policy of Never".to_owned(),
+        ),
+        ("never", "Failed", "Error: ErrImageNeverPull".to_owned()),
+        ("unreachable", "Pulling", "Pulling image \"127.0.0.1:1/absent:1\"".to_owned()),
+        ("unreachable", "Failed", "Failed to pull image \"127.0.0.1:1/absent:1\": ".to_owned()),
+        ("unreachable", "Failed", "Error: ErrImagePull".to_owned()),
+        ("unreachable", "BackOff", "Back-off pulling image \"127.0.0.1:1/absent:1\"".to_owned()),
+        ("unreachable", "Failed", "Error: ImagePullBackOff".to_owned()),
+        (
+            "malformed",
+            "InspectFailed",
+            "Failed to apply default image tag \"test.local/UPPER\": couldn't parse image name \"test.local/UPPER\": invalid reference format: repository name (UPPER) must be lowercase".to_owned(),
+        ),
+        ("malformed", "Failed", "Error: InvalidImageName".to_owned()),
+        ("unset", "Failed", "Error: configmap \"absent\" not found".to_owned()),
+        ("notthere", "Failed", "exec: \"/no/such/program\": stat /no/such/program: no such file or directory".to_owned()),
+    ] {
+        let selector = format!("involvedObject.name={pod},reason={reason}");
+        let args = ["get", "events", "--field-selector", &selector, "-o", "jsonpath={range .items[*]}{.message}{\"\\u0000\"}{end}"];
+        node.wait_output(&args, &format!("{pod}: {reason}: {words}"), |text| {
+            text.split('\0').any(|message| message.contains(&words))
+        });
+    }
+    let waiting = ".status.containerStatuses[0].state.waiting.reason";
+    for (pod, reason) in [
+        ("never", "ErrImageNeverPull"),
+        ("malformed", "InvalidImageName"),
+        ("unset", "CreateContainerConfigError"),
+        ("notthere", "CrashLoopBackOff"),
+    ] {
+        wait_field(&node, pod, waiting, reason);
+    }
+    let last = ".status.containerStatuses[0].lastState.terminated";
+    assert_eq!(field(&node, "notthere", &format!("{last}.reason")), "StartError");
+    assert_eq!(field(&node, "notthere", &format!("{last}.exitCode")), "128");
+}
+
+#[test]
+fn a_deadline_and_a_gate_decide_about_the_pod() {
+    let node = board_with_busybox("deadline");
+    let spec = format!("  activeDeadlineSeconds: 1\n  containers:\n{}", container("c", "sleep 3600", ""));
+    node.apply(&pod("late", &spec));
+    let spec = format!(
+        "  readinessGates: [{{conditionType: example.org/gate}}]\n  containers:\n{}",
+        container("c", "sleep 3600", "")
+    );
+    node.apply(&pod("gated", &spec));
+    wait_field(&node, "late", ".status.reason", "DeadlineExceeded");
+    assert_eq!(
+        field(&node, "late", ".status.message"),
+        "Pod was active on the node longer than the specified deadline"
+    );
+    let ready = ".status.conditions[?(@.type==\"Ready\")]";
+    wait_field(&node, "gated", &format!("{ready}.reason"), "ReadinessGatesNotReady");
+    assert_eq!(
+        field(&node, "gated", &format!("{ready}.message")),
+        "corresponding condition of pod readiness gate \"example.org/gate\" does not exist."
+    );
+    let open = r#"{"status": {"conditions": [{"type": "example.org/gate", "status": "True"}]}}"#;
+    node.k(&["patch", "pod", "gated", "--subresource=status", "--type=strategic", "--patch", open]);
+    wait_ready(&node, &["gated"]);
+}

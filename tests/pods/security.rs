@@ -1,0 +1,135 @@
+//! Security contexts, as the processes see them.
+
+use super::{board_with_busybox, container, log_of_ended, pod, wait_ready};
+
+/// What the kernel says of a process.
+const LOOK: &str = "id -u; id -g; id -G; grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; touch /x 2>/dev/null && echo written || echo refused";
+
+#[test]
+fn processes_have_the_rights_that_the_manifest_gives() {
+    let node = board_with_busybox("rights");
+    let once = |name: &str, whole: &str, own: &str| {
+        let own = format!("    securityContext: {{{own}}}");
+        let spec = format!("  restartPolicy: Never\n{whole}\n  containers:\n{}", container("c", LOOK, &own));
+        pod(name, &spec)
+    };
+    node.apply(&once("plain", "", ""));
+    node.apply(&once(
+        "lean",
+        "  securityContext: {runAsUser: 1000, runAsGroup: 3000, fsGroup: 2000, supplementalGroups: [4000], seccompProfile: {type: RuntimeDefault}}",
+        "allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL], add: [NET_BIND_SERVICE]}",
+    ));
+    node.apply(&once("mighty", "", "privileged: true"));
+    node.apply(&once(
+        "weaker",
+        "  securityContext: {runAsUser: 7}",
+        "runAsUser: 8, capabilities: {drop: [CHOWN]}",
+    ));
+    // What the kernel gives root of itself; a container's default set has 14 of it.
+    let of = |log: &str, key: &str| {
+        let line = log.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_else(|| panic!("{log}"));
+        line.trim().to_owned()
+    };
+    let bits = |log: &str, key: &str| u64::from_str_radix(&of(log, key), 16).unwrap();
+    let log = log_of_ended(&node, "plain");
+    assert!(log.starts_with("0\n0\n") && log.ends_with("written\n"), "{log}");
+    assert_eq!(bits(&log, "CapEff:").count_ones(), 14);
+    assert_eq!((of(&log, "NoNewPrivs:"), of(&log, "Seccomp:")), ("0".to_owned(), "0".to_owned()));
+    let log = log_of_ended(&node, "lean");
+    assert!(log.starts_with("1000\n3000\n3000 2000 4000\n") && log.ends_with("refused\n"), "{log}");
+    assert_eq!(bits(&log, "CapBnd:"), 1 << 10);
+    assert_eq!((of(&log, "NoNewPrivs:"), of(&log, "Seccomp:")), ("1".to_owned(), "2".to_owned()));
+    let log = log_of_ended(&node, "mighty");
+    assert_eq!(bits(&log, "CapEff:"), bits(&log, "CapBnd:"));
+    assert!(bits(&log, "CapEff:").count_ones() > 30, "{log}");
+    let log = log_of_ended(&node, "weaker");
+    assert!(log.starts_with("8\n0\n"), "{log}");
+    assert_eq!(bits(&log, "CapBnd:").count_ones(), 13);
+}
+
+#[test]
+fn profiles_sysctls_and_refusals_are_the_nodes_business() {
+    let node = board_with_busybox("refusals");
+    let profiles = node.dir.path().join("data/agent/seccomp");
+    std::fs::create_dir_all(&profiles).unwrap();
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 71}]}"#;
+    std::fs::write(profiles.join("no-folders.json"), profile).unwrap();
+    let localhost = |file: &str| {
+        format!("    securityContext: {{seccompProfile: {{type: Localhost, localhostProfile: {file}}}}}")
+    };
+    let once = |whole: &str, script: &str, own: &str| {
+        format!("  restartPolicy: Never\n{whole}\n  containers:\n{}", container("c", script, own))
+    };
+    let script = "mkdir /x 2>&1; touch /y && echo fine";
+    node.apply(&pod("confined", &once("", script, &localhost("no-folders.json"))));
+    let sysctl = |name: &str| format!("  securityContext: {{sysctls: [{{name: {name}, value: \"81\"}}]}}");
+    let read = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start";
+    node.apply(&pod("safe", &once(&sysctl("net.ipv4.ip_unprivileged_port_start"), read, "")));
+    node.apply(&pod("unsafe", &once(&sysctl("net.core.somaxconn"), read, "")));
+    node.apply(&pod("noroot", &once("", "true", "    securityContext: {runAsNonRoot: true}")));
+    let said = node.apply_said(&pod("users", &once("  hostUsers: false", "true", "")));
+    assert!(
+        said.contains("Warning: spec.hostUsers: user namespaces are not supported by this cluster"),
+        "{said}"
+    );
+    let selinux = "  securityContext: {seLinuxOptions: {level: \"s0:c1\"}}";
+    node.apply(&pod("labelled", &once(selinux, "true", "")));
+    assert_eq!(log_of_ended(&node, "confined"), "mkdir: can't create directory '/x': Protocol error\nfine\n");
+    assert_eq!(log_of_ended(&node, "safe"), "81\n");
+    for (pod, reason, words) in [
+        ("unsafe", "SysctlForbidden", "forbidden sysctl: \"net.core.somaxconn\" not allowlisted"),
+        ("noroot", "Failed", "Error: container has runAsNonRoot and image will run as root"),
+        ("users", "FailedCreatePodSandBox", "hostUsers: false (user namespaces) is not supported by Sampan"),
+        ("labelled", "SELinux", "Cannot enforce SELinux: SELinux is not enabled on the host"),
+    ] {
+        let selector = format!("involvedObject.name={pod},reason={reason}");
+        node.wait_output(&["get", "events", "--field-selector", &selector], words, |text| {
+            text.contains(words)
+        });
+    }
+}
+
+#[test]
+fn a_pods_limits_are_the_kernels() {
+    let node = board_with_busybox("limits");
+    let own = "    resources: {requests: {cpu: 100m, memory: 16Mi}, limits: {cpu: 500m, memory: 64Mi}}";
+    let script = "while :; do sleep 0.1; done";
+    node.apply(&pod("burstable", &format!("  containers:\n{}", container("c", script, own))));
+    let same = "    resources: {limits: {cpu: 200m, memory: 32Mi}}";
+    node.apply(&pod("guaranteed", &format!("  containers:\n{}", container("c", script, same))));
+    node.apply(&pod("besteffort", &format!("  containers:\n{}", container("c", script, ""))));
+    let whole = "  resources: {requests: {memory: 48Mi}, limits: {cpu: 300m, memory: 96Mi}}";
+    node.apply(&pod("whole", &format!("{whole}\n  containers:\n{}", container("c", script, ""))));
+    wait_ready(&node, &["burstable", "guaranteed", "besteffort", "whole"]);
+    let get = |pod: &str, path: &str| node.k(&["get", "pod", pod, "-o", &format!("jsonpath={{{path}}}")]);
+    assert_eq!(get("whole", ".status.allocatedResources.memory"), "48Mi");
+    assert_eq!(get("whole", ".status.resources.limits"), r#"{"cpu":"300m","memory":"96Mi"}"#);
+    let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let (controllers, memory) =
+        if v2 { (["", ""], "memory.max") } else { (["memory/", "cpu/"], "memory.limit_in_bytes") };
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    for (pod, class, folder, memory_bytes, score) in [
+        ("burstable", "Burstable", "burstable/", 64u64 << 20, None),
+        ("guaranteed", "Guaranteed", "", 32 << 20, Some("-997")),
+        ("besteffort", "BestEffort", "besteffort/", 0, Some("1000")),
+        ("whole", "Burstable", "burstable/", 96 << 20, None),
+    ] {
+        assert_eq!(get(pod, ".status.qosClass"), class);
+        let uid = get(pod, ".metadata.uid");
+        let group =
+            |controller: &str| format!("/sys/fs/cgroup/{controller}sampan-{}/{folder}pod{uid}", node.name);
+        let limit = std::fs::read_to_string(format!("{}/{memory}", group(controllers[0]))).unwrap();
+        if memory_bytes > 0 {
+            assert_eq!(limit.trim(), memory_bytes.to_string(), "{pod}");
+        }
+        assert!(std::path::Path::new(&group(controllers[1])).exists(), "{pod}");
+        let adjusted = node.k(&["exec", pod, "--", "cat", "/proc/1/oom_score_adj"]);
+        match score {
+            // Less than its own is not a daemon's to give where it lacks the right (inside of a container).
+            Some(score) => assert!([score, own.trim()].contains(&adjusted.trim()), "{pod}: {adjusted}"),
+            None => {
+                assert!((3..1000).contains(&adjusted.trim().parse::<i32>().unwrap()), "{pod}: {adjusted}")
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Volumes, as containers see them.
+
+use std::{fs, path::PathBuf};
+
+use nix::mount::{MntFlags, MsFlags};
+
+use super::{board_with_busybox, container, log_of_ended, pod, wait_ready};
+use crate::common::{Node, mounts_below, wait_for};
+
+const SLEEP: &str = "while :; do sleep 0.1; done";
+
+fn cat(node: &Node, pod: &str, container: &str, file: &str) -> String {
+    node.k(&["exec", pod, "-c", container, "--", "cat", file])
+}
+
+#[test]
+fn contents_follow_their_sources_as_one() {
+    let node = board_with_busybox("contents");
+    let sources = |a: &str, b: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: map}}\ndata: {{a: {a:?}, b: {b:?}, c: left-out}}\n---\napiVersion: v1\nkind: Secret\nmetadata: {{name: sec}}\nstringData: {{key: {a:?}}}\n"
+        )
+    };
+    node.apply(&sources("1", "1"));
+    let mounts = "    volumeMounts:\n    - {name: map, mountPath: /map}\n    - {name: map, mountPath: /part, subPath: a}\n    - {name: all, mountPath: /all}\n    - {name: down, mountPath: /down}\n    - {name: none, mountPath: /none}";
+    let volumes = r#"  volumes:
+  - {name: map, configMap: {name: map, defaultMode: 0440, items: [{key: a, path: a}, {key: b, path: deep/b, mode: 0400}]}}
+  - {name: none, secret: {secretName: absent, optional: true}}
+  - name: down
+    downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}
+  - name: all
+    projected:
+      sources:
+      - {secret: {name: sec, items: [{key: key, path: from/secret}]}}
+      - {configMap: {name: map, items: [{key: c, path: from/map}]}}
+      - {downwardAPI: {items: [{path: name, fieldRef: {fieldPath: metadata.name}}]}}
+      - {serviceAccountToken: {path: token, audience: somebody, expirationSeconds: 600}}
+"#;
+    let spec = format!("  containers:\n{}{volumes}", container("c", SLEEP, mounts));
+    node.apply(&pod("p", &spec).replace("{name: p}", "{name: p, labels: {stage: first}}"));
+    wait_ready(&node, &["p"]);
+    let read = |file: &str| cat(&node, "p", "c", file);
+    assert_eq!((read("/map/a"), read("/map/deep/b"), read("/part")), ("1".into(), "1".into(), "1".into()));
+    assert_eq!(
+        (read("/all/from/secret"), read("/all/from/map"), read("/all/name")),
+        ("1".into(), "left-out".into(), "p".into())
+    );
+    assert_eq!(read("/all/token").split('.').count(), 3, "a signed token");
+    let shell = |line: &str| node.k(&["exec", "p", "-c", "c", "--", "/bin/sh", "-c", line]);
+    assert_eq!(
+        shell("stat -L -c %a /map/a /map/deep/b; ls /map /none"),
+        "440\n400\n/map:\na\ndeep\n\n/none:\n"
+    );
+    // A reader that holds on to one state of the folder sees both values of it, whatever comes.
+    let state = shell("readlink /map/..data");
+    node.apply(&sources("2", "2"));
+    node.k(&["label", "pod", "p", "stage=second", "--overwrite"]);
+    let changed = |file: &str, want: &str| {
+        wait_for(&format!("{file} to be {want}"), || {
+            let now = read(file);
+            if now.contains(want) { Ok(()) } else { Err(now) }
+        });
+    };
+    changed("/map/a", "2");
+    assert_eq!(read("/map/deep/b"), "2", "both change at once");
+    assert_ne!(shell("readlink /map/..data"), state);
+    changed("/all/from/secret", "2");
+    changed("/down/labels", "stage=\"second\"");
+    assert_eq!(read("/part"), "1", "a part stays what it was");
+}
+
+/// A file system on a folder of the host, with one inside of it; both go with the value.
+struct Nested(PathBuf);
+
+impl Nested {
+    fn mount(at: PathBuf) -> Self {
+        for place in [at.clone(), at.join("inner")] {
+            fs::create_dir_all(&place).unwrap();
+            nix::mount::mount(Some("t"), &place, Some("tmpfs"), MsFlags::empty(), Some("size=1m")).unwrap();
+        }
+        let shared = MsFlags::MS_REC | MsFlags::MS_SHARED;
+        nix::mount::mount(None::<&str>, &at, None::<&str>, shared, None::<&str>).unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for Nested {
+    fn drop(&mut self) {
+        for place in [self.0.join("inner"), self.0.clone()] {
+            while nix::mount::umount2(&place, MntFlags::MNT_DETACH).is_ok() {}
+        }
+    }
+}
+
+#[test]
+fn mounts_are_read_only_and_spread_as_asked() {
+    let node = board_with_busybox("spread");
+    let nested = Nested::mount(node.dir.path().join("nested"));
+    let volume =
+        format!("  volumes: [{{name: v, hostPath: {{path: {}, type: Directory}}}}]\n", nested.0.display());
+    let mount = |more: &str| format!("    volumeMounts: [{{name: v, mountPath: /v{more}}}]");
+    let write = "for f in /v/x /v/inner/x; do touch $f 2>/dev/null && echo written || echo refused; done";
+    let once = |more: &str| {
+        format!("  restartPolicy: Never\n  containers:\n{}{volume}", container("c", write, &mount(more)))
+    };
+    node.apply(&pod("open", &once("")));
+    node.apply(&pod("outer", &once(", readOnly: true")));
+    node.apply(&pod("whole", &once(", readOnly: true, recursiveReadOnly: Enabled")));
+    assert_eq!(log_of_ended(&node, "open"), "written\nwritten\n");
+    assert_eq!(log_of_ended(&node, "outer"), "refused\nwritten\n");
+    assert_eq!(log_of_ended(&node, "whole"), "refused\nrefused\n");
+
+    let listens = |name: &str, more: &str| container(name, SLEEP, &mount(more));
+    let mounts =
+        "mkdir -p /v/new && mount -t tmpfs t /v/new && touch /v/new/here && while :; do sleep 0.1; done";
+    let maker =
+        format!("{}\n    securityContext: {{privileged: true}}", mount(", mountPropagation: Bidirectional"));
+    let spec = format!(
+        "  containers:\n{}{}{}{volume}",
+        container("maker", mounts, &maker),
+        listens("follows", ", mountPropagation: HostToContainer"),
+        listens("alone", ""),
+    );
+    node.apply(&pod("p", &spec));
+    wait_ready(&node, &["p"]);
+    wait_for("the mount on the host", || {
+        nested.0.join("new/here").exists().then_some(()).ok_or_else(|| "not there".to_owned())
+    });
+    let sees = |container: &str| node.k(&["exec", "p", "-c", container, "--", "ls", "/v/new"]);
+    assert_eq!((sees("follows"), sees("alone")), ("here\n".to_owned(), String::new()));
+    // The host's own mounts reach those who follow as well.
+    let late = nested.0.join("late");
+    fs::create_dir(&late).unwrap();
+    nix::mount::mount(Some("t"), &late, Some("tmpfs"), MsFlags::empty(), Some("size=1m")).unwrap();
+    fs::write(late.join("file"), "").unwrap();
+    let sees = |container: &str| node.k(&["exec", "p", "-c", container, "--", "ls", "/v/late"]);
+    assert_eq!((sees("follows"), sees("alone")), ("file\n".to_owned(), String::new()));
+    node.k(&["delete", "pods", "--all"]);
+    for place in ["late", "new"] {
+        nix::mount::umount2(&nested.0.join(place), MntFlags::MNT_DETACH).unwrap();
+    }
+    let dir = node.dir.path().to_owned();
+    wait_for("no mount to be left", || {
+        let left: Vec<_> = mounts_below(&dir).into_iter().filter(|m| m.contains("/pods/")).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+}
+
+#[test]
+fn folders_are_shared_owned_and_checked() {
+    let node = board_with_busybox("folders");
+    let dir = node.dir.path().join("host");
+    fs::create_dir_all(dir.join("folder")).unwrap();
+    fs::write(dir.join("file"), "x").unwrap();
+    std::os::unix::fs::symlink("/", dir.join("folder/out")).unwrap();
+    let mount = "    volumeMounts: [{name: v, mountPath: /v}, {name: m, mountPath: /m}]";
+    let write = container(
+        "w",
+        "echo shared > /v/f; dd if=/dev/zero of=/m/big bs=1k count=2000 2>/dev/null; stat -c %s /m/big > /v/size",
+        mount,
+    );
+    let read = container("r", "cat /v/f /v/size; stat -c '%g %a' /v", mount);
+    let spec = format!(
+        "  restartPolicy: Never\n  securityContext: {{fsGroup: 1234}}\n  initContainers:\n{write}  containers:\n{read}  volumes: [{{name: v, emptyDir: {{}}}}, {{name: m, emptyDir: {{medium: Memory, sizeLimit: 1Mi}}}}]\n"
+    );
+    node.apply(&pod("shared", &spec));
+    let log = log_of_ended(&node, "shared");
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!((lines[0], lines[1], lines[2]), ("shared", "1048576", "1234 2777"), "{log}");
+
+    // Parts: made where missing, by names from the environment, never outside.
+    let parts = "    env: [{name: WHO, value: me}]\n    volumeMounts: [{name: v, mountPath: /a, subPathExpr: by/$(WHO)}]";
+    let host = |kind: &str, path: &str| {
+        format!("  volumes: [{{name: v, hostPath: {{path: {}, type: {kind}}}}}]\n", dir.join(path).display())
+    };
+    let once = |script: &str, mounts: &str, volumes: &str| {
+        format!("  restartPolicy: Never\n  containers:\n{}{volumes}", container("c", script, mounts))
+    };
+    node.apply(&pod("parts", &once("echo mine > /a/file", parts, &host("Directory", "folder"))));
+    log_of_ended(&node, "parts");
+    assert_eq!(fs::read_to_string(dir.join("folder/by/me/file")).unwrap(), "mine\n");
+    let outside = "    volumeMounts: [{name: v, mountPath: /a, subPath: out/etc}]";
+    node.apply(&pod("outside", &once("true", outside, &host("Directory", "folder"))));
+    let plain = "    volumeMounts: [{name: v, mountPath: /a}]";
+    node.apply(&pod("notfile", &once("true", plain, &host("File", "folder"))));
+    node.apply(&pod("notfolder", &once("true", plain, &host("Directory", "file"))));
+    node.apply(&pod("notthere", &once("true", plain, &host("Directory", "absent"))));
+    node.apply(&pod("made", &once("echo new > /a/file", plain, &host("DirectoryOrCreate", "made/deep"))));
+    node.apply(&pod(
+        "device",
+        &once(
+            "stat -c %F /a",
+            plain,
+            "  volumes: [{name: v, hostPath: {path: /dev/null, type: CharDevice}}]\n",
+        ),
+    ));
+    log_of_ended(&node, "made");
+    assert_eq!(fs::read_to_string(dir.join("made/deep/file")).unwrap(), "new\n");
+    assert_eq!(log_of_ended(&node, "device"), "character special file\n");
+    let path = |name: &str| dir.join(name).display().to_string();
+    for (pod, words) in [
+        ("outside", "Error: failed to prepare subPath for volumeMount \"v\" of container \"c\"".to_owned()),
+        (
+            "notfile",
+            format!(
+                "MountVolume.SetUp failed for volume \"v\" : hostPath type check failed: {} is not a file",
+                path("folder")
+            ),
+        ),
+        (
+            "notfolder",
+            format!(
+                "MountVolume.SetUp failed for volume \"v\" : hostPath type check failed: {} is not a directory",
+                path("file")
+            ),
+        ),
+        (
+            "notthere",
+            format!(
+                "MountVolume.SetUp failed for volume \"v\" : hostPath type check failed: {} is not a directory",
+                path("absent")
+            ),
+        ),
+    ] {
+        let selector = format!("involvedObject.name={pod}");
+        node.wait_output(&["get", "events", "--field-selector", &selector], &words, |text| {
+            text.contains(&words)
+        });
+    }
+}
