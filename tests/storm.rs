@@ -1,5 +1,5 @@
 //! Real daemons while everything goes wrong: crashes, power cuts, pulled cables, lost packets, killed
-//! containers. Whatever happens, every acknowledged object stays, every pod runs once, and nothing is left
+//! containers, clocks that jump by years. Whatever happens, every acknowledged object stays, every pod runs once, and nothing is left
 //! behind.
 //!
 //! Half an hour of it: `SAMPAN_STORM_SECONDS=1800 cargo test --test storm`; the same again:
@@ -17,8 +17,8 @@ use std::{
 };
 
 use common::{
-    Node, Switch, must, output,
-    several::{agent, cable, pod_processes, server, token, two_ready},
+    Namespace, Node, Switch, must, output,
+    several::{FakeClock, cable, pod_processes, token, two_ready},
     unique,
 };
 use dice::Dice;
@@ -29,6 +29,8 @@ const PODS_MAX: usize = 8;
 /// How long the cluster may take to come to rest: a container that was killed again and again waits for
 /// five minutes.
 const PATIENCE: Duration = Duration::from_secs(400);
+/// How far a clock jumps, either way: ten years.
+const CLOCK_SECONDS: u64 = 315_360_000;
 /// The longest time between two rests (seconds).
 const BETWEEN_RESTS: u64 = 120;
 
@@ -45,6 +47,8 @@ struct World {
     switch: Switch,
     nodes: Vec<Node>,
     addresses: Vec<&'static str>,
+    clocks: Vec<FakeClock>,
+    _dir: tempfile::TempDir,
     /// Pods and the index of their node.
     pods: BTreeMap<String, (usize, Known)>,
     /// Values that a ConfigMap may have.
@@ -57,14 +61,21 @@ impl World {
     fn new() -> Self {
         let switch = Switch::new(&unique("sw"));
         let addresses = vec!["192.0.2.1/24", "192.0.2.2/24", "192.0.2.3/24"];
-        let master = server(&unique("sm"), &switch, addresses[0], &[]);
+        let dir = tempfile::tempdir().unwrap();
+        let clocks: Vec<_> = addresses.iter().map(|_| FakeClock::new(dir.path())).collect();
+        let start = |n: usize, mode: &str, args: &[String]| {
+            let args: Vec<_> = args.iter().map(String::as_str).collect();
+            let space = Namespace::on_switch(&unique("sn"), &switch, addresses[n]);
+            Node::start_with(mode, &unique("sd"), space, &args, &clocks[n].env())
+        };
+        let master = start(0, "server", &[]);
         master.wait_ready();
-        let first = agent(&unique("sa"), &switch, addresses[1], &token(&master, &[]));
+        let first = start(1, "agent", &token(&master, &[]));
         master.wait_output(&["get", "nodes"], "two nodes to be Ready", two_ready);
-        let second = agent(&unique("sa"), &switch, addresses[2], &token(&master, &[]));
+        let second = start(2, "agent", &token(&master, &[]));
         let nodes = vec![master, first, second];
         let (pods, maps, done) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Self { switch, nodes, addresses, pods, maps, count: 0, done }
+        Self { switch, nodes, addresses, clocks, _dir: dir, pods, maps, count: 0, done }
     }
 
     /// Whether the API has said yes; `None` when the answer is not known.
@@ -150,7 +161,7 @@ impl World {
     fn step(&mut self, dice: &mut Dice) {
         let node = dice.roll(self.nodes.len() as u64) as usize;
         let board = 1 + dice.roll(self.nodes.len() as u64 - 1) as usize;
-        let deed = dice.roll(20);
+        let deed = dice.roll(21);
         self.done.push(format!("{deed} node={node} board={board}"));
         match deed {
             0..=5 if self.pods.len() < PODS_MAX => self.create_pod(node),
@@ -185,6 +196,7 @@ impl World {
                     let _ = Command::new("kill").args(["-KILL", pid]).status();
                 }
             }
+            19 => self.clocks[node].set(dice.roll(2 * CLOCK_SECONDS) as i64 - CLOCK_SECONDS as i64),
             _ => std::thread::sleep(Duration::from_millis(dice.roll(3_000))),
         }
         std::thread::sleep(Duration::from_millis(dice.roll(400)));

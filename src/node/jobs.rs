@@ -235,10 +235,18 @@ async fn tokens(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
     tokens
 }
 
-/// Brings volumes up to date.
-pub async fn refresh(shared: &Shared, wanted: &Wanted, ip: Option<Ipv4Addr>) -> Result<Vec<Token>, String> {
+/// Brings volumes up to date, if they are there: while tokens were waited for, the pod may have ended.
+pub async fn refresh(
+    shared: &Shared,
+    wanted: &Wanted,
+    ip: Option<Ipv4Addr>,
+    volumes: &tokio::sync::Mutex<bool>,
+) -> Result<Vec<Token>, String> {
     let tokens = tokens(shared, wanted).await;
-    volumes::refresh(shared, wanted, ip, &tokens).await?;
+    let there = volumes.lock().await;
+    if *there {
+        volumes::refresh(shared, wanted, ip, &tokens).await?;
+    }
     Ok(tokens)
 }
 

@@ -97,6 +97,8 @@ pub struct Worker {
     /// The contents of volumes are being brought up to date, and may have changed since that began.
     refreshing: bool,
     stale: bool,
+    /// Whether the pod's volumes are there; locked while they are written or taken away.
+    volumes: Arc<tokio::sync::Mutex<bool>>,
     jobs: JoinSet<Done>,
     /// When the pod's containers are killed, once it has to end.
     deadline: watch::Sender<Option<Instant>>,
@@ -136,6 +138,7 @@ impl Worker {
             next_refresh: None,
             refreshing: false,
             stale: false,
+            volumes: Arc::default(),
             jobs: JoinSet::new(),
             deadline: watch::Sender::new(None),
             probing: BTreeMap::new(),
@@ -566,11 +569,12 @@ impl Worker {
                 self.probes.abort_all();
                 let record = self.record.clone();
                 let forever = self.removed || self.wanted.deleting();
+                let volumes = Arc::clone(&self.volumes);
                 self.jobs.spawn(async move {
-                    Done::TornDown {
-                        result: jobs::tear_down(&shared, &wanted, &record, forever).await,
-                        forever,
-                    }
+                    let mut there = volumes.lock().await;
+                    *there = false;
+                    let result = jobs::tear_down(&shared, &wanted, &record, forever).await;
+                    Done::TornDown { result, forever }
                 });
             }
         }
@@ -607,6 +611,7 @@ impl Worker {
             Done::Setup(Ok((mounted, tokens))) => {
                 self.mounted = mounted;
                 self.live.setup = Setup::Done;
+                *self.volumes.lock().await = true;
                 self.setup_tries = 0;
                 if !self.sandbox_exists {
                     self.record.epoch += 1;
@@ -949,7 +954,8 @@ impl Worker {
         }
         self.refreshing = true;
         let (shared, wanted, ip) = (Arc::clone(&self.shared), self.wanted.clone(), self.record.ip);
-        self.jobs.spawn(async move { Done::Refreshed(jobs::refresh(&shared, &wanted, ip).await) });
+        let volumes = Arc::clone(&self.volumes);
+        self.jobs.spawn(async move { Done::Refreshed(jobs::refresh(&shared, &wanted, ip, &volumes).await) });
     }
 
     /// Computes the status; what is new goes to the ledger and to the master.
