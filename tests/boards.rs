@@ -488,3 +488,61 @@ fn boards_that_were_away_for_a_month_come_back_by_themselves() {
         master.wait_output(&word, "the new word", |text| text == "since");
     }
 }
+
+const SET: &str = r"# YAML
+{apiVersion: v1, kind: Service, metadata: {name: db}, spec: {clusterIP: None, selector: {app: db}}}
+---
+{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: db}, spec: {replicas: 1, serviceName: db,
+  selector: {matchLabels: {app: db}}, template: {metadata: {labels: {app: db}},
+  spec: {terminationGracePeriodSeconds: 1, containers: [{name: c, image: sampan.dev/demo,
+  readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}]}}}}
+";
+
+#[test]
+fn a_set_has_one_pod_of_each_name_also_when_its_board_is_lost() {
+    let switch = Switch::new(&unique("bw"));
+    let master = server(&unique("bm"), &switch, "192.0.2.1/24", &["--eviction-seconds", "2"]);
+    master.wait_ready();
+    let lost = agent(&unique("ba"), &switch, "192.0.2.2/24", &token(&master, &[]));
+    let other = agent(&unique("ba"), &switch, "192.0.2.3/24", &token(&master, &[]));
+    for node in [&lost, &other] {
+        wait_ready(&master, node, "True");
+    }
+    for node in [&master, &other] {
+        master.k(&["cordon", &node.name]);
+    }
+    master.apply(SET);
+    let place = ["get", "pod", "db-0", "-o", "jsonpath={.spec.nodeName} {.status.phase}"];
+    let on = |node: &Node| format!("{} Running", node.name);
+    master.wait_output(&place, "the pod to run", |text| text == on(&lost));
+    master.k(&["uncordon", &other.name]);
+    master.k(&["create", "configmap", "words", "--from-literal=word=ahoy"]);
+    loyal(&master, "asker", &master);
+    wait_running(&master, &["asker"]);
+    let asked = ["exec", "asker", "--", "/bin/wget", "-q", "-T", "2", "-O", "-", "http://db-0.db:8080/"];
+    master.wait_output(&asked, "the pod to answer by its name", |text| text.contains("pod: db-0"));
+
+    cable(&switch, "192.0.2.2/24", "down");
+    let leaving = ["get", "pod", "db-0", "-o", "jsonpath={.metadata.deletionTimestamp}"];
+    let uid = ["get", "pod", "db-0", "-o", "jsonpath={.metadata.uid}"];
+    let before = master.k(&uid);
+    master.wait_output(&leaving, "the pod to be told to leave", |text| !text.is_empty());
+    // Nobody knows whether it still runs there, and it does: there is no second one.
+    assert!(!pod_processes(&lost).is_empty());
+    assert_eq!((master.k(&uid), pod_processes(&other)), (before.clone(), String::new()));
+
+    // Somebody says that the board is gone for good.
+    master.k(&["taint", "node", &lost.name, "node.kubernetes.io/out-of-service=lost:NoExecute"]);
+    master.wait_output(&place, "the pod to run elsewhere", |text| text == on(&other));
+    assert_ne!(master.k(&uid), before);
+    master.wait_output(&asked, "the new pod to answer by the name", |text| text.contains("pod: db-0"));
+
+    // It is not gone after all: what is no longer wanted there ends.
+    cable(&switch, "192.0.2.2/24", "up");
+    wait_ready(&master, &lost, "True");
+    wait_for("the old pod to end", || {
+        let left = pod_processes(&lost);
+        left.is_empty().then_some(()).ok_or(left)
+    });
+    master.wait_output(&place, "the new pod to stay", |text| text == on(&other));
+}

@@ -200,6 +200,71 @@ impl Drop for Daemon {
 }
 
 #[test]
+fn what_a_board_is_told_and_keeps_is_nobody_elses() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let switch = Switch::new(&unique("jw"));
+    let master = server(&unique("jm"), &switch, "192.0.2.1/24", &[]);
+    master.wait_ready();
+
+    // A token of another cluster's authority: the board tells it nothing.
+    let mut words = token(&master, &[]);
+    let parts: Vec<_> = words[3].split('.').map(str::to_owned).collect();
+    let other: String = parts[1].chars().map(|c| if c == 'a' { 'b' } else { 'a' }).collect();
+    words[3] = [&parts[0], &other, &parts[2], &parts[3]].map(String::as_str).join(".");
+    let space = Namespace::on_switch(&unique("js"), &switch, "192.0.2.3/24");
+    let dir = tempfile::tempdir().unwrap();
+    let args: Vec<_> = std::iter::once("agent").chain(words.iter().map(String::as_str)).collect();
+    let stranger = Daemon::start(&space, dir.path(), &args);
+    wait_for("the authority to be seen through", || {
+        let log = stranger.log();
+        log.contains("is not the one that the token names").then_some(()).ok_or(log)
+    });
+    drop(stranger);
+    assert!(
+        master.k(&["get", "secrets", "-n", "kube-system", "-o", "name"]).contains(&parts[2]),
+        "not spent"
+    );
+
+    // Who listens sees what passes, but no secret.
+    let heard = master.dir.path().join("heard");
+    let out = std::fs::File::create(&heard).unwrap();
+    let mut tap = sampan(&master, &["mqtt", "tap"]).stdout(out).spawn().unwrap();
+    let board = agent(&unique("ja"), &switch, "192.0.2.2/24", &token(&master, &[]));
+    master.wait_output(&["get", "nodes"], "two nodes to be Ready", two_ready);
+    master.k(&["create", "secret", "generic", "words", "--from-literal=word=hush"]);
+    let pod = POD.replace("NODE", &board.name).replace(
+        "image: sampan.dev/demo",
+        "image: sampan.dev/demo\n    envFrom: [{secretRef: {name: words}}]",
+    );
+    master.apply(&pod);
+    let phase = ["get", "pod", "web", "-o", "jsonpath={.status.phase}"];
+    master.wait_output(&phase, "the pod to run", |text| text == "Running");
+    let seen = wait_for("the messages to be shown", || {
+        let text = std::fs::read_to_string(&heard).unwrap();
+        let all = ["\"hello\"", "\"desired\"", "\"status\"", "\"name\":\"words\""];
+        all.iter().all(|word| text.contains(word)).then_some(text.clone()).ok_or(text)
+    });
+    // In base64, as Secrets are.
+    assert!(!seen.contains("aHVzaA=="), "{seen}");
+    tap.kill().unwrap();
+    tap.wait().unwrap();
+
+    // What is on its disk is its user's alone, and so are the verbs that need no master.
+    let mode =
+        |path: &str| std::fs::metadata(board.dir.path().join(path)).unwrap().permissions().mode() & 0o777;
+    for secret in ["data/agent/identity/node.key", "data/agent/identity/membership.json", "run/control.sock"]
+    {
+        assert_eq!(mode(secret), 0o600, "{secret}");
+    }
+    let mut nobody = board.space.command("setpriv");
+    nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", SAMPAN, "get", "pods", "--local"]);
+    let refused = output(nobody.env("SAMPAN_RUN_DIR", board.dir.path().join("run")));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("ermission denied"), "{said}");
+}
+
+#[test]
 fn a_cluster_is_restored_on_another_board_and_its_nodes_find_it() {
     let switch = Switch::new(&unique("jw"));
     let endpoints = "mqtts://192.0.2.1:8883,mqtts://192.0.2.9:8883";

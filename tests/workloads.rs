@@ -423,8 +423,13 @@ fn folders_grow_and_what_their_file_system_cannot_hold_them_to_is_said() {
         t.contains("does not have enough free storage")
     });
     assert_eq!(field(&node, "pvc/c", ".status.capacity.storage"), "16Mi");
+    // While a pod has it, nobody takes it away.
+    node.k(&["delete", "pvc", "c", "--wait=false"]);
+    node.wait_output(&["get", "pvc", "c"], "the claim to wait for its pod", |t| t.contains("Terminating"));
+    assert_eq!(field(&node, "pvc/c", ".metadata.finalizers"), r#"["kubernetes.io/pvc-protection"]"#);
+    assert_eq!(node.k(&["exec", "p", "--", "/bin/echo", "here"]), "here\n");
     node.k(&["delete", "pod", "p"]);
-    node.k(&["delete", "pvc", "c"]);
+    node.wait_output(&["get", "pvc", "-o", "name"], "the claim to go", str::is_empty);
     node.wait_output(&["get", "pv", "-o", "name"], "the volume to go", str::is_empty);
     assert!(!std::path::Path::new(&folder).exists());
 }
