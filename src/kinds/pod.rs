@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     Durability, ErrorList, Kind, Strategy, Subresource,
-    edit::{child, each, present, set_default},
+    edit::{child, each, present, set_default, set_default_empty},
     keep_all_but_status, meta, names, pod_cells, pod_spec,
     pod_template::default_spec,
     pod_update, pod_warnings,
@@ -32,12 +32,18 @@ pub const POD: Kind = Kind {
     strategy: Strategy {
         default,
         prepare_create,
-        prepare_status: |new, old| keep_all_but_status(new, old, true),
+        prepare_status: |new, old| {
+            keep_all_but_status(new, old, true);
+            if let Some(class) = old["status"].get("qosClass") {
+                set_default_empty(child(new, "status"), "qosClass", class.clone());
+            }
+        },
         validate,
         validate_update: pod_update::check_update,
         validate_part: Some(|part, new, old| match part {
             Subresource::Other("ephemeralcontainers") => pod_update::check_ephemeral_containers(new, old),
             Subresource::Other("resize") => pod_update::check_resize(new, old),
+            Subresource::Status => pod_update::check_status(new, old),
             _ => pod_update::check_update(new, old),
         }),
         warnings: pod_warnings::of_pod,
@@ -203,6 +209,10 @@ fn validate(pod: &Value) -> ErrorList {
             errors.push(cost.invalid("must be a 32bit integer"));
         }
         let spec = pod.get("spec");
+        let mirror = annotations.key("kubernetes.io/config.mirror");
+        if mirror.is_set() && spec.get("nodeName").is_empty() {
+            errors.push(mirror.invalid("must set spec.nodeName if mirror pod annotation is set"));
+        }
         pod_spec::check_spec(&spec, Some(pod_name), &[], errors);
         if spec.get("serviceAccountName").is_empty() {
             for volume in spec.get("volumes").items() {

@@ -315,11 +315,65 @@ fn check_os(spec: &At<'_>, errors: &mut ErrorList) {
     } else {
         name.with_path(&os.path).check_one_of(&["linux", "windows"], errors);
     }
-    let windows = spec.get("securityContext").get("windowsOptions");
-    if name.str() == "linux" && windows.is_set() {
-        errors.push(windows.forbidden("windows options cannot be set for a linux pod"));
+    let containers = ["containers", "initContainers", "ephemeralContainers"]
+        .map(|list| spec.get(list).items().collect::<Vec<_>>())
+        .concat();
+    let contexts = containers.iter().map(|container| container.get("securityContext"));
+    let context = spec.get("securityContext");
+    match name.str() {
+        "linux" => {
+            for windows in std::iter::once(context).chain(contexts).map(|c| c.get("windowsOptions")) {
+                if windows.is_set() {
+                    errors.push(windows.forbidden("windows options cannot be set for a linux pod"));
+                }
+            }
+        }
+        "windows" => {
+            let of_pod = NOT_OF_WINDOWS_PODS.iter().map(|field| spec.get(field));
+            let of_context = NOT_OF_WINDOWS_CONTEXTS.iter().map(|field| context.get(field));
+            let of_containers = contexts.flat_map(|context| {
+                NOT_OF_WINDOWS_CONTAINERS.map(|field| context.get(field)).into_iter().collect::<Vec<_>>()
+            });
+            for field in of_pod.chain(of_context).chain(of_containers) {
+                // These two are no pointers in Go: false is as good as absent.
+                let is_off =
+                    ["hostPID", "hostIPC"].iter().any(|f| field.path.ends_with(f)) && !field.is_true();
+                if field.is_set() && !is_off {
+                    errors.push(field.forbidden("cannot be set for a windows pod"));
+                }
+            }
+        }
+        _ => {}
     }
 }
+
+/// What a pod for Windows cannot have: itself, in its security context, in its containers' contexts.
+const NOT_OF_WINDOWS_PODS: [&str; 4] = ["hostUsers", "hostPID", "hostIPC", "shareProcessNamespace"];
+const NOT_OF_WINDOWS_CONTEXTS: [&str; 11] = [
+    "appArmorProfile",
+    "seLinuxOptions",
+    "seccompProfile",
+    "fsGroup",
+    "fsGroupChangePolicy",
+    "sysctls",
+    "runAsUser",
+    "runAsGroup",
+    "supplementalGroups",
+    "supplementalGroupsPolicy",
+    "seLinuxChangePolicy",
+];
+const NOT_OF_WINDOWS_CONTAINERS: [&str; 10] = [
+    "appArmorProfile",
+    "seLinuxOptions",
+    "seccompProfile",
+    "capabilities",
+    "readOnlyRootFilesystem",
+    "privileged",
+    "allowPrivilegeEscalation",
+    "procMount",
+    "runAsUser",
+    "runAsGroup",
+];
 
 /// Refuses a bad pod template (`spec.template`).
 pub fn check_template(template: &At<'_>, claims: &[&str], errors: &mut ErrorList) {

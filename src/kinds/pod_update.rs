@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{ErrorList, FieldError, at::At, meta, names, remove, replace, resources};
+use super::{ErrorList, FieldError, addresses, at::At, meta, names, remove, replace, resources};
 
 const STATIC_POD: &str = "kubernetes.io/config.mirror";
 const CONTAINER_LISTS: [&str; 2] = ["containers", "initContainers"];
@@ -18,6 +18,7 @@ pub fn check_update(new: &Value, old: &Value) -> ErrorList {
                 return;
             }
         }
+        check_annotations(new, old, errors);
         check_deadline(&spec, &old_spec, errors);
         check_tolerations(&spec.get("tolerations"), &old_spec.get("tolerations"), errors);
         let old_gates = old_spec.get("schedulingGates");
@@ -56,6 +57,51 @@ pub fn check_update(new: &Value, old: &Value) -> ErrorList {
             errors.push(spec.forbidden(
                 "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
             ));
+        }
+    })
+}
+
+/// Before AppArmor was a field.
+const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+
+/// Annotations by which nodes act come with the pod and stay.
+fn check_annotations(new: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
+    let [now, then] = [new, old].map(|pod| pod.get("metadata").get("annotations"));
+    let of_nodes = |key: &str| match key {
+        STATIC_POD => Some("mirror pod annotation"),
+        _ => key.starts_with(APP_ARMOR).then_some("AppArmor annotations"),
+    };
+    for (key, _) in then.entries().filter(|(key, value)| now.value.get(key) != Some(value)) {
+        if let Some(what) = of_nodes(key) {
+            errors.push(now.key(key).forbidden(format!("may not remove or update {what}")));
+        }
+    }
+    for (key, _) in now.entries().filter(|(key, _)| then.value.get(key).is_none()) {
+        if let Some(what) = of_nodes(key) {
+            errors.push(now.key(key).forbidden(format!("may not add {what}")));
+        }
+    }
+}
+
+/// Errors of an update of the pod's status.
+pub fn check_status(new: &Value, old: &Value) -> ErrorList {
+    meta::check_update(new, old, |new, old, errors| {
+        check_annotations(new, old, errors);
+        let (status, old_status) = (new.get("status"), old.get("status"));
+        for condition in status.get("conditions").items() {
+            let kind = condition.get("type");
+            // Upstream's path, letter by letter.
+            let at = kind.with_path(condition.path.replacen("status.", "metadata.", 1) + ".Type");
+            at.check(names::qualified, errors);
+        }
+        let nominated = status.get("nominatedNodeName");
+        if !nominated.is_empty() && nominated.value != old_status.get("nominatedNodeName").value {
+            nominated.check(names::dns_subdomain, errors);
+        }
+        status.get("qosClass").check_immutable(&old_status.get("qosClass"), errors);
+        for list in ["podIPs", "hostIPs"] {
+            let ips = status.get(list);
+            ips.items().for_each(|ip| ip.get("ip").with_path(ip.path).check(addresses::ip, errors));
         }
     })
 }

@@ -482,6 +482,13 @@ fn pods_are_refused_in_upstreams_words() {
         ("/spec/resources".into(), json!({"limits": {"ephemeral-storage": "1"}}), vec!["spec.resources.limits[ephemeral-storage]: Unsupported value: \"ephemeral-storage\": supported values: \"cpu\", \"hugepages-\", \"memory\"".into()]),
         ("/spec/overhead".into(), json!({"x": "1"}), vec!["spec.overhead.limits[x]: Invalid value: \"x\": must be a standard resource type or fully qualified".into(), "spec.overhead.limits[x]: Invalid value: \"x\": must be a standard resource for containers".into()]),
         ("/metadata/annotations".into(), json!({"controller.kubernetes.io/pod-deletion-cost": "x"}), vec!["metadata.annotations[controller.kubernetes.io/pod-deletion-cost]: Invalid value: \"x\": must be a 32bit integer".into()]),
+        ("/spec".into(), json!({"os": {"name": "linux"}, "containers": [{"name": "c", "image": "i", "securityContext": {"windowsOptions": {}}}]}), vec!["spec.containers[0].securityContext.windowsOptions: Forbidden: windows options cannot be set for a linux pod".into()]),
+        ("/spec".into(), json!({"os": {"name": "windows"}, "hostPID": true, "securityContext": {"fsGroup": 1}, "containers": [{"name": "c", "image": "i", "securityContext": {"runAsUser": 1}}]}), vec![
+            "spec.hostPID: Forbidden: cannot be set for a windows pod".into(),
+            "spec.securityContext.fsGroup: Forbidden: cannot be set for a windows pod".into(),
+            "spec.containers[0].securityContext.runAsUser: Forbidden: cannot be set for a windows pod".into(),
+        ]),
+        ("/metadata/annotations".into(), json!({"kubernetes.io/config.mirror": "x"}), vec!["metadata.annotations[kubernetes.io/config.mirror]: Invalid value: \"x\": must set spec.nodeName if mirror pod annotation is set".into()]),
         ("/metadata/name".into(), json!("A"), vec![format!("metadata.name: Invalid value: \"A\": {SUBDOMAIN}")]),
         ("/metadata/labels".into(), json!({"a b": "c"}), vec!["metadata.labels: Invalid value: \"a b\": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')".into()]),
         ("/metadata/finalizers".into(), json!(["x"]), vec!["metadata.finalizers[0]: Invalid value: \"x\": name is neither a standard finalizer name nor is it fully qualified".into()]),
@@ -1913,6 +1920,14 @@ fn what_must_stay_is_refused_in_upstreams_words() {
                 &["type: Invalid value: \"kubernetes.io/tls\": field is immutable"],
             ),
             ("nodes", "/spec/providerID", json!("x"), &[]),
+            (
+                "pods",
+                "/metadata/annotations",
+                json!({"kubernetes.io/config.mirror": "x"}),
+                &[
+                    "metadata.annotations[kubernetes.io/config.mirror]: Forbidden: may not add mirror pod annotation",
+                ],
+            ),
         ],
     );
 }
@@ -2051,4 +2066,30 @@ fn defaults_are_upstreams() {
         "rolebindings.rbac.authorization.k8s.io",
         &[("/roleRef/apiGroup", json!("rbac.authorization.k8s.io"))],
     );
+}
+
+#[test]
+fn a_pods_status_is_refused_in_upstreams_words() {
+    let old = prepared("pods", good("pods"));
+    let strategy = &registry::by_resource("pods").expect("a row").strategy;
+    let validate = strategy.validate_part.expect("pods have parts");
+    let errors = |status: Value| {
+        let mut new = old.clone();
+        new["status"] = status;
+        (strategy.prepare_status)(&mut new, &old);
+        texts(&validate(super::Subresource::Status, &new, &old))
+    };
+    assert_eq!(errors(json!({"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]})), Vec::<String>::new());
+    for (status, text) in [
+        (
+            json!({"qosClass": "Guaranteed"}),
+            "status.qosClass: Invalid value: \"Guaranteed\": field is immutable",
+        ),
+        (
+            json!({"podIPs": [{"ip": "x"}]}),
+            "status.podIPs[0]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        ),
+    ] {
+        assert_eq!(errors(status), [text]);
+    }
 }
