@@ -420,7 +420,7 @@ impl Ruleset {
     /// All elements, in the order of their sets.
     pub fn elements(&self) -> BTreeMap<&(Set, Key), &Value> {
         let own = self.fronts.values().flat_map(|front| front.elements());
-        own.map(|(key, value)| (key, value)).chain(&self.others).collect()
+        own.chain(&self.others).collect()
     }
 
     fn balancers(&self) -> BTreeSet<Balancer> {

@@ -60,9 +60,10 @@ fn page_bytes(medium: &str, spec: &PodSpec) -> Result<i64, String> {
         .collect();
     if let Some(named) = medium.strip_prefix(HUGE_PAGES_OF) {
         let bytes = size(named).ok_or_else(|| format!("medium {medium:?}: {named:?} is no size of pages"))?;
-        return match asked.contains(&bytes) {
-            true => Ok(bytes),
-            false => Err(format!("medium {medium:?}: no container of the pod asks for such pages")),
+        return if asked.contains(&bytes) {
+            Ok(bytes)
+        } else {
+            Err(format!("medium {medium:?}: no container of the pod asks for such pages"))
         };
     }
     match asked.first() {
