@@ -152,11 +152,11 @@ fn answer_for_the_root(server: &File, stop: &AtomicBool) {
 #[test]
 fn exports_that_fall_silent_stall_neither_their_pods_end_nor_anybody_else() {
     let node = board("hung");
-    let container = r#"  - name: reader
+    let container = r"  - name: reader
     image: sampan.dev/demo
     command: [/sampan, demo, sleep, infinity]
     volumeMounts: [{name: v, mountPath: /v}]
-  volumes: [{name: v, nfs: {server: 127.0.0.1, path: /export}}]"#;
+  volumes: [{name: v, nfs: {server: 127.0.0.1, path: /export}}]";
     let names = ["stuck", "hung"];
     let silent = names.map(|name| {
         node.apply(&sleeper(name, container));
