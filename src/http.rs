@@ -21,7 +21,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-use crate::tasks::CancellationToken;
+use crate::{memory, tasks::CancellationToken};
 
 /// Bytes of a request's head.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -81,6 +81,8 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    // Whoever serves a connection is a worker: it lives as long as the process.
+    memory::keep_blocks();
     let service = service_fn(|request| {
         let response = handle(request);
         async move { Ok::<_, Infallible>(response.await) }

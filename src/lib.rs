@@ -30,6 +30,7 @@ pub mod ingress;
 pub mod install;
 pub mod kinds;
 pub mod manifest;
+pub mod memory;
 pub mod mqtt;
 pub mod net;
 pub mod node;

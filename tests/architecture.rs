@@ -12,7 +12,7 @@ use std::{
 const FLOORS: &[&[&str]] = &[
     &[
         "check", "config", "crash", "ids", "clock", "tasks", "kinds", "manifest", "patch", "streams",
-        "trust", "http", "demo", "usage", "oci", "install",
+        "trust", "http", "memory", "demo", "usage", "oci", "install",
     ],
     &["store", "mqtt", "runtime", "image", "net"],
     &["objects", "control"],

@@ -1,0 +1,172 @@
+//! Blocks by classes of size, each a list of free ones a thread.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    ptr,
+};
+
+/// What a thread keeps of one class (bytes).
+pub const KEPT_BYTES_MAX: usize = 4096;
+/// The classes, in units of 16 bytes of which 4 are musl's own: its classes, so that nothing is wasted.
+const UNITS: [u8; CLASSES] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 18, 20, 25, 31, 36, 42, 50, 63];
+const CLASSES: usize = 20;
+const UNIT_BYTES: usize = 16;
+const OWN_BYTES: usize = 4;
+/// The largest block of a class (bytes).
+const BLOCK_BYTES_MAX: usize = bytes_of(CLASSES - 1);
+
+const fn bytes_of(class: usize) -> usize {
+    UNITS[class] as usize * UNIT_BYTES - OWN_BYTES
+}
+
+/// The class of so many units.
+const CLASS_OF: [u8; 64] = {
+    let mut classes = [0; 64];
+    let (mut units, mut class) = (1, 0);
+    while units < 64 {
+        if units > UNITS[class] as usize {
+            class += 1;
+        }
+        classes[units] = class as u8;
+        units += 1;
+    }
+    classes
+};
+
+/// The class whose blocks hold this; `None` for what is large or of a wide alignment.
+fn class_of(layout: Layout) -> Option<usize> {
+    let is_small = layout.size() <= BLOCK_BYTES_MAX && layout.align() <= UNIT_BYTES;
+    is_small.then(|| CLASS_OF[(layout.size() + OWN_BYTES).div_ceil(UNIT_BYTES)].into())
+}
+
+/// What all blocks of a class are.
+fn layout_of(class: usize) -> Layout {
+    // SAFETY: the alignment is a power of two, and the size far from what overflows.
+    unsafe { Layout::from_size_align_unchecked(bytes_of(class), UNIT_BYTES) }
+}
+
+/// The blocks that this thread keeps. A free block begins with the pointer to the next one.
+struct Kept {
+    keeps: Cell<bool>,
+    first: [Cell<*mut u8>; CLASSES],
+    count: [Cell<u16>; CLASSES],
+}
+
+thread_local! {
+    // Without a destructor and made at compile time: to reach it needs no allocation.
+    static KEPT: Kept = const {
+        Kept {
+            keeps: Cell::new(false),
+            first: [const { Cell::new(ptr::null_mut()) }; CLASSES],
+            count: [const { Cell::new(0) }; CLASSES],
+        }
+    };
+}
+
+pub fn keep() {
+    KEPT.with(|kept| kept.keeps.set(true));
+}
+
+/// Takes a kept block, or a new one. Null when there is no memory.
+fn take(class: usize) -> *mut u8 {
+    let kept = KEPT.with(|kept| {
+        let block = kept.first[class].get();
+        if !block.is_null() {
+            // SAFETY: a block in the list is free, large enough for a pointer and aligned for one,
+            // and begins with the one that `give` has written.
+            kept.first[class].set(unsafe { block.cast::<*mut u8>().read() });
+            kept.count[class].set(kept.count[class].get() - 1);
+        }
+        block
+    });
+    if kept.is_null() {
+        // SAFETY: the size is not zero.
+        unsafe { System.alloc(layout_of(class)) }
+    } else {
+        kept
+    }
+}
+
+/// Keeps a block, or gives it back to the system.
+///
+/// # Safety
+/// The block is of this class and nobody uses it any more.
+unsafe fn give(block: *mut u8, class: usize) {
+    let is_kept = KEPT.with(|kept| {
+        let count = kept.count[class].get();
+        if !kept.keeps.get() || usize::from(count) * bytes_of(class) >= KEPT_BYTES_MAX {
+            return false;
+        }
+        // SAFETY: the block is ours now, large enough for a pointer and aligned for one.
+        unsafe { block.cast::<*mut u8>().write(kept.first[class].get()) };
+        kept.first[class].set(block);
+        kept.count[class].set(count + 1);
+        true
+    });
+    if !is_kept {
+        // SAFETY: every block of a class was allocated with its layout, in `take`.
+        unsafe { System.dealloc(block, layout_of(class)) }
+    }
+}
+
+struct Allocator;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+// SAFETY: a block is in one list or in one use; it has its class's size, and the alignment of `layout_of`,
+// which is at least what was asked for; what has no class goes to the system both ways, since the class
+// depends on nothing but the layout.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match class_of(layout) {
+            Some(class) => take(class),
+            // SAFETY: as the caller promises.
+            None => unsafe { System.alloc(layout) },
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        match class_of(layout) {
+            // SAFETY: by its layout the block came from `take` with this class.
+            Some(class) => unsafe { give(block, class) },
+            // SAFETY: as the caller promises.
+            None => unsafe { System.dealloc(block, layout) },
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let Some(class) = class_of(layout) else {
+            // SAFETY: as the caller promises.
+            return unsafe { System.alloc_zeroed(layout) };
+        };
+        let block = take(class);
+        if !block.is_null() {
+            // SAFETY: a block of the class is at least as large.
+            unsafe { block.write_bytes(0, layout.size()) };
+        }
+        block
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller promises that the size does not overflow with this alignment.
+        let wanted = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        match (class_of(layout), class_of(wanted)) {
+            // SAFETY: as the caller promises.
+            (None, None) => unsafe { System.realloc(block, layout, size) },
+            (Some(old), Some(new)) if old == new => block,
+            _ => {
+                // SAFETY: the new block is as large as what is copied; the old one is not used any more.
+                unsafe {
+                    let new = self.alloc(wanted);
+                    if !new.is_null() {
+                        new.copy_from_nonoverlapping(block, layout.size().min(size));
+                        self.dealloc(block, layout);
+                    }
+                    new
+                }
+            }
+        }
+    }
+}
