@@ -49,11 +49,12 @@ impl Progress {
 /// A request's body, with a limit.
 pub struct Upload {
     inner: Limited<Incoming>,
-    progress: Arc<Progress>,
+    /// `None` when there is nothing that could move.
+    progress: Option<Arc<Progress>>,
 }
 
 impl Upload {
-    pub fn new(body: Incoming, bytes_max: Option<u64>, progress: Arc<Progress>) -> Self {
+    pub fn new(body: Incoming, bytes_max: Option<u64>, progress: Option<Arc<Progress>>) -> Self {
         let max = bytes_max.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX);
         Self { inner: Limited::new(body, max), progress }
     }
@@ -68,7 +69,9 @@ impl Body for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        self.progress.touch();
+        if let Some(progress) = &self.progress {
+            progress.touch();
+        }
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError)))
     }
 

@@ -1,6 +1,6 @@
 //! Heads of messages: what is read of them and what is changed. Pure.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use hyper::{
     HeaderMap, Request, Uri,
@@ -18,37 +18,44 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     HeaderName::from_static("keep-alive"),
 ];
 
-/// A request's authority as the client wrote it; `None` when it is not one.
-pub fn authority<B>(request: &Request<B>) -> Option<String> {
+/// A request's authority as the client wrote it, in visible ASCII; `None` when it is not one.
+pub fn authority<B>(request: &Request<B>) -> Option<HeaderValue> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let first = hosts.next();
     if hosts.next().is_some() {
         return None;
     }
     match request.uri().authority() {
-        Some(authority) => Some(authority.as_str().to_owned()),
-        None if request.version() == hyper::Version::HTTP_10 && first.is_none() => Some(String::new()),
-        None => first?.to_str().ok().map(str::to_owned),
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None if request.version() == hyper::Version::HTTP_10 && first.is_none() => {
+            Some(HeaderValue::from_static(""))
+        }
+        None => first.filter(|host| host.to_str().is_ok()).cloned(),
     }
 }
 
 /// The host of an authority: no port, lower case.
-pub fn host_of(authority: &str) -> String {
+pub fn host_of(authority: &str) -> Cow<'_, str> {
     let host = match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
         _ => authority,
     };
-    host.trim_end_matches('.').to_ascii_lowercase()
+    let host = host.trim_end_matches('.');
+    if host.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    }
 }
 
 /// A path with its escapes resolved; `None` when it is not sane: wrong escapes, dot segments.
-pub fn decoded(path: &str) -> Option<String> {
+pub fn decoded(path: &str) -> Option<Cow<'_, str>> {
     let sane = |path: &str| {
         let dots = path.split('/').any(|element| element == "." || element == "..");
         !dots && !path.contains('\0')
     };
     if !path.contains('%') {
-        return sane(path).then(|| path.to_owned());
+        return sane(path).then_some(Cow::Borrowed(path));
     }
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
@@ -64,7 +71,7 @@ pub fn decoded(path: &str) -> Option<String> {
         rest = tail;
     }
     let path = String::from_utf8_lossy(&bytes).into_owned();
-    sane(&path).then_some(path)
+    sane(&path).then_some(Cow::Owned(path))
 }
 
 /// The protocol that a client wants to go on with.
@@ -96,28 +103,44 @@ pub fn strip(headers: &mut HeaderMap) {
     }
 }
 
-/// Says who asked for what. What a client says of this itself is not believed.
-pub fn set_forwarded(headers: &mut HeaderMap, client: IpAddr, authority: &str, tls: bool, port: u16) {
-    let (scheme, client) = (if tls { "https" } else { "http" }, client.to_string());
-    let port = port.to_string();
-    let values = [
-        ("x-forwarded-for", client.as_str()),
-        ("x-real-ip", &client),
-        ("x-forwarded-host", authority),
-        ("x-forwarded-port", &port),
-        ("x-forwarded-proto", scheme),
-        ("x-forwarded-scheme", scheme),
-        ("x-scheme", scheme),
-    ];
-    for (name, value) in values {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            headers.insert(HeaderName::from_static(name), value);
+/// What is said of a client to backends: the same for all requests of a connection.
+#[derive(Debug, Clone)]
+pub struct Forwarded {
+    client: HeaderValue,
+    port: HeaderValue,
+    scheme: HeaderValue,
+}
+
+impl Forwarded {
+    pub fn new(client: IpAddr, tls: bool, port: u16) -> Self {
+        let client = HeaderValue::try_from(client.to_string());
+        Self {
+            client: client.unwrap_or(HeaderValue::from_static("unknown")),
+            port: port.into(),
+            scheme: HeaderValue::from_static(if tls { "https" } else { "http" }),
         }
     }
-    // CGI programs take this for the variable HTTP_PROXY.
-    headers.remove("proxy");
-    // The answer to it has been given.
-    headers.remove(header::EXPECT);
+
+    /// Says who asked for what. What a client says of this itself is not believed.
+    pub fn set(&self, headers: &mut HeaderMap, authority: &HeaderValue) {
+        let values = [
+            ("x-forwarded-for", &self.client),
+            ("x-real-ip", &self.client),
+            ("x-forwarded-host", authority),
+            ("x-forwarded-port", &self.port),
+            ("x-forwarded-proto", &self.scheme),
+            ("x-forwarded-scheme", &self.scheme),
+            ("x-scheme", &self.scheme),
+        ];
+        headers.reserve(values.len());
+        for (name, value) in values {
+            headers.insert(HeaderName::from_static(name), value.clone());
+        }
+        // CGI programs take this for the variable HTTP_PROXY.
+        headers.remove("proxy");
+        // The answer to it has been given.
+        headers.remove(header::EXPECT);
+    }
 }
 
 /// Where the same thing is over TLS.
@@ -128,6 +151,9 @@ pub fn tls_location(host: &str, port: u16, uri: &Uri) -> String {
 
 /// The target of a request to a backend: with scheme and authority for HTTP/2, without otherwise.
 pub fn target(uri: &Uri, path: Option<&str>, absolute: Option<(&str, &str)>) -> Option<Uri> {
+    if let (None, None, Some(own)) = (path, absolute, uri.path_and_query()) {
+        return Some(Uri::from(own.clone()));
+    }
     let own = uri.path_and_query().map_or("/", |rest| rest.as_str());
     let path = match (path, uri.query()) {
         (Some(path), Some(query)) => format!("{}?{query}", escaped(path)),
@@ -211,5 +237,22 @@ mod tests {
         }
         strip(&mut headers);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
+    }
+
+    #[test]
+    fn targets_are_what_backends_take() {
+        let target = |uri: &str, path, absolute| {
+            target(&uri.parse().unwrap(), path, absolute).map(|uri| uri.to_string())
+        };
+        let cases = [
+            ("/a?b", None, None, "/a?b"),
+            ("http://web.test/a?b", None, None, "/a?b"),
+            ("/a?b", Some("/c d"), None, "/c%20d?b"),
+            ("/a?b", None, Some(("https", "web.test")), "https://web.test/a?b"),
+            ("http://x.test/a", Some("/c"), Some(("http", "web.test")), "http://web.test/c"),
+        ];
+        for (uri, path, absolute, want) in cases {
+            assert_eq!(target(uri, path, absolute).as_deref(), Some(want), "{uri}");
+        }
     }
 }

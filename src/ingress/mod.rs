@@ -172,15 +172,19 @@ impl Server {
         let port = if tls { self.addresses.1.port() } else { self.addresses.0.port() };
         while let Some((stream, client, permit)) = http::accept(listener, &self.permits, stop).await {
             let _ = stream.set_nodelay(true);
-            let arrival = Arrival { client, tls, port };
-            let (proxy, stop) = (Arc::clone(&self.proxy), stop.clone());
+            // Tokens of its own: they are looked at whenever something happens on the connection.
+            let (proxy, stop) = (Arc::clone(&self.proxy), stop.child_token());
             let acceptor = tls.then(|| self.acceptor.clone());
-            let kill = self.proxy.pool.stop.clone();
+            let kill = self.proxy.pool.stop.child_token();
             let options = Arc::clone(&self.options);
             self.proxy.pool.tasks.spawn(async move {
                 proxy.record.connections.fetch_add(1, Ordering::Relaxed);
-                let served = connection(&proxy, stream, acceptor, arrival, stop, &options);
-                Box::pin(kill.run_until_cancelled(served)).await;
+                let patience = Arc::new(Patience { lost: kill.clone(), ..Patience::default() });
+                let served = connection(&proxy, stream, acceptor, (client, port), stop, &patience, &options);
+                let ended = Box::pin(kill.run_until_cancelled(served)).await;
+                if ended.is_none() && !proxy.pool.stop.is_cancelled() {
+                    tracing::debug!(%client, "too many requests were taken back");
+                }
                 proxy.record.connections.fetch_sub(1, Ordering::Relaxed);
                 drop(permit);
             });
@@ -199,27 +203,28 @@ async fn connection(
     proxy: &Arc<Proxy>,
     mut stream: TcpStream,
     acceptor: Option<TlsAcceptor>,
-    mut arrival: Arrival,
+    (mut client, port): (SocketAddr, u16),
     stop: CancellationToken,
+    patience: &Arc<Patience>,
     options: &Options,
 ) {
-    if options.is_proxied(arrival.client) {
+    if options.is_proxied(client) {
         match timeout(HANDSHAKE_TIMEOUT, proxied::client(&mut stream)).await {
-            Ok(Ok(client)) => arrival.client = client.unwrap_or(arrival.client),
+            Ok(Ok(told)) => client = told.unwrap_or(client),
             Ok(Err(error)) => {
-                return tracing::debug!(%error, balancer = %arrival.client, "a connection is refused");
+                return tracing::debug!(%error, balancer = %client, "a connection is refused");
             }
-            Err(_) => return tracing::debug!(balancer = %arrival.client, "no PROXY header in time"),
+            Err(_) => return tracing::debug!(balancer = %client, "no PROXY header in time"),
         }
     }
-    let proxy_of = Arc::clone(proxy);
+    let arrival = Arc::new(Arrival::new(client, acceptor.is_some(), port));
     let Some(acceptor) = acceptor else {
-        return serve(proxy_of, stream, arrival, stop, options).await;
+        return serve(proxy, stream, arrival, stop, patience, options).await;
     };
     match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => return serve(proxy_of, stream, arrival, stop, options).await,
-        Ok(Err(error)) => tracing::debug!(%error, client = %arrival.client, "TLS handshake"),
-        Err(_) => tracing::debug!(client = %arrival.client, "TLS handshake took too long"),
+        Ok(Ok(stream)) => return serve(proxy, stream, arrival, stop, patience, options).await,
+        Ok(Err(error)) => tracing::debug!(%error, %client, "TLS handshake"),
+        Err(_) => tracing::debug!(%client, "TLS handshake took too long"),
     }
     proxy.record.handshakes_failed.fetch_add(1, Ordering::Relaxed);
 }
@@ -229,7 +234,7 @@ async fn connection(
 struct Patience {
     asked: AtomicUsize,
     abandoned: AtomicUsize,
-    /// Most of it, again and again.
+    /// Ends the connection: it was most of it, again and again.
     lost: CancellationToken,
 }
 
@@ -257,23 +262,26 @@ impl Drop for Asked {
     }
 }
 
-async fn serve<S>(proxy: Arc<Proxy>, stream: S, arrival: Arrival, stop: CancellationToken, options: &Options)
-where
+async fn serve<S>(
+    proxy: &Arc<Proxy>,
+    stream: S,
+    arrival: Arc<Arrival>,
+    stop: CancellationToken,
+    patience: &Arc<Patience>,
+    options: &Options,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let patience = Arc::new(Patience::default());
     let handle = |request| {
-        let (proxy, asked) = (Arc::clone(&proxy), Asked::new(&patience));
+        let (proxy, arrival, asked) = (Arc::clone(proxy), Arc::clone(&arrival), Asked::new(patience));
         async move {
-            let response = proxy.handle(request, arrival).await;
+            let response = proxy.handle(request, &arrival).await;
             asked.answered();
             response
         }
     };
     let limits = Limits { headers: options.head_timeout, ..LIMITS };
-    match patience.lost.run_until_cancelled(http::serve(stream, limits, &stop, handle)).await {
-        None => tracing::debug!(client = %arrival.client, "too many requests were taken back"),
-        Some(Err(error)) => tracing::trace!(%error, client = %arrival.client, "connection ended"),
-        Some(Ok(())) => {}
+    if let Err(error) = http::serve(stream, limits, &stop, handle).await {
+        tracing::trace!(%error, client = %arrival.client, "connection ended");
     }
 }

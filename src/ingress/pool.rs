@@ -174,7 +174,8 @@ impl Pool {
                 let reused = kept.is_some();
                 let sender = match kept {
                     Some(sender) => sender,
-                    None => match self.open(key).await {
+                    // Rare, and large.
+                    None => match Box::pin(self.open(key)).await {
                         Ok(sender) => sender,
                         Err(source) => {
                             failed = SendError::Connect { address, source };
@@ -234,7 +235,8 @@ impl Pool {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let io = TokioIo::new(stream);
-        let stop = self.stop.clone();
+        // Its own, for it is looked at whenever something happens on the connection.
+        let stop = self.stop.child_token();
         if key.protocol.is_http2() {
             let (sender, connection) =
                 http2::Builder::new(TokioExecutor::new()).timer(TokioTimer::new()).handshake(io).await?;

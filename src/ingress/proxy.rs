@@ -4,14 +4,14 @@ use std::{
     error::Error as _,
     net::{IpAddr, SocketAddr},
     sync::{Arc, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError};
 use hyper::{
-    Method, Request, Response, StatusCode,
-    body::Incoming,
+    Method, Request, Response, StatusCode, Uri,
+    body::{Body as _, Incoming},
     header::{self, HeaderValue},
     upgrade::OnUpgrade,
 };
@@ -19,9 +19,9 @@ use hyper_util::rt::TokioIo;
 
 use super::{
     body::{Download, Progress, Upload},
-    head,
+    head::{self, Forwarded},
     pool::{Body, Lease, Pool, SendError},
-    record::{Entry, Record},
+    record::{Answered, Entry, Record},
 };
 use crate::net::routes::{IngressRule, IngressTable};
 
@@ -37,75 +37,141 @@ pub struct Proxy {
     pub record: Record,
 }
 
+/// What becomes of a request, and by which rule.
+enum Decided<'a> {
+    Answered(Option<&'a IngressRule>, Response<Body>),
+    GoesOn(&'a IngressRule, Onward),
+}
+
+/// What a line of the access log says of a request.
+struct Line {
+    method: Method,
+    target: Uri,
+    version: hyper::Version,
+    host: Option<HeaderValue>,
+    agent: Option<HeaderValue>,
+}
+
+impl Line {
+    fn of(request: &Request<Incoming>) -> Self {
+        Self {
+            method: request.method().clone(),
+            target: request.uri().clone(),
+            version: request.version(),
+            host: head::authority(request),
+            agent: request.headers().get(header::USER_AGENT).cloned(),
+        }
+    }
+
+    fn entry(&self, client: IpAddr) -> Entry<'_> {
+        fn said(value: Option<&HeaderValue>) -> &str {
+            value.and_then(|value| value.to_str().ok()).unwrap_or("-")
+        }
+        Entry {
+            client,
+            method: self.method.as_str(),
+            target: self.target.path_and_query().map_or("/", |target| target.as_str()),
+            host: said(self.host.as_ref()),
+            version: self.version,
+            agent: said(self.agent.as_ref()),
+        }
+    }
+}
+
 /// The connection that a request came by.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Arrival {
-    pub client: SocketAddr,
+    /// Without a port.
+    pub client: IpAddr,
     pub tls: bool,
-    pub port: u16,
+    pub forwarded: Forwarded,
+}
+
+impl Arrival {
+    /// By a connection to `port`.
+    pub fn new(client: SocketAddr, tls: bool, port: u16) -> Self {
+        let client = client.ip().to_canonical();
+        Self { client, tls, forwarded: Forwarded::new(client, tls, port) }
+    }
+}
+
+/// A request as its backend gets it.
+struct Onward {
+    request: Request<Body>,
+    upgraded: Option<OnUpgrade>,
+    /// Tells whether the request's body moves; `None` when it has none.
+    progress: Option<Arc<Progress>>,
+}
+
+/// Seconds as they are set, or the default.
+fn time_of(seconds: Option<u32>) -> Duration {
+    seconds.map_or(BACKEND_TIMEOUT, |seconds| Duration::from_secs(seconds.into()))
 }
 
 impl Proxy {
     /// Answers a request, and writes down that it did.
-    pub async fn handle(&self, request: Request<Incoming>, arrival: Arrival) -> Response<Body> {
-        let begin = std::time::Instant::now();
-        let (method, target, version) = (request.method().clone(), request.uri().clone(), request.version());
-        let agent = request.headers().get(header::USER_AGENT).cloned();
-        let authority = head::authority(&request);
+    pub async fn handle(&self, request: Request<Incoming>, arrival: &Arrival) -> Response<Body> {
+        let begin = Instant::now();
+        let line = self.record.is_logging().then(|| Box::new(Line::of(&request)));
         let table = Arc::clone(&self.table.read().expect("no holder panics"));
-        let (rule, response) = self.route(&table, request, authority.as_deref(), arrival).await;
-        self.record.note(&Entry {
-            client: arrival.client.ip().to_canonical(),
-            method: method.as_str(),
-            target: target.path_and_query().map_or("/", |target| target.as_str()),
-            host: authority.as_deref().unwrap_or("-"),
-            version,
+        // What there is to decide is decided at once: little is kept while the backend is waited for.
+        let (rule, response) = match self.decide(&table, request, arrival) {
+            Decided::Answered(rule, response) => (rule, response),
+            Decided::GoesOn(rule, onward) => (Some(rule), self.pass(rule, onward).await),
+        };
+        let answered = Answered {
             status: response.status().as_u16(),
             ingress: rule.map_or("", |rule| &rule.ingress),
-            agent: agent.as_ref().and_then(|agent| agent.to_str().ok()).unwrap_or("-"),
             took: begin.elapsed(),
-        });
+        };
+        self.record.count(answered);
+        if let Some(line) = line {
+            self.record.note(&line.entry(arrival.client), answered);
+        }
         response
     }
 
-    async fn route<'a>(
+    fn decide<'a>(
         &self,
         table: &'a IngressTable,
         request: Request<Incoming>,
-        authority: Option<&str>,
-        arrival: Arrival,
-    ) -> (Option<&'a IngressRule>, Response<Body>) {
-        let Some(authority) = authority else {
-            return (None, text(StatusCode::BAD_REQUEST, "bad host"));
+        arrival: &Arrival,
+    ) -> Decided<'a> {
+        let here = |status, said| Decided::Answered(None, text(status, said));
+        let authority = head::authority(&request);
+        let Some(authority) = authority.as_ref().and_then(|value| Some((value, value.to_str().ok()?))) else {
+            return here(StatusCode::BAD_REQUEST, "bad host");
         };
-        let Some(path) = head::decoded(request.uri().path()) else {
-            return (None, text(StatusCode::BAD_REQUEST, "bad path"));
+        let uri = request.uri().clone();
+        let Some(path) = head::decoded(uri.path()) else {
+            return here(StatusCode::BAD_REQUEST, "bad path");
         };
         if request.method() == Method::CONNECT {
-            return (None, text(StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy"));
+            return here(StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy");
         }
-        let host = head::host_of(authority);
-        let Some(rule) = table.find(&host, &path) else {
-            return (None, text(StatusCode::NOT_FOUND, "default backend - 404"));
-        };
-        (Some(rule), self.serve(rule, request, (authority, &host, &path), arrival).await)
+        let host = head::host_of(authority.1);
+        match table.find(&host, &path) {
+            Some(rule) => self.prepare(rule, request, (authority, &host, &path), arrival),
+            None => here(StatusCode::NOT_FOUND, "default backend - 404"),
+        }
     }
 
-    async fn serve(
+    /// The request as the backend gets it, or why it does not.
+    fn prepare<'a>(
         &self,
-        rule: &IngressRule,
+        rule: &'a IngressRule,
         mut request: Request<Incoming>,
-        (authority, host, path): (&str, &str, &str),
-        arrival: Arrival,
-    ) -> Response<Body> {
+        ((authority, authority_text), host, path): ((&HeaderValue, &str), &str, &str),
+        arrival: &Arrival,
+    ) -> Decided<'a> {
+        let answer = |response| Decided::Answered(Some(rule), response);
         let options = &rule.options;
-        let client = arrival.client.ip().to_canonical();
-        let admitted = match client {
+        let admitted = match arrival.client {
             IpAddr::V4(client) => options.admits(client),
             IpAddr::V6(_) => options.source_ranges.is_empty(),
         };
         if !admitted {
-            return text(StatusCode::FORBIDDEN, "forbidden");
+            return answer(text(StatusCode::FORBIDDEN, "forbidden"));
         }
         if options.redirect_to_tls && !arrival.tls && !host.is_empty() {
             let mut response = text(StatusCode::PERMANENT_REDIRECT, "");
@@ -113,48 +179,46 @@ impl Proxy {
             if let Ok(location) = HeaderValue::try_from(location) {
                 response.headers_mut().insert(header::LOCATION, location);
             }
-            return response;
+            return answer(response);
         }
         if rule.endpoints.is_empty() {
-            return text(StatusCode::SERVICE_UNAVAILABLE, "no endpoint is ready");
+            return answer(text(StatusCode::SERVICE_UNAVAILABLE, "no endpoint is ready"));
         }
         let length =
             request.headers().get(header::CONTENT_LENGTH).and_then(|l| l.to_str().ok()?.parse().ok());
         if let (Some(length), Some(max)) = (length, options.body_bytes_max)
             && max < length
         {
-            return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
+            return answer(text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"));
         }
         let http2 = options.protocol.is_http2();
         let upgrade = head::upgrade(request.headers()).filter(|_| !http2);
         let upgraded = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-        let seconds = |given: Option<u32>| given.map_or(BACKEND_TIMEOUT, |s| Duration::from_secs(s.into()));
-        let read_timeout = seconds(options.read_timeout_seconds);
 
-        let progress = Progress::new();
         let (mut parts, body) = request.into_parts();
         let scheme = if options.protocol.is_tls() { "https" } else { "http" };
         let rewritten = rule.rewritten(path);
-        let absolute = http2.then_some((scheme, authority));
+        let absolute = http2.then_some((scheme, authority_text));
         let Some(uri) = head::target(&parts.uri, rewritten.as_deref(), absolute) else {
-            return text(StatusCode::BAD_REQUEST, "bad target");
+            return answer(text(StatusCode::BAD_REQUEST, "bad target"));
         };
         let trailers = head::takes_trailers(&parts.headers);
         head::strip(&mut parts.headers);
-        head::set_forwarded(&mut parts.headers, client, authority, arrival.tls, arrival.port);
+        arrival.forwarded.set(&mut parts.headers, authority);
         if http2 {
             parts.headers.remove(header::HOST);
             if trailers {
                 parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
             }
-        } else if let Ok(value) = HeaderValue::from_str(authority) {
-            parts.headers.insert(header::HOST, value);
+        } else {
+            parts.headers.insert(header::HOST, authority.clone());
         }
         if let Some(protocol) = upgrade {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             parts.headers.insert(header::UPGRADE, protocol);
         }
-        let upload = Upload::new(body, options.body_bytes_max, Arc::clone(&progress));
+        let progress = (!body.is_end_stream()).then(Progress::new);
+        let upload = Upload::new(body, options.body_bytes_max, progress.clone());
         let mut onward = Request::new(Body::new(upload));
         *onward.method_mut() = parts.method;
         *onward.uri_mut() = uri;
@@ -162,12 +226,25 @@ impl Proxy {
         if http2 {
             *onward.version_mut() = hyper::Version::HTTP_2;
         }
+        Decided::GoesOn(rule, Onward { request: onward, upgraded, progress })
+    }
 
+    /// Sends a request to a backend, and passes its answer on.
+    async fn pass(&self, rule: &IngressRule, onward: Onward) -> Response<Body> {
+        let options = &rule.options;
+        let (protocol, read_timeout) = (options.protocol, time_of(options.read_timeout_seconds));
         // The send timeout counts while the body moves, the read timeout after it; one clock for both.
-        let limit = read_timeout.max(seconds(options.send_timeout_seconds));
+        let limit = read_timeout.max(time_of(options.send_timeout_seconds));
+        let Onward { request, upgraded, progress } = onward;
+        let stalled = async {
+            match &progress {
+                Some(progress) => progress.stalled(limit).await,
+                None => tokio::time::sleep(limit).await,
+            }
+        };
         let sent = tokio::select! {
-            sent = self.pool.send(&rule.endpoints, options.protocol, onward) => sent,
-            () = progress.stalled(limit) => {
+            sent = self.pool.send(&rule.endpoints, protocol, request) => sent,
+            () = stalled => {
                 return text(StatusCode::GATEWAY_TIMEOUT, "the backend did not answer in time");
             }
         };
@@ -260,4 +337,21 @@ fn text(status: StatusCode, text: &'static str) -> Response<Body> {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It is moved more than once, for each request.
+    #[tokio::test]
+    async fn little_is_kept_while_a_backend_is_waited_for() {
+        const BYTES_MAX: usize = 2048;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let pool = Arc::new(Pool::new(&provider).unwrap());
+        let proxy = Proxy { table: RwLock::default(), pool, https_port: 443, record: Record::default() };
+        let onward = Onward { request: Request::new(empty()), upgraded: None, progress: None };
+        let size = size_of_val(&proxy.pass(&IngressRule::default(), onward));
+        assert!(size <= BYTES_MAX, "{size}");
+    }
 }

@@ -32,17 +32,39 @@ struct Series {
     seconds: f64,
 }
 
+/// By Ingress, then by status.
+#[derive(Default)]
+struct Counted {
+    by_ingress: BTreeMap<String, BTreeMap<u16, Series>>,
+    series: usize,
+}
+
+impl Counted {
+    /// The series to count in; `None` when there are too many.
+    fn series(&mut self, ingress: &str, status: u16) -> Option<&mut Series> {
+        let is_known = self.by_ingress.get(ingress).is_some_and(|by_status| by_status.contains_key(&status));
+        if !is_known {
+            if self.series == SERIES_MAX {
+                return None;
+            }
+            self.series += 1;
+            self.by_ingress.entry(ingress.to_owned()).or_default().insert(status, Series::default());
+        }
+        self.by_ingress.get_mut(ingress)?.get_mut(&status)
+    }
+}
+
 /// The record of one server.
 #[derive(Default)]
 pub struct Record {
     pub connections: AtomicI64,
     pub handshakes_failed: AtomicU64,
     lines_lost: AtomicU64,
-    requests: Mutex<BTreeMap<(String, u16), Series>>,
+    requests: Mutex<Counted>,
     log: Option<SyncSender<String>>,
 }
 
-/// One request that was answered.
+/// One request, as a line says it.
 pub struct Entry<'a> {
     pub client: std::net::IpAddr,
     pub method: &'a str,
@@ -50,10 +72,15 @@ pub struct Entry<'a> {
     pub target: &'a str,
     pub host: &'a str,
     pub version: hyper::Version,
+    pub agent: &'a str,
+}
+
+/// How a request was answered.
+#[derive(Clone, Copy)]
+pub struct Answered<'a> {
     pub status: u16,
     /// `namespace/name`; empty when no rule fits.
     pub ingress: &'a str,
-    pub agent: &'a str,
     pub took: Duration,
 }
 
@@ -71,19 +98,24 @@ impl Record {
         Ok(Self { log: Some(sender), ..Self::default() })
     }
 
-    pub fn note(&self, entry: &Entry<'_>) {
-        let seconds = entry.took.as_secs_f64();
-        {
-            let mut requests = self.requests.lock().expect("no holder panics");
-            let key = (entry.ingress.to_owned(), entry.status);
-            if requests.len() < SERIES_MAX || requests.contains_key(&key) {
-                let series = requests.entry(key).or_default();
-                series.count += 1;
-                series.seconds += seconds;
-            }
+    /// Whether lines are wanted.
+    pub fn is_logging(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Counts a request.
+    pub fn count(&self, answered: Answered<'_>) {
+        let mut requests = self.requests.lock().expect("no holder panics");
+        if let Some(series) = requests.series(answered.ingress, answered.status) {
+            series.count += 1;
+            series.seconds += answered.took.as_secs_f64();
         }
+    }
+
+    /// Writes its line.
+    pub fn note(&self, entry: &Entry<'_>, answered: Answered<'_>) {
         let Some(log) = &self.log else { return };
-        if log.try_send(line(entry)).is_err() {
+        if log.try_send(line(entry, answered)).is_err() {
             self.lines_lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -99,7 +131,11 @@ impl Record {
         one("tls_handshakes_failed_total", "counter", failed.to_string());
         one("access_log_lines_lost_total", "counter", self.lines_lost.load(Ordering::Relaxed).to_string());
         text.push_str("# TYPE sampan_ingress_request_duration_seconds summary\n");
-        for ((ingress, status), series) in &*self.requests.lock().expect("no holder panics") {
+        let requests = self.requests.lock().expect("no holder panics");
+        let all = requests.by_ingress.iter();
+        let all =
+            all.flat_map(|(ingress, by)| by.iter().map(move |(status, series)| (ingress, status, series)));
+        for (ingress, status, series) in all {
             let labels = format!("{{ingress=\"{ingress}\",code=\"{status}\"}}");
             let name = "sampan_ingress_request_duration_seconds";
             let _ = writeln!(text, "{name}_sum{labels} {}", series.seconds);
@@ -111,7 +147,7 @@ impl Record {
 
 /// As nginx's combined log, with host, seconds and Ingress behind. The length of the body is not
 /// known yet.
-fn line(entry: &Entry<'_>) -> String {
+fn line(entry: &Entry<'_>, answered: Answered<'_>) -> String {
     let quoted = |text: &str| text.replace(|c: char| c.is_control() || c == '"' || c == '\\', "?");
     format!(
         "{} - - [{}] \"{} {} {:?}\" {} - \"-\" \"{}\" {} {:.3} {}\n",
@@ -120,11 +156,11 @@ fn line(entry: &Entry<'_>) -> String {
         entry.method,
         quoted(entry.target),
         entry.version,
-        entry.status,
+        answered.status,
         quoted(entry.agent),
         quoted(entry.host),
-        entry.took.as_secs_f64(),
-        if entry.ingress.is_empty() { "-" } else { entry.ingress },
+        answered.took.as_secs_f64(),
+        if answered.ingress.is_empty() { "-" } else { answered.ingress },
     )
 }
 
@@ -175,16 +211,17 @@ mod tests {
             target,
             host: "web.test",
             version: hyper::Version::HTTP_11,
-            status: 200,
-            ingress: "ns/web",
             agent: "curl",
-            took: Duration::from_millis(12),
         }
+    }
+
+    fn answered(ingress: &str, status: u16) -> Answered<'_> {
+        Answered { status, ingress, took: Duration::from_millis(12) }
     }
 
     #[test]
     fn a_client_cannot_write_lines_of_its_own() {
-        let text = line(&entry("/a\"b\nc"));
+        let text = line(&entry("/a\"b\nc"), answered("ns/web", 200));
         assert!(text.starts_with("192.0.2.7 - - ["), "{text}");
         assert!(
             text.ends_with("\"GET /a?b?c HTTP/1.1\" 200 - \"-\" \"curl\" web.test 0.012 ns/web\n"),
@@ -197,8 +234,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
         let record = Record::logging_to(&path).unwrap();
-        record.note(&entry("/a"));
-        record.note(&entry("/b"));
+        for target in ["/a", "/b"] {
+            record.count(answered("ns/web", 200));
+            record.note(&entry(target), answered("ns/web", 200));
+        }
         let text = record.metrics();
         assert!(text.contains("_count{ingress=\"ns/web\",code=\"200\"} 2\n"), "{text}");
         let begin = std::time::Instant::now();
@@ -206,5 +245,17 @@ mod tests {
             assert!(begin.elapsed() < Duration::from_secs(5), "the lines are not written");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn series_are_bounded() {
+        let record = Record::default();
+        for status in 0..=u16::try_from(SERIES_MAX).unwrap() {
+            record.count(answered("ns/web", status));
+        }
+        record.count(answered("ns/web", 0));
+        let text = record.metrics();
+        assert!(text.contains("_count{ingress=\"ns/web\",code=\"0\"} 2\n"), "{text}");
+        assert_eq!(text.matches("_count{").count(), SERIES_MAX);
     }
 }
