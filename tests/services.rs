@@ -1,11 +1,11 @@
-//! Services of a running cluster: what they are given from the ranges there are, and how soon every
-//! node serves and names what is ready.
+//! Services of a running cluster: every kind of them on two boards, what they are given from the ranges
+//! there are, and how soon every node serves and names what is ready.
 
 mod common;
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     process::{Child, Stdio},
     sync::mpsc,
@@ -17,6 +17,10 @@ use common::{
     Namespace, Node, SAMPAN, Switch, output,
     several::{agent, server, token, two_ready},
     unique, wait_for,
+};
+use hickory_proto::{
+    op::{Message, MessageType, OpCode, Query},
+    rr::{Name, RecordType},
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -158,7 +162,7 @@ fn resolve(name: &str) -> Vec<Ipv4Addr> {
 
 /// A watch of pods; each line is an event, with the time it came.
 struct Watch {
-    child: Child,
+    _kubectl: Running,
     lines: mpsc::Receiver<(Instant, String)>,
 }
 
@@ -176,7 +180,7 @@ impl Watch {
                 }
             }
         });
-        Self { child, lines }
+        Self { _kubectl: Running(child), lines }
     }
 
     /// When a pod is seen ready, and its address.
@@ -197,10 +201,13 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+/// A process that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -245,4 +252,251 @@ fn every_node_serves_and_names_what_is_ready() {
         named.recv_timeout(common::PATIENCE).expect("the name is the pod's address");
         master.k(&["scale", "deployment", "web", "--replicas=0"]);
     }
+}
+
+/// Asks a node's DNS from its network; the answers as text, in order.
+fn ask_dns(node: &Node, name: &str, kind: RecordType) -> Vec<String> {
+    let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    let query = message.to_vec().unwrap();
+    let space = File::open(format!("/run/netns/{}", node.space.name)).unwrap();
+    let answered = thread::spawn(move || {
+        setns(space, CloneFlags::CLONE_NEWNET).unwrap();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut answer = [0; 2048];
+        let length = socket.send_to(&query, "10.43.0.10:53").and_then(|_| socket.recv(&mut answer));
+        length.map(|length| Message::from_vec(&answer[..length]).unwrap())
+    });
+    let Ok(answer) = answered.join().unwrap() else { return Vec::new() };
+    let mut all: Vec<_> = answer.answers.iter().map(|record| record.data.to_string()).collect();
+    all.sort();
+    all
+}
+
+/// What `curl` gets in a node's network.
+fn curl(node: &Node, args: &[&str]) -> String {
+    let out = output(node.space.command("curl").args(["-s", "-m", "5"]).args(args));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+const PODS: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: here, labels: {app: all, at: here}}
+spec:
+  nodeName: MASTER
+  hostname: one
+  subdomain: named
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: sampan.dev/demo, ports: [{name: web, containerPort: 8080}]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: there, labels: {app: all, at: there}}
+spec:
+  nodeName: BOARD
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: sampan.dev/demo, ports: [{name: web, containerPort: 8080}]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: never, labels: {app: never}}
+spec:
+  nodeName: BOARD
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: c, image: sampan.dev/demo, readinessProbe: {httpGet: {path: /nothing, port: 8080}, periodSeconds: 1}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: all}
+spec: {selector: {app: all}, ports: [{name: http, port: 80, targetPort: web}, {name: more, port: 81, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: named}
+spec: {clusterIP: None, selector: {at: here}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: unready}
+spec: {clusterIP: None, publishNotReadyAddresses: true, selector: {app: never}, ports: [{port: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: ready}
+spec: {selector: {app: never}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: inside}
+spec: {internalTrafficPolicy: Local, selector: {at: there}, ports: [{port: 80, targetPort: web}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: outside}
+spec: {type: LoadBalancer, externalTrafficPolicy: Local, selector: {at: there}, ports: [{port: 8888, targetPort: web}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: elsewhere}
+spec: {type: ExternalName, externalName: all.default.svc.cluster.local}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: manual}
+spec: {externalIPs: [192.0.2.77], ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: manual-1, labels: {kubernetes.io/service-name: manual}}
+addressType: IPv4
+ports: [{port: 9090}]
+endpoints: [{addresses: [192.0.2.2]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: all, annotations: {nginx.ingress.kubernetes.io/rewrite-target: /$1}}
+spec:
+  rules:
+  - host: web.test
+    http:
+      paths:
+      - {path: /to/(.*), pathType: ImplementationSpecific, backend: {service: {name: all, port: {name: http}}}}
+"#;
+
+#[test]
+fn every_kind_of_service_works_on_two_boards_and_over_a_crash() {
+    let switch = Switch::new(&unique("sw"));
+    let master = server(&unique("kinds"), &switch, "192.0.2.1/24", &[]);
+    master.wait_ready();
+    let mut board = agent(&unique("kindb"), &switch, "192.0.2.2/24", &token(&master, &[]));
+    master.wait_output(&["get", "nodes"], "both nodes to be ready", two_ready);
+    master.apply(&PODS.replace("MASTER", &master.name).replace("BOARD", &board.name));
+    master.k(&["wait", "--for=condition=Ready", "pod/here", "pod/there", "--timeout=60s"]);
+    let ip = |pod: &str| field(&master, &["pod", pod], ".status.podIP");
+    let vip = |service: &str| field(&master, &["service", service], ".spec.clusterIP");
+    let (here, there, never, all) = (ip("here"), ip("there"), ip("never"), vip("all"));
+    let both = [("master", &master), ("board", &board)];
+
+    // By address and port, named or not, on both nodes; both endpoints answer.
+    for (what, node) in both {
+        for port in ["80", "81"] {
+            let mut heard = std::collections::BTreeSet::new();
+            wait_for(&format!("both endpoints on {what}"), || {
+                heard.insert(curl(node, &[&format!("http://{all}:{port}/hostname")]));
+                if heard.contains("one\n") && heard.contains("there\n") {
+                    Ok(())
+                } else {
+                    Err(format!("{heard:?}"))
+                }
+            });
+        }
+    }
+    // By name, from a pod, the short way.
+    let short =
+        master.k(&["exec", "here", "--", "/sampan", "demo", "wget", "-q", "-O", "-", "http://all/hostname"]);
+    assert!(short == "one\n" || short == "there\n", "{short}");
+    // Names of every kind, on both nodes.
+    let domain = "default.svc.cluster.local.";
+    let reversed: Vec<&str> = here.rsplit('.').collect();
+    let names: [(String, RecordType, Vec<String>); 8] = [
+        (format!("all.{domain}"), RecordType::A, vec![all.clone()]),
+        (format!("named.{domain}"), RecordType::A, vec![here.clone()]),
+        (format!("one.named.{domain}"), RecordType::A, vec![here.clone()]),
+        (
+            format!("_http._tcp.named.{domain}"),
+            RecordType::SRV,
+            vec![format!("0 100 8080 one.named.{domain}")],
+        ),
+        (
+            format!("{}.in-addr.arpa.", reversed.join(".")),
+            RecordType::PTR,
+            vec![format!("one.named.{domain}")],
+        ),
+        (format!("unready.{domain}"), RecordType::A, vec![never]),
+        (format!("elsewhere.{domain}"), RecordType::A, vec![all.clone(), format!("all.{domain}")]),
+        (format!("{}.default.pod.cluster.local.", there.replace('.', "-")), RecordType::A, vec![there]),
+    ];
+    for (what, node) in both {
+        for (name, kind, wanted) in &names {
+            wait_for(&format!("{name} on {what}"), || {
+                let found = ask_dns(node, name, *kind);
+                if found == *wanted { Ok(()) } else { Err(format!("{found:?} instead of {wanted:?}")) }
+            });
+        }
+    }
+    // Nobody is ready: refused at once. To endpoints of one's own node only: nowhere on the master.
+    let code =
+        |node: &Node, url: &str| curl(node, &["-o", "/dev/null", "-w", "%{http_code} %{exitcode}", url]);
+    assert_eq!(code(&master, &format!("http://{}/", vip("ready"))), "000 7");
+    assert_eq!(curl(&board, &[&format!("http://{}/hostname", vip("inside"))]), "there\n");
+    assert_eq!(code(&master, &format!("http://{}/", vip("inside"))), "000 28");
+    // A load balancer's address, and what it is told of the nodes.
+    let balancer = master.wait_output(&["get", "service", "outside", "-o", "yaml"], "addresses", |text| {
+        text.contains("ip: 192.0.2.2")
+    });
+    assert!(balancer.contains("ip: 192.0.2.1"), "{balancer}");
+    let health: u16 = field(&master, &["service", "outside"], ".spec.healthCheckNodePort").parse().unwrap();
+    for (address, want) in [("192.0.2.1", "503 0"), ("192.0.2.2", "200 0")] {
+        wait_for(&format!("the health of {address}"), || {
+            let said = code(&master, &format!("http://{address}:{health}/"));
+            if said == want { Ok(()) } else { Err(said) }
+        });
+    }
+    assert_eq!(curl(&master, &["http://192.0.2.2:8888/hostname"]), "there\n");
+    // Endpoints that somebody wrote down: a program of the other node, also by an external address.
+    let mut program = board.space.command(SAMPAN);
+    let program = Running(program.args(["demo", "web", "9090"]).stdout(Stdio::null()).spawn().unwrap());
+    for (what, node) in both {
+        for address in [vip("manual"), "192.0.2.77".to_owned()] {
+            wait_for(&format!("the program by {address} on {what}"), || {
+                let said = code(node, &format!("http://{address}/hostname"));
+                if said == "200 0" { Ok(()) } else { Err(said) }
+            });
+        }
+    }
+    drop(program);
+    // The Ingress server of either node, and its addresses in the status.
+    for address in ["192.0.2.1", "192.0.2.2"] {
+        let heard = curl(&master, &["-H", "Host: web.test", &format!("http://{address}/to/hostname")]);
+        assert!(heard == "one\n" || heard == "there\n", "{address}: {heard}");
+    }
+    master.wait_output(&["get", "ingress", "all", "-o", "yaml"], "the status", |text| {
+        text.contains("ip: 192.0.2.1") && text.contains("ip: 192.0.2.2")
+    });
+
+    // The board's daemon dies and comes back: a connection through a Service is none the wiser.
+    let space = File::open(format!("/run/netns/{}", board.space.name)).unwrap();
+    let inside: Ipv4Addr = vip("inside").parse().unwrap();
+    let stream = thread::spawn(move || {
+        setns(space, CloneFlags::CLONE_NEWNET).unwrap();
+        TcpStream::connect((inside, 80)).unwrap()
+    });
+    let mut stream = stream.join().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut again = |when: &str| {
+        stream.write_all(b"GET /hostname HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut heard = String::new();
+        while !heard.ends_with("there\n") {
+            let mut bytes = [0; 512];
+            let length = stream.read(&mut bytes).unwrap_or_else(|error| panic!("{when}: {error}"));
+            assert_ne!(length, 0, "{when}: {heard}");
+            heard.push_str(std::str::from_utf8(&bytes[..length]).unwrap());
+        }
+    };
+    again("before");
+    board.kill();
+    again("without the daemon");
+    assert_eq!(curl(&master, &["http://192.0.2.2:8888/hostname"]), "there\n");
+    board.spawn();
+    master.wait_output(&["get", "nodes"], "both nodes to be ready again", two_ready);
+    wait_for("the daemon's DNS", || {
+        let found = ask_dns(&board, &format!("all.{domain}"), RecordType::A);
+        if found == [all.as_str()] { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+    again("with the daemon back");
+    assert_eq!(curl(&board, &[&format!("http://{}/hostname", vip("inside"))]), "there\n");
+    assert_eq!(field(&master, &["pod", "there"], ".status.containerStatuses[0].restartCount"), "0");
 }
