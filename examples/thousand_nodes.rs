@@ -368,7 +368,7 @@ async fn main() {
         let (bus, events, connection) = session(Options {
             endpoints: Address { host: "127.0.0.1".to_owned(), port: server.mqtt, tls: true, login: None }
                 .into(),
-            tls: Arc::new(tls),
+            tls: Arc::new(tls).into(),
             client_id: topics::node_client_id(&cluster, &name),
             keep_alive: Duration::from_secs(10),
             filters: topics::node_filters(&cluster, &name),

@@ -337,7 +337,14 @@ fn a_name_that_leads_to_another_board_is_followed() {
             .ok_or_else(|| String::from_utf8_lossy(&out.stderr).into_owned())
     };
     assert!(reached().is_err(), "the name still leads to the old board");
-    std::fs::write(&names, "192.0.2.9 master.home\n").unwrap();
+    // The name leads to two boards now. The nearer one is silent.
+    let silent = Namespace::on_switch(&unique("jq"), &switch, "192.0.2.3/24");
+    let rules = old.dir.path().join("rules");
+    let drop_all =
+        "add table ip hole\nadd chain ip hole in { type filter hook input priority 0; policy drop; }\n";
+    std::fs::write(&rules, drop_all).unwrap();
+    must(silent.command("nft").arg("-f").arg(&rules));
+    std::fs::write(&names, "192.0.2.3 master.home\n192.0.2.9 master.home\n").unwrap();
     wait_for("the board to follow the name", reached);
     assert_eq!(pod_processes(&board), before, "its pod went on");
     new.wait_output(&["get", "nodes"], "the board to be Ready", |text| {

@@ -105,7 +105,7 @@ impl World {
         Options {
             endpoints: Address { host: "localhost".to_owned(), port: self.port, tls: true, login: None }
                 .into(),
-            tls: Arc::new(tls),
+            tls: Arc::new(tls).into(),
             client_id: client_id.to_owned(),
             keep_alive: Duration::from_secs(10),
             filters,

@@ -23,7 +23,7 @@ use crate::{
         Bus, Event, Events, Priority,
         join::{JoinAnswer, JoinRequest, Token, Welcome},
         messages,
-        session::{Address, Endpoints},
+        session::{Address, Endpoints, Tls},
         topics,
     },
     tasks::Tasks,
@@ -282,7 +282,7 @@ async fn converse(
 }
 
 /// TLS that trusts the authority with this digest, which the master sends along.
-fn pinned_tls(pin: &str) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+fn pinned_tls(pin: &str) -> anyhow::Result<Tls> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let (pin, algorithms) = (pin.to_owned(), Arc::clone(&provider));
     let verdict: Box<Verdict> = Box::new(move |own, rest, name, ocsp, now| {
@@ -304,5 +304,5 @@ fn pinned_tls(pin: &str) -> anyhow::Result<Arc<rustls::ClientConfig>> {
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
-    Ok(Arc::new(config))
+    Ok(Tls { config: Arc::new(config), any_name: true })
 }

@@ -25,7 +25,7 @@ use crate::{
     config::{BrokerFiles, LinkClass},
     mqtt::{
         Bus, Events, Will,
-        session::{Address, Endpoints, Options, session},
+        session::{Address, Endpoints, Options, Tls, session},
     },
     tasks::Tasks,
     trust::{Judge, Verdict},
@@ -42,7 +42,7 @@ pub struct Client {
 #[derive(Clone)]
 pub struct Way {
     pub endpoints: Endpoints,
-    pub tls: Arc<rustls::ClientConfig>,
+    pub tls: Tls,
     pub link: LinkClass,
 }
 
@@ -76,19 +76,19 @@ fn chain_and_key(
 }
 
 /// TLS for a client of a master's own broker: trusts one authority, shows one certificate.
-pub fn client_tls(ca_pem: &str, credential: &Credential) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+pub fn client_tls(ca_pem: &str, credential: &Credential) -> anyhow::Result<Tls> {
     let (chain, key) = chain_and_key(credential.certificate.as_bytes(), credential.key.as_bytes())?;
     let verifier = master_verifier(roots(ca_pem.as_bytes())?)?;
     let config = builder()?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_auth_cert(chain, key)?;
-    Ok(Arc::new(config))
+    Ok(Tls { config: Arc::new(config), any_name: true })
 }
 
 /// TLS for a client of somebody else's broker: its authority as given (or the public ones), its
 /// name as in the URL, and our certificate if we were given one.
-pub fn external_tls(files: &BrokerFiles) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+pub fn external_tls(files: &BrokerFiles) -> anyhow::Result<Tls> {
     let read = |path: &PathBuf| fs::read(path).with_context(|| format!("read {}", path.display()));
     let roots = match &files.mqtt_ca {
         Some(path) => roots(&read(path)?).with_context(|| format!("--mqtt-ca {}", path.display()))?,
@@ -103,7 +103,7 @@ pub fn external_tls(files: &BrokerFiles) -> anyhow::Result<Arc<rustls::ClientCon
         (None, None) => config.with_no_client_auth(),
         _ => bail!("--mqtt-cert and --mqtt-key belong together"),
     };
-    Ok(Arc::new(config))
+    Ok(Arc::new(config).into())
 }
 
 fn public_roots() -> RootCertStore {
@@ -156,7 +156,7 @@ pub fn known_files(folder: &Path) -> BrokerFiles {
 pub fn connect(tasks: &Tasks, name: &str, way: &Way, client: Client) -> (Arc<dyn Bus>, Events) {
     let (bus, events, connection) = session(Options {
         endpoints: way.endpoints.clone(),
-        tls: Arc::clone(&way.tls),
+        tls: way.tls.clone(),
         client_id: client.id,
         keep_alive: way.link.keep_alive(),
         filters: client.filters,

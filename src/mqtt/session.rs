@@ -5,10 +5,12 @@
 //! [`Priority::Control`] that wait go before those of [`Priority::Bulk`]. A message is acknowledged when
 //! its reader has it: so the broker itself bounds what waits here, and a reader that waits to publish
 //! does not keep the library from hearing what that waits for. With several addresses the one that
-//! answered last is tried first, then the others in turn.
+//! answered last is tried first, then the others in turn; a name is looked up each time, and all that it
+//! stands for is tried.
 
 use std::{
     collections::VecDeque,
+    net::IpAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -132,12 +134,26 @@ impl From<Address> for Endpoints {
     }
 }
 
+/// How a broker proves who it is.
+#[derive(Clone)]
+pub struct Tls {
+    pub config: Arc<rustls::ClientConfig>,
+    /// By its authority alone, whatever the name or address it is reached at.
+    pub any_name: bool,
+}
+
+impl From<Arc<rustls::ClientConfig>> for Tls {
+    fn from(config: Arc<rustls::ClientConfig>) -> Self {
+        Self { config, any_name: false }
+    }
+}
+
 /// What a connection is made with.
 #[derive(Clone)]
 pub struct Options {
     pub endpoints: Endpoints,
     /// Used when an address says TLS.
-    pub tls: Arc<rustls::ClientConfig>,
+    pub tls: Tls,
     pub client_id: String,
     pub keep_alive: Duration,
     pub filters: Vec<String>,
@@ -262,8 +278,8 @@ impl Connection {
     /// Keeps the connection until told to stop, or until nobody reads its events.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), std::convert::Infallible> {
         let mut pause = RETRY_FIRST;
-        // Which address is next, and how many were tried in vain since one answered.
-        let (mut turn, mut vain) = (0usize, 0usize);
+        // Which address is next, what of it is left to try, and how many were tried in vain since one answered.
+        let (mut turn, mut places, mut vain) = (0usize, VecDeque::new(), 0usize);
         while !stop.is_cancelled() && !self.events.is_closed() {
             let addresses = self.options.endpoints.list();
             let Some(address) = addresses.get(turn % addresses.len().max(1)) else {
@@ -271,7 +287,13 @@ impl Connection {
                 continue;
             };
             self.was_up = false;
-            let reason = self.connection(address, &stop).await;
+            if places.is_empty() {
+                places = stop.run_until_cancelled(self.places(address)).await.unwrap_or_default();
+            }
+            let reason = match places.pop_front() {
+                Some(place) => self.connection(&place, &stop).await,
+                None => Some(format!("{} has no address", address.host)),
+            };
             self.connected.store(false, Ordering::Release);
             while self.control.try_recv().is_ok() || self.bulk.try_recv().is_ok() {}
             if let Some(reason) = reason {
@@ -282,8 +304,11 @@ impl Connection {
                 }
                 if was_up {
                     (pause, vain) = (RETRY_FIRST, 0);
-                } else {
+                    places.clear();
+                } else if places.is_empty() {
                     (turn, vain) = (turn.wrapping_add(1), vain + 1);
+                } else {
+                    continue;
                 }
                 let _ = stop.run_until_cancelled(tokio::time::sleep(jittered(pause))).await;
                 // Longer only when every address was tried.
@@ -293,6 +318,18 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// What an address stands for now. The library would give all of them the time of one, and one that is
+    /// silent takes it whole. A broker that has to prove its name is left to the library.
+    async fn places(&self, address: &Address) -> VecDeque<Address> {
+        if address.host.parse::<IpAddr>().is_ok() || (address.tls && !self.options.tls.any_name) {
+            return [address.clone()].into();
+        }
+        let lookup = tokio::net::lookup_host((address.host.as_str(), address.port));
+        let found = tokio::time::timeout(Duration::from_secs(CONNECT_TIMEOUT_SECONDS), lookup).await;
+        let found = found.ok().and_then(Result::ok).into_iter().flatten();
+        found.map(|place| Address { host: place.ip().to_string(), ..address.clone() }).collect()
     }
 
     /// One connection; the reason it ended, or `None` when it was told to.
@@ -351,7 +388,8 @@ impl Connection {
             .set_receive_maximum(Some(INFLIGHT_MAX))
             .set_outgoing_inflight_upper_limit(INFLIGHT_MAX);
         if address.tls {
-            options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(tls))));
+            options
+                .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&tls.config))));
         }
         if let Some((user, password)) = &address.login {
             options.set_credentials(user, password);
@@ -479,6 +517,35 @@ fn jittered(pause: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_name_is_looked_up_unless_it_has_to_be_proven() {
+        let config =
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+        let config = Arc::new(config);
+        let places = async |url: &str, any_name: bool| {
+            let (_, _, connection) = session(Options {
+                endpoints: Endpoints::default(),
+                tls: Tls { config: Arc::clone(&config), any_name },
+                client_id: "c".to_owned(),
+                keep_alive: Duration::from_secs(5),
+                filters: Vec::new(),
+                will: None,
+            });
+            let address = url.parse().unwrap();
+            connection.places(&address).await.into_iter().map(|place| place.to_string()).collect::<Vec<_>>()
+        };
+        let local = places("mqtts://localhost:7", true).await;
+        assert!(!local.is_empty() && local.iter().all(|place| !place.contains("localhost")), "{local:?}");
+        assert!(local.contains(&"mqtts://127.0.0.1:7".to_owned()), "{local:?}");
+        assert_eq!(places("mqtts://localhost:7", false).await, ["mqtts://localhost:7"]);
+        assert_eq!(places("mqtts://192.0.2.1:7", true).await, ["mqtts://192.0.2.1:7"]);
+        assert!(places("mqtts://nowhere.invalid:7", true).await.is_empty());
+    }
 
     #[test]
     fn addresses_are_read() {

@@ -19,6 +19,12 @@ const POLL: Duration = Duration::from_millis(50);
 
 pub const SAMPAN: &str = env!("CARGO_BIN_EXE_sampan");
 
+/// The binary of a daemon: of another release, when `SAMPAN_TEST_AGENT` or `SAMPAN_TEST_SERVER` names one.
+fn daemon(mode: &str) -> String {
+    let variable = format!("SAMPAN_TEST_{}", mode.to_ascii_uppercase());
+    std::env::var(variable).unwrap_or_else(|_| SAMPAN.to_owned())
+}
+
 /// Waits until `probe` gives something; panics with `what` and the last word of `why` otherwise.
 pub fn wait_for<T>(what: &str, probe: impl FnMut() -> Result<T, String>) -> T {
     wait_at_most(PATIENCE, what, probe)
@@ -236,7 +242,7 @@ impl Node {
             fs::File::options().create(true).append(true).open(self.dir.path().join("daemon.log")).unwrap();
         let child = self
             .space
-            .command(SAMPAN)
+            .command(daemon(&self.args[0]))
             .args(&self.args)
             .env("RUST_BACKTRACE", "1")
             .envs(self.env.iter().map(|(name, value)| (name, value)))
