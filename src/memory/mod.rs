@@ -68,6 +68,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::useless_vec, reason = "they are to be blocks of the allocator")]
     fn aligned_and_zeroed_blocks_are_so() {
         #[repr(align(64))]
         struct Aligned([u8; 64]);

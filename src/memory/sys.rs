@@ -69,6 +69,7 @@ pub fn keep() {
 }
 
 /// Takes a kept block, or a new one. Null when there is no memory.
+#[expect(clippy::cast_ptr_alignment, reason = "blocks are aligned to UNIT_BYTES")]
 fn take(class: usize) -> *mut u8 {
     let kept = KEPT.with(|kept| {
         let block = kept.first[class].get();
@@ -92,6 +93,7 @@ fn take(class: usize) -> *mut u8 {
 ///
 /// # Safety
 /// The block is of this class and nobody uses it any more.
+#[expect(clippy::cast_ptr_alignment, reason = "blocks are aligned to UNIT_BYTES")]
 unsafe fn give(block: *mut u8, class: usize) {
     let is_kept = KEPT.with(|kept| {
         let count = kept.count[class].get();
