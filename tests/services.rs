@@ -280,7 +280,7 @@ fn curl(node: &Node, args: &[&str]) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
-const PODS: &str = r#"
+const PODS: &str = r"
 apiVersion: v1
 kind: Pod
 metadata: {name: here, labels: {app: all, at: here}}
@@ -364,7 +364,7 @@ spec:
     http:
       paths:
       - {path: /to/(.*), pathType: ImplementationSpecific, backend: {service: {name: all, port: {name: http}}}}
-"#;
+";
 
 #[test]
 fn every_kind_of_service_works_on_two_boards_and_over_a_crash() {
