@@ -23,7 +23,7 @@ fn contents_follow_their_sources_as_one() {
     };
     node.apply(&sources("1", "1"));
     let mounts = "    volumeMounts:\n    - {name: map, mountPath: /map}\n    - {name: map, mountPath: /part, subPath: a}\n    - {name: all, mountPath: /all}\n    - {name: down, mountPath: /down}\n    - {name: none, mountPath: /none}";
-    let volumes = r#"  volumes:
+    let volumes = r"  volumes:
   - {name: map, configMap: {name: map, defaultMode: 0440, items: [{key: a, path: a}, {key: b, path: deep/b, mode: 0400}]}}
   - {name: none, secret: {secretName: absent, optional: true}}
   - name: down
@@ -35,7 +35,7 @@ fn contents_follow_their_sources_as_one() {
       - {configMap: {name: map, items: [{key: c, path: from/map}]}}
       - {downwardAPI: {items: [{path: name, fieldRef: {fieldPath: metadata.name}}]}}
       - {serviceAccountToken: {path: token, audience: somebody, expirationSeconds: 600}}
-"#;
+";
     let spec = format!("  containers:\n{}{volumes}", container("c", SLEEP, mounts));
     node.apply(&pod("p", &spec).replace("{name: p}", "{name: p, labels: {stage: first}}"));
     wait_ready(&node, &["p"]);
