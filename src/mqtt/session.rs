@@ -21,7 +21,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use rumqttc::{
-    TlsConfiguration, Transport,
+    NetworkOptions, TlsConfiguration, Transport,
     v5::{
         AsyncClient, Event as Polled, EventLoop, Incoming, MqttOptions,
         mqttbytes::{
@@ -387,6 +387,10 @@ impl Connection {
             .set_max_packet_size(Some(packet))
             .set_receive_maximum(Some(INFLIGHT_MAX))
             .set_outgoing_inflight_upper_limit(INFLIGHT_MAX);
+        // An acknowledgement has no answer: what is said next would wait for the kernel's, 40 ms.
+        let mut network = NetworkOptions::new();
+        network.set_tcp_nodelay(true);
+        options.set_network_options(network);
         if address.tls {
             options
                 .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&tls.config))));

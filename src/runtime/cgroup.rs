@@ -221,16 +221,17 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Makes moving processes between groups cheap (version 2, kernel 6.0); without it each start
-    /// waits for a grace period of the kernel.
-    pub fn favor_dynamic_moves(&self) {
-        let Self::V2(root) = self else { return };
+    /// Makes moving processes between groups cheap (kernel 6.0); without it each start waits for a grace
+    /// period of the kernel. One lock guards all hierarchies, those of version 1 too, and only a mount of
+    /// version 2 can tell the kernel how to keep it.
+    pub fn favor_dynamic_moves() {
         let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else { return };
-        let options = mounts.lines().find_map(|line| {
-            let mut words = line.split(' ');
-            (words.nth(1) == root.to_str()).then(|| words.nth(1)).flatten()
+        let of_version_2 = mounts.lines().find_map(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            let [_, root, "cgroup2", options, ..] = words[..] else { return None };
+            Some((root, options))
         });
-        let Some(options) = options else { return };
+        let Some((root, options)) = of_version_2 else { return };
         if options.split(',').any(|option| option == "favordynmods") {
             return;
         }
@@ -238,17 +239,17 @@ impl Cgroups {
             .split(',')
             .filter(|o| matches!(*o, "nsdelegate" | "memory_recursiveprot" | "memory_localevents"));
         let data: Vec<_> = kept.chain(["favordynmods"]).collect();
-        let flags = nix::mount::MsFlags::MS_REMOUNT
-            | nix::mount::MsFlags::MS_NOSUID
-            | nix::mount::MsFlags::MS_NODEV
-            | nix::mount::MsFlags::MS_NOEXEC;
-        if let Err(error) = nix::mount::mount(
-            None::<&str>,
-            root.as_path(),
-            None::<&str>,
-            flags,
-            Some(data.join(",").as_str()),
-        ) {
+        let mut flags = nix::mount::MsFlags::MS_REMOUNT;
+        for (name, flag) in [
+            ("nosuid", nix::mount::MsFlags::MS_NOSUID),
+            ("nodev", nix::mount::MsFlags::MS_NODEV),
+            ("noexec", nix::mount::MsFlags::MS_NOEXEC),
+        ] {
+            flags.set(flag, options.split(',').any(|option| option == name));
+        }
+        if let Err(error) =
+            nix::mount::mount(None::<&str>, root, None::<&str>, flags, Some(data.join(",").as_str()))
+        {
             tracing::debug!(%error, "the cgroup file system keeps its slow moves");
         }
     }

@@ -115,7 +115,7 @@ impl ShimRuntime {
         fs::create_dir_all(options.data_dir.join("containers")).map_err(&fail)?;
         mounts::make_skeleton(&options.run_dir).map_err(&fail)?;
         let cgroups = Cgroups::detect().map_err(&fail)?;
-        cgroups.favor_dynamic_moves();
+        Cgroups::favor_dynamic_moves();
         let inner = Arc::new(Inner {
             options,
             cgroups,

@@ -324,6 +324,12 @@ fn hooks_probes_and_ends_are_told_in_upstreams_words() {
             text.split('\0').any(|message| message.contains(&words))
         });
     }
+    // What comes again and again is one event that counts.
+    let selector = "involvedObject.name=unready,reason=Unhealthy";
+    let count = ["get", "events", "--field-selector", selector, "-o", "jsonpath={.items[*].count}"];
+    node.wait_output(&count, "one event of several failures", |text| {
+        text.parse::<u32>().is_ok_and(|n| n > 1)
+    });
     let waiting = ".status.containerStatuses[0].state.waiting.reason";
     for (pod, reason) in [
         ("never", "ErrImageNeverPull"),

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod containers;
+mod image_verbs;
 #[path = "../images/mod.rs"]
 mod images;
 mod security;
