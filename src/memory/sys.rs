@@ -6,11 +6,17 @@ use std::{
     ptr,
 };
 
-/// What a thread keeps of one class (bytes).
+/// What a thread keeps of one class (bytes), but for so many blocks at least.
 pub const KEPT_BYTES_MAX: usize = 4096;
+pub const KEPT_BLOCKS_MIN: usize = 4;
 /// The classes, in units of 16 bytes of which 4 are musl's own: its classes, so that nothing is wasted.
-const UNITS: [u8; CLASSES] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 18, 20, 25, 31, 36, 42, 50, 63];
-const CLASSES: usize = 20;
+/// The last one holds the 8 KiB that hyper reads into.
+const UNITS: [u16; CLASSES] = [
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 18, 20, 25, 31, 36, 42, 50, 63, 72, 84, 102, 127, 146, 170, 204,
+    255, 292, 340, 409, 511, 584,
+];
+const CLASSES: usize = 33;
+const UNITS_MAX: usize = UNITS[CLASSES - 1] as usize;
 const UNIT_BYTES: usize = 16;
 const OWN_BYTES: usize = 4;
 /// The largest block of a class (bytes).
@@ -21,10 +27,10 @@ const fn bytes_of(class: usize) -> usize {
 }
 
 /// The class of so many units.
-const CLASS_OF: [u8; 64] = {
-    let mut classes = [0; 64];
+static CLASS_OF: [u8; UNITS_MAX + 1] = {
+    let mut classes = [0; UNITS_MAX + 1];
     let (mut units, mut class) = (1, 0);
-    while units < 64 {
+    while units <= UNITS_MAX {
         if units > UNITS[class] as usize {
             class += 1;
         }
@@ -97,7 +103,8 @@ fn take(class: usize) -> *mut u8 {
 unsafe fn give(block: *mut u8, class: usize) {
     let is_kept = KEPT.with(|kept| {
         let count = kept.count[class].get();
-        if !kept.keeps.get() || usize::from(count) * bytes_of(class) >= KEPT_BYTES_MAX {
+        let is_room = usize::from(count) < (KEPT_BYTES_MAX / bytes_of(class)).max(KEPT_BLOCKS_MIN);
+        if !kept.keeps.get() || !is_room {
             return false;
         }
         // SAFETY: the block is ours now, large enough for a pointer and aligned for one.
