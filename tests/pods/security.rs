@@ -128,7 +128,7 @@ fn a_pods_limits_are_the_kernels() {
             // Less than its own is not a daemon's to give where it lacks the right (inside of a container).
             Some(score) => assert!([score, own.trim()].contains(&adjusted.trim()), "{pod}: {adjusted}"),
             None => {
-                assert!((3..1000).contains(&adjusted.trim().parse::<i32>().unwrap()), "{pod}: {adjusted}")
+                assert!((3..1000).contains(&adjusted.trim().parse::<i32>().unwrap()), "{pod}: {adjusted}");
             }
         }
     }
