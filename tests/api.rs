@@ -1051,6 +1051,19 @@ async fn nobody_gives_what_they_do_not_have_and_namespaces_have_limits() {
     cluster.ok("create -f -", &pod("small", "{}")).await;
     let got = cluster.ok("get pod small -n box -o jsonpath={.spec.containers[0].resources}", "").await;
     assert_eq!(got, r#"{"limits":{"cpu":"200m"},"requests":{"cpu":"100m"}}"#);
+    // A GET that becomes a WebSocket is no mere reading.
+    cluster.ok("create role watcher -n box --verb=get --resource=pods/exec,pods/log", "").await;
+    cluster.ok("create rolebinding watcher -n box --role=watcher --user=ann", "").await;
+    let exec = "get --raw /api/v1/namespaces/box/pods/small/exec?command=id&stdout=1 --as=ann";
+    let refused = cluster.refused(exec, "").await;
+    assert!(refused.contains("(Forbidden): pods \"small\" is forbidden"), "{refused}");
+    let node =
+        "apiVersion: v1\nkind: Node\nmetadata: {name: here, labels: {topology.kubernetes.io/zone: east}}\n";
+    cluster.ok("create -f -", node).await;
+    let binding = r#"{"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "small"}, "target": {"kind": "Node", "name": "here"}}"#;
+    cluster.ok("create --raw /api/v1/namespaces/box/pods/small/binding -f -", binding).await;
+    let zoned = cluster.ok("get pods -n box -l topology.kubernetes.io/zone=east -o name", "").await;
+    assert_eq!(zoned.trim(), "pod/small");
     let refused = cluster.refused("create -f -", &pod("large", "{limits: {cpu: 1}}")).await;
     assert!(refused.contains("maximum cpu usage per Container is 500m, but limit is 1"), "{refused}");
 }

@@ -7,6 +7,9 @@ use super::{
 pub use crate::objects::rbac::{Attributes, MASTERS, allowed, decide, role_rules, rules, shown, uncovered};
 use crate::objects::{Objects, User};
 
+/// What takes the right to create, whatever the method.
+const CONNECTIONS: [&str; 3] = ["pods/attach", "pods/exec", "pods/portforward"];
+
 /// What a request asks for.
 fn attributes(info: &RequestInfo) -> Attributes<'_> {
     match &info.resource {
@@ -33,7 +36,16 @@ fn with_subresource(path: &ResourcePath) -> String {
 
 /// Refuses what `user` may not do, in upstream's words.
 pub fn authorize(objects: &Objects, user: &User, info: &RequestInfo) -> Result<(), Refusal> {
-    decide(objects, user, &attributes(info)).map(drop).map_err(|why| forbidden(user, info, &why))
+    let what = attributes(info);
+    decide(objects, user, &what).map_err(|why| forbidden(user, info, &why))?;
+    // A WebSocket begins with GET, but who may only read is given no terminal.
+    if CONNECTIONS.contains(&&*what.resource) && what.group.is_empty() && what.verb != "create" {
+        decide(objects, user, &Attributes { verb: "create", ..what.clone() }).map_err(|why| {
+            let message = format!("pods {:?} is forbidden: {why}", what.name);
+            Refusal::Forbidden { resource: "pods".to_owned(), name: what.name.to_owned(), message }
+        })?;
+    }
+    Ok(())
 }
 
 /// `pods "x" is forbidden: User "jane" cannot get resource "pods" in API group "" in the namespace "a"`.

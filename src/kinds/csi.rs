@@ -189,6 +189,12 @@ fn check_driver(driver: &At<'_>, errors: &mut ErrorList) {
         mode.check_one_of(&["Ephemeral", "Persistent"], errors);
     }
     check_tokens(&spec.get("tokenRequests"), errors);
+    let in_secrets = spec.get("serviceAccountTokenInSecrets");
+    if in_secrets.is_set() && spec.get("tokenRequests").is_empty() {
+        errors.push(
+            in_secrets.invalid("serviceAccountTokenInSecrets is set but no tokenRequests are specified"),
+        );
+    }
 }
 
 fn driver_cells(driver: &Value, now: jiff::Timestamp) -> Vec<Value> {

@@ -205,7 +205,7 @@ fn check_backend(backend: &At<'_>, errors: &mut ErrorList) {
         (false, true) => check_reference(&resource, errors),
         (true, false) => {
             let (name, port) = (service.get("name"), service.get("port"));
-            name.check_required_name(names::dns_1035_label, errors);
+            name.check_required_name(names::dns_label, errors);
             let number = port.get("number").int().unwrap_or(0);
             match (!port.get("name").is_empty(), number != 0) {
                 (true, true) => {

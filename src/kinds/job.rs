@@ -13,7 +13,6 @@ use super::{
     pod_template::default_template,
     pod_warnings,
     registry::row,
-    replace,
     workload::check_numbers,
 };
 
@@ -431,25 +430,44 @@ fn check_change(new: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
     }
 }
 
-/// A job that is suspended and has never run may be sent to other nodes.
+/// A job that is suspended, and whose pods are gone, may be sent to other nodes and be given other amounts.
 fn check_template_change(spec: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
-    let (template, old_spec) = (spec.get("template"), old.get("spec"));
-    let old_template = old_spec.get("template");
-    let mut allowed = template.value.clone();
-    let asleep = old_spec.get("suspend").is_true() && !old.get("status").get("startTime").is_set();
-    if asleep {
-        for field in ["labels", "annotations"] {
-            replace(&mut allowed["metadata"], field, &old_template.value["metadata"]);
-        }
-        for field in ["nodeSelector", "tolerations", "schedulingGates"] {
-            replace(&mut allowed["spec"], field, &old_template.value["spec"]);
-        }
-        if !allowed["spec"]["affinity"].is_null() || !old_template.value["spec"]["affinity"].is_null() {
-            replace(&mut allowed["spec"], "affinity", &old_template.value["spec"]);
+    let (template, old_template) = (spec.get("template"), old.get("spec").get("template"));
+    let status = old.get("status");
+    let stopped = !status.get("startTime").is_set() || has_condition(old.value, "Suspended");
+    let asleep =
+        old.get("spec").get("suspend").is_true() && status.get("active").int().unwrap_or(0) == 0 && stopped;
+    let same = if asleep {
+        fixed(template.value) == fixed(old_template.value)
+    } else {
+        template.value == old_template.value
+    };
+    if !same {
+        errors.push(template.invalid("field is immutable"));
+    }
+}
+
+/// What of a template never changes.
+fn fixed(template: &Value) -> Value {
+    let mut template = template.clone();
+    remove(&mut template, "metadata", &["labels", "annotations"]);
+    remove(&mut template, "spec", &["nodeSelector", "tolerations", "schedulingGates"]);
+    let spec = &mut template["spec"];
+    remove(spec, "affinity", &["nodeAffinity"]);
+    for list in ["containers", "initContainers"] {
+        for container in spec[list].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            container.remove("resources");
         }
     }
-    if allowed != *old_template.value {
-        errors.push(template.invalid("field is immutable"));
+    template
+}
+
+/// Removes `fields` of `parent`'s `child`, and the child when nothing is left of it.
+fn remove(parent: &mut Value, child: &str, fields: &[&str]) {
+    let Some(map) = parent.get_mut(child).and_then(Value::as_object_mut) else { return };
+    map.retain(|name, _| !fields.contains(&name.as_str()));
+    if map.is_empty() {
+        parent.as_object_mut().map(|parent| parent.remove(child));
     }
 }
 
@@ -464,11 +482,13 @@ const COLUMNS: &[Column] = &[
     TEMPLATE[2],
 ];
 
+fn has_condition(job: &Value, kind: &str) -> bool {
+    let conditions = job["status"]["conditions"].as_array();
+    conditions.is_some_and(|list| list.iter().any(|c| c["type"] == kind && c["status"] == "True"))
+}
+
 fn status_text(job: &Value) -> &'static str {
-    let has = |kind: &str| {
-        let conditions = job["status"]["conditions"].as_array();
-        conditions.is_some_and(|list| list.iter().any(|c| c["type"] == kind && c["status"] == "True"))
-    };
+    let has = |kind: &str| has_condition(job, kind);
     match () {
         () if has("Complete") => "Complete",
         () if has("Failed") => "Failed",
@@ -563,6 +583,21 @@ mod tests {
         let mut asleep = old.clone();
         asleep["spec"]["suspend"] = true.into();
         assert_eq!(count(&new, &asleep), 0);
+        new["spec"]["template"]["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "1"}});
+        new["spec"]["template"]["spec"]["affinity"] = json!({"nodeAffinity": {}});
+        assert_eq!((count(&new, &asleep), count(&new, &old)), (0, 1));
+        let mut affine = new.clone();
+        affine["spec"]["template"]["spec"]["affinity"]["podAffinity"] = json!({});
+        assert_eq!(count(&affine, &asleep), 1);
+        let mut imaged = new.clone();
+        imaged["spec"]["template"]["spec"]["containers"][0]["image"] = "other".into();
+        assert_eq!(count(&imaged, &asleep), 1);
+        asleep["status"] = json!({"startTime": "2026-01-01T00:00:00Z"});
+        assert_eq!(count(&new, &asleep), 1);
+        asleep["status"]["conditions"] = json!([{"type": "Suspended", "status": "True"}]);
+        assert_eq!(count(&new, &asleep), 0);
+        asleep["status"]["active"] = 1.into();
+        assert_eq!(count(&new, &asleep), 1);
         let mut done = old.clone();
         done["spec"]["parallelism"] = 5.into();
         assert_eq!(count(&done, &old), 0);

@@ -77,19 +77,6 @@ pub fn dns_subdomain(text: &str) -> Vec<String> {
     wrong
 }
 
-/// A DNS label of RFC 1035.
-pub fn dns_1035_label(text: &str) -> Vec<String> {
-    let mut wrong = too_long(text, LABEL_MAX_BYTES);
-    if !is_dns_label(text) || !text.starts_with(|c: char| c.is_ascii_lowercase()) {
-        wrong.push(does_not_match(
-            "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character",
-            "[a-z]([-a-z0-9]*[a-z0-9])?",
-            &["my-name", "abc-123"],
-        ));
-    }
-    wrong
-}
-
 /// `*.` and a DNS subdomain (RFC 1034 section 4.3.3).
 pub fn wildcard_subdomain(text: &str) -> Vec<String> {
     let mut wrong = too_long(text, SUBDOMAIN_MAX_BYTES);
@@ -276,7 +263,6 @@ mod tests {
         let cases: &[(Rule, &[&str], &[&str])] = &[
             (dns_label, &["a", "a-b", "1a"], &["", "-a", "a-", "A", "a.b", "a_b"]),
             (dns_subdomain, &["a", "a.b-c"], &["", "a..b", ".a", "a.", "A.b", "a.-b"]),
-            (dns_1035_label, &["a1"], &["1a", ""]),
             (wildcard_subdomain, &["*.a.b"], &["*", "*.", "*a.b", "*.*.a"]),
             (qualified, &["a", "A_b.c", "x.io/a"], &["", "/a", "x/", "a/b/c", "X.io/a", "-a"]),
             (label_value, &["", "a", "A_1.x"], &["-a", "a b", "é"]),

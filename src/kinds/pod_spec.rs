@@ -20,6 +20,8 @@ use super::{
 const NAMESERVERS_MAX: usize = 3;
 const SEARCHES_MAX: usize = 32;
 const SEARCHES_CHARS_MAX: usize = 2048;
+/// The longest host name that Linux takes (bytes).
+const HOST_NAME_BYTES_MAX: usize = 64;
 
 /// Stands for a volume that a StatefulSet's claim template makes.
 static CLAIM_VOLUME: std::sync::LazyLock<Value> =
@@ -88,6 +90,7 @@ pub fn check_spec(spec: &At<'_>, pod_name: Option<&str>, claims: &[&str], errors
             at.check(rule, errors);
         }
     }
+    check_host_name(spec, errors);
     spec.get("activeDeadlineSeconds").check_range(1, i64::from(i32::MAX), errors);
     check_tolerations(&spec.get("tolerations"), errors);
     for alias in spec.get("hostAliases").items() {
@@ -104,6 +107,24 @@ pub fn check_spec(spec: &At<'_>, pod_name: Option<&str>, claims: &[&str], errors
         resource_names::check_amount(name, &at, errors);
     }
     check_os(spec, errors);
+}
+
+/// A host name of the pod's own choice excludes what would choose another.
+fn check_host_name(spec: &At<'_>, errors: &mut ErrorList) {
+    let name = spec.get("hostnameOverride");
+    if name.is_empty() {
+        return;
+    }
+    name.check(names::dns_subdomain, errors);
+    if name.str().len() > HOST_NAME_BYTES_MAX {
+        errors.push(FieldError::too_long(&name.path, HOST_NAME_BYTES_MAX));
+    }
+    for field in ["setHostnameAsFQDN", "hostNetwork"] {
+        let other = spec.get(field);
+        if other.is_true() {
+            errors.push(other.forbidden("may not be true when `hostnameOverride` is specified"));
+        }
+    }
 }
 
 fn check_resource_claims(claims: &At<'_>, errors: &mut ErrorList) {

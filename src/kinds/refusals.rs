@@ -459,6 +459,8 @@ fn pods_are_refused_in_upstreams_words() {
         ("/spec/dnsConfig".into(), json!({"nameservers": ["1.1.1.1", "1.1.1.2", "1.1.1.3", "1.1.1.4"]}), vec!["spec.dnsConfig.nameservers: Invalid value: [\"1.1.1.1\",\"1.1.1.2\",\"1.1.1.3\",\"1.1.1.4\"]: must not have more than 3 nameservers".into()]),
         ("/spec/dnsConfig".into(), json!({"options": [{"value": "x"}]}), vec!["spec.dnsConfig.options[0]: Required value: must not be empty".into()]),
         ("/spec/hostname".into(), json!("A"), vec![format!("spec.hostname: Invalid value: \"A\": {LABEL}")]),
+        ("/spec/hostnameOverride".into(), json!("A"), vec![format!("spec.hostnameOverride: Invalid value: \"A\": {SUBDOMAIN}")]),
+        ("/spec/hostnameOverride".into(), json!("a".repeat(65)), vec!["spec.hostnameOverride: Too long: may not be more than 64 bytes".into()]),
         ("/spec/nodeSelector".into(), json!({"a": "b c"}), vec!["spec.nodeSelector: Invalid value: \"b c\": a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')".into()]),
         ("/spec/securityContext".into(), json!({"sysctls": [{"name": "a", "value": "b"}, {"name": "a", "value": "b"}]}), vec!["spec.securityContext.sysctls[1].name: Duplicate value: \"a\"".into()]),
         ("/spec/securityContext".into(), json!({"fsGroupChangePolicy": "Some"}), vec!["spec.securityContext.fsGroupChangePolicy: Unsupported value: \"Some\": supported values: \"Always\", \"OnRootMismatch\"".into()]),
@@ -1081,9 +1083,9 @@ fn network_objects_are_refused_in_upstreams_words() {
             (
                 "services",
                 "/metadata/name",
-                json!("1x"),
+                json!("1-"),
                 &[
-                    "metadata.name: Invalid value: \"1x\": a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')",
+                    "metadata.name: Invalid value: \"1-\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')",
                 ],
             ),
             (
@@ -1508,6 +1510,14 @@ fn storage_objects_are_refused_in_upstreams_words() {
                 json!(["Some"]),
                 &[
                     "spec.volumeLifecycleModes[0]: Unsupported value: \"Some\": supported values: \"Ephemeral\", \"Persistent\"",
+                ],
+            ),
+            (
+                "csidrivers.storage.k8s.io",
+                "/spec/serviceAccountTokenInSecrets",
+                json!(true),
+                &[
+                    "spec.serviceAccountTokenInSecrets: Invalid value: true: serviceAccountTokenInSecrets is set but no tokenRequests are specified",
                 ],
             ),
             (

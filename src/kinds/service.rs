@@ -25,7 +25,7 @@ pub const SERVICE: Kind = Kind {
         default,
         prepare_create: |service| service["status"] = json!({"loadBalancer": {}}),
         prepare_update,
-        validate: |service| meta::check(service, true, names::dns_1035_label, check),
+        validate: |service| meta::check(service, true, names::dns_label, check),
         validate_update: |new, old| meta::check_update(new, old, check_change),
         warnings,
         selectable: |service| {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::{Value, json};
 
 use super::{Error, Objects, WriteOptions};
 use crate::{
@@ -10,6 +11,9 @@ use crate::{
     kinds::registry,
     store::{Change, Expect, Object, Write},
 };
+
+/// The labels of a node that its pods take on (upstream's PodTopologyLabels).
+const PLACES: [&str; 2] = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone"];
 
 impl Objects {
     /// Assigns a pod to a node and says so in its `PodScheduled` condition.
@@ -25,7 +29,7 @@ impl Objects {
         options: &WriteOptions,
     ) -> Result<Arc<Object>, Error> {
         loop {
-            let row = registry::of::<k8s_openapi::api::core::v1::Pod>();
+            let row = registry::of::<Pod>();
             let current = self.get(row, namespace, name)?;
             let mut pod = current.value();
             let refused = |message: String| Error::Conflict {
@@ -51,6 +55,7 @@ impl Objects {
                 return Err(refused(format!("pod {name} has non-empty .spec.schedulingGates")));
             }
             pod["spec"]["nodeName"] = node.into();
+            self.label_with_place(&mut pod, node);
             let now = clock::rfc3339_seconds(self.clock.now());
             let scheduled = json!({
                 "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now,
@@ -69,6 +74,17 @@ impl Objects {
             match self.commit(write, options).await {
                 Err(Error::Conflict { .. }) => {}
                 done => return done,
+            }
+        }
+    }
+    /// Gives a pod the labels that say where its node is, where it has no such labels of its own.
+    fn label_with_place(&self, pod: &mut Value, node: &str) {
+        let Ok(node) = self.get(registry::of::<Node>(), "", node) else { return };
+        for key in PLACES {
+            if let Some(place) = node.meta.label(key)
+                && pod["metadata"]["labels"][key].is_null()
+            {
+                pod["metadata"]["labels"][key] = place.into();
             }
         }
     }
