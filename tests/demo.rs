@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
+    os::unix::process::ExitStatusExt,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -36,9 +37,11 @@ impl Running {
         line
     }
 
+    /// The code as a shell shows it.
     fn signal(&mut self, signal: Signal) -> Option<i32> {
         kill(Pid::from_raw(self.0.id() as i32), signal).unwrap();
-        self.0.wait().unwrap().code()
+        let status = self.0.wait().unwrap();
+        status.code().or_else(|| status.signal().map(|signal| 128 + signal))
     }
 }
 

@@ -211,7 +211,7 @@ fn jobs_end_as_their_policies_say_and_budgets_hold() {
     node.apply(&job("late", r#""activeDeadlineSeconds": 1,"#, "sleep 60"));
     node.apply(&job("short", r#""ttlSecondsAfterFinished": 1,"#, "true"));
     node.apply(&job("held", r#""suspend": true,"#, "true"));
-    let per_index = r#""completions": 2, "completionMode": "Indexed", "backoffLimitPerIndex": 0, "maxFailedIndexes": 5, "parallelism": 2,"#;
+    let per_index = r#""completions": 2, "completionMode": "Indexed", "backoffLimitPerIndex": 0, "maxFailedIndexes": 2, "parallelism": 2,"#;
     node.apply(&job("each", per_index, "test $JOB_COMPLETION_INDEX = 1"));
     node.k(&["wait", "--for=condition=Complete", "job/indexed", "--timeout=60s"]);
     assert_eq!(field(&node, "job/indexed", ".status.completedIndexes"), "0-2");

@@ -16,13 +16,21 @@ mod web;
 use std::{
     ffi::OsString,
     io,
+    os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
-    process::ExitCode,
+    process::{Command, ExitCode},
+    sync::{Mutex, MutexGuard, OnceLock},
     thread,
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+};
 
 /// What an applet does with its arguments; returns its exit code.
 type Run = fn(&[String]) -> Result<u8, Failure>;
@@ -120,6 +128,31 @@ fn run(name: &str, args: &[String]) -> ExitCode {
     }
 }
 
+/// The signals that end us. Who holds the lock may take them; they wait meanwhile.
+struct Ending {
+    signals: SignalFd,
+    taking: Mutex<()>,
+}
+
+static ENDING: OnceLock<Ending> = OnceLock::new();
+
+impl Ending {
+    /// Waits so long for a signal; `true` when there is one to take.
+    fn has_come(&self, within: PollTimeout) -> bool {
+        poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], within) == Ok(1)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.taking.lock().expect("no holder of the signals' lock panics")
+    }
+
+    /// The next signal that is there.
+    fn take(&self) -> Option<Signal> {
+        let taken = self.signals.read_signal().ok().flatten()?;
+        Signal::try_from(taken.ssi_signo as i32).ok()
+    }
+}
+
 /// Pid 1 has no default signal actions, so a thread waits for the signals that end us. The exit code is the one
 /// that a shell shows for the signal; a server that is told to stop has succeeded. A shell goes on after SIGINT,
 /// which its children die of.
@@ -128,20 +161,46 @@ fn end_on_signals(name: &str) {
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGHUP);
-    // Threads started from here on inherit the mask; so only the waiting one gets the signals.
+    // Threads started from here on inherit the mask; so only who reads the descriptor gets the signals.
     if signals.thread_block().is_err() {
         return;
     }
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let ending = match SignalFd::with_flags(&signals, flags) {
+        Ok(signals) => ENDING.get_or_init(|| Ending { signals, taking: Mutex::new(()) }),
+        Err(error) => {
+            eprintln!("{name}: cannot wait for signals: {error}");
+            return;
+        }
+    };
     let (server, shell) = (matches!(name, "web" | "tcp-echo" | "udp-echo"), name == "sh");
     let wait = move || {
-        while let Ok(signal) = signals.wait() {
-            if !(shell && signal == Signal::SIGINT) {
-                std::process::exit(if server { 0 } else { 128 + signal as i32 });
+        loop {
+            ending.has_come(PollTimeout::NONE);
+            let _taking = ending.lock();
+            match ending.take() {
+                None => {}
+                Some(Signal::SIGINT) if shell => {}
+                Some(signal) => std::process::exit(if server { 0 } else { 128 + signal as i32 }),
             }
         }
     };
     if let Err(error) = thread::Builder::new().name("signals".to_owned()).stack_size(64 * 1024).spawn(wait) {
         eprintln!("{name}: cannot wait for signals: {error}");
+    }
+}
+
+/// Becomes the command; returns only why not. A signal that the waiting thread had taken would be lost with the
+/// thread, so what has come ends us first, and what comes now is the command's.
+fn become_command(command: &mut Command) -> io::Error {
+    let Some(ending) = ENDING.get() else { return command.exec() };
+    loop {
+        let taking = ending.lock();
+        if !ending.has_come(PollTimeout::ZERO) {
+            return command.exec();
+        }
+        drop(taking);
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

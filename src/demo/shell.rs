@@ -6,7 +6,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, BufRead, IsTerminal, Write},
     ops::ControlFlow,
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::unix::process::ExitStatusExt,
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -234,7 +234,7 @@ impl Shell {
                 return exit.break_value();
             }
             if replace && let Ok(mut command) = self.command(program) {
-                let error = command.exec();
+                let error = super::become_command(&mut command);
                 eprintln!("sh: {}: {error}", words[0]);
                 return Some(127);
             }
