@@ -550,6 +550,41 @@ async fn who_is_not_who_they_say_is_refused() {
         assert_eq!(got, code, "{name} {path}: {text}");
         assert!(text.contains(why), "{name} {path}: {text}");
     }
+    let mine = cluster.ok("get pod mine -n there -o jsonpath={.metadata.uid}", "").await;
+    let yours = cluster.ok("get pod yours -n there -o jsonpath={.metadata.uid}", "").await;
+    let tokens = "/api/v1/namespaces/there/serviceaccounts/robot/token";
+    let bound = |pod: &str, uid: &str| {
+        format!(r#""boundObjectRef":{{"apiVersion":"v1","kind":"Pod","name":"{pod}","uid":"{uid}"}},"#)
+    };
+    for (reference, audiences, code, why) in [
+        (bound("mine", &mine), "[]", 201, ""),
+        (bound("mine", &mine), "[\"disk\"]", 201, ""),
+        (
+            bound("mine", &mine),
+            "[\"vault\"]",
+            403,
+            "not found in pod spec volume, system:node:a is not authorized",
+        ),
+        (bound("mine", &mine), "[\"a\", \"b\"]", 403, "node may only request 0 or 1 audiences"),
+        (bound("mine", ""), "[]", 403, "node requested token with a pod binding without a uid"),
+        (bound("mine", &yours), "[]", 403, "does not match the UID in record"),
+        (
+            bound("yours", &yours),
+            "[]",
+            403,
+            "node requested token bound to a pod scheduled on a different node",
+        ),
+        (String::new(), "[]", 403, "node requested token not bound to a pod"),
+    ] {
+        let body = format!(
+            r#"{{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","spec":{{{reference}"audiences":{audiences}}}}}"#
+        );
+        let (got, text) = cluster
+            .raw(&node("a"), "POST", tokens, "content-type: application/json\r\n", body.as_bytes())
+            .await;
+        assert_eq!(got, code, "{body}: {text}");
+        assert!(text.contains(why), "{body}: {text}");
+    }
     // What holds for one's own pods is also told by a review.
     let review = "auth can-i get secrets/key -n there --as=system:node:a --as-group=system:nodes";
     assert!(cluster.refused(review, "").await.is_empty());
@@ -595,6 +630,11 @@ apiVersion: storage.k8s.io/v1
 kind: VolumeAttachment
 metadata: {name: att}
 spec: {attacher: d.io, nodeName: a, source: {persistentVolumeName: disk}}
+---
+apiVersion: storage.k8s.io/v1
+kind: CSIDriver
+metadata: {name: d.io}
+spec: {tokenRequests: [{audience: disk}]}
 ";
 
 const JOB: &str = "apiVersion: batch/v1

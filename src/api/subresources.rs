@@ -140,7 +140,8 @@ impl Call {
             }),
         };
         let now = self.api.time.now();
-        let issued = self.api.objects.issue_token(self.namespace(), &self.path.name, &asked, now)?;
+        let user = self.write_options()?.user;
+        let issued = self.api.objects.issue_token(&user, self.namespace(), &self.path.name, &asked, now)?;
         let mut answer = request.clone();
         answer["metadata"]["name"] = self.path.name.as_str().into();
         answer["metadata"]["namespace"] = self.namespace().into();

@@ -35,7 +35,7 @@ use crate::{
     net::AddressWatch,
     node,
     objects::{
-        Objects, Settings,
+        Objects, Settings, User,
         credentials::{self, NODE_USER_PREFIX},
         token::{Bound, Signer, TokenSpec},
     },
@@ -354,7 +354,12 @@ fn tokens(objects: &Objects, time: tls::TrustedTime) -> IssueToken {
                 expiration_seconds: Some(request.expiration_seconds),
                 bound: Some(Bound { kind: "Pod".to_owned(), name: request.pod, uid: request.pod_uid }),
             };
-            let issued = objects.issue_token(&request.namespace, &request.service_account, &spec, now);
+            let node = User {
+                name: format!("{NODE_USER_PREFIX}{}", request.node),
+                groups: vec![NODE_GROUP.to_owned()],
+                ..User::default()
+            };
+            let issued = objects.issue_token(&node, &request.namespace, &request.service_account, &spec, now);
             issued.map(|t| (t.token, t.expires)).map_err(|e| e.to_string())
         })
     })

@@ -12,7 +12,7 @@ use ring::{
 };
 use serde_json::{Value, json};
 
-use super::{Error, Objects};
+use super::{Error, Objects, User, admission};
 use crate::{
     ids,
     kinds::{FieldError, registry},
@@ -159,14 +159,16 @@ impl Objects {
             .ok_or_else(|| Error::Unsupported("this cluster issues no tokens".to_owned()))
     }
 
-    /// Issues a token of a ServiceAccount at `now` (trusted time).
+    /// Issues a token of a ServiceAccount at `now` (trusted time) to `user`, who may ask for one.
     pub fn issue_token(
         &self,
+        user: &User,
         namespace: &str,
         account: &str,
         spec: &TokenSpec,
         now: jiff::Timestamp,
     ) -> Result<Issued, Error> {
+        admission::token(self, user, namespace, account, spec)?;
         let signer = self.signer()?;
         let kind = registry::of::<k8s_openapi::api::core::v1::ServiceAccount>();
         let owner = self.get(kind, namespace, account)?;

@@ -12,7 +12,7 @@ mod service_account;
 
 use serde_json::Value;
 
-use super::{Error, Objects, WriteOptions, quota};
+use super::{Error, Objects, User, WriteOptions, quota, token::TokenSpec};
 use crate::kinds::{Durability, Kind, Subresource};
 
 /// A write on its way.
@@ -84,6 +84,17 @@ pub fn delete(request: &Request<'_>, name: &str) -> Result<(), Error> {
     }
     namespace::delete(request, name)?;
     node::restrict_delete(request, name)
+}
+
+/// Refuses a token of a ServiceAccount.
+pub fn token(
+    objects: &Objects,
+    user: &User,
+    namespace: &str,
+    account: &str,
+    spec: &TokenSpec,
+) -> Result<(), Error> {
+    node::restrict_token(objects, user, namespace, account, spec)
 }
 
 /// Whether the write must be the only one of its kind while it is checked.
