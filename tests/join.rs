@@ -4,12 +4,12 @@ mod common;
 
 use std::{
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use common::{
-    Namespace, Node, SAMPAN, Switch, must, output,
+    Namespace, Node, Running, SAMPAN, Switch, must, output,
     several::{agent, pod_processes, sampan, server, token, two_ready},
     unique, wait_for,
 };
@@ -174,7 +174,10 @@ fn a_board_joins_with_a_token_and_lives_on_without_the_master() {
 }
 
 /// A daemon without a cluster of its own; it is killed when dropped.
-struct Daemon(Child, std::path::PathBuf);
+struct Daemon {
+    _process: Running,
+    log: std::path::PathBuf,
+}
 
 impl Daemon {
     fn start(space: &Namespace, dir: &Path, args: &[&str]) -> Self {
@@ -184,18 +187,11 @@ impl Daemon {
         command.args(args).arg("--data-dir").arg(dir).arg("--run-dir").arg(dir.join("run"));
         command.arg("--log-dir").arg(dir.join("log")).arg("--cgroup-root").arg(format!("/{}", unique("jd")));
         command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
-        Self(command.spawn().unwrap(), log)
+        Self { _process: Running(command.spawn().unwrap()), log }
     }
 
     fn log(&self) -> String {
-        std::fs::read_to_string(&self.1).unwrap_or_default()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
 
@@ -354,7 +350,7 @@ fn a_name_that_leads_to_another_board_is_followed() {
 
 /// Debian's Mosquitto in a folder of its own.
 struct Mosquitto {
-    child: Child,
+    _child: Running,
     _dir: tempfile::TempDir,
 }
 
@@ -367,14 +363,7 @@ impl Mosquitto {
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
         let mut command = space.command("mosquitto");
         command.arg("-c").arg(&path).stdout(log.try_clone().unwrap()).stderr(log);
-        Self { child: command.spawn().unwrap(), _dir: dir }
-    }
-}
-
-impl Drop for Mosquitto {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Self { _child: Running(command.spawn().unwrap()), _dir: dir }
     }
 }
 

@@ -7,14 +7,14 @@ use std::{
     fs::File,
     io::{BufRead, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
-    process::{Child, Stdio},
+    process::Stdio,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use common::{
-    Namespace, Node, SAMPAN, Switch, output,
+    Namespace, Node, Running, SAMPAN, Switch, output,
     several::{agent, server, token, two_ready},
     unique, wait_for,
 };
@@ -198,16 +198,6 @@ impl Watch {
                 return (at, status["podIP"].as_str().unwrap().parse().unwrap());
             }
         }
-    }
-}
-
-/// A process that ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

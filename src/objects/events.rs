@@ -113,12 +113,11 @@ impl Objects {
 
 /// What an Event is correlated by.
 fn keys(about: &ObjectReference, said: Said<'_>) -> Keys {
-    let text = |field: &'_ Option<String>| field.clone().unwrap_or_default();
-    let object = [&about.kind, &about.namespace, &about.name, &about.uid, &about.api_version].map(text);
-    let source = object.into_iter().chain([said.component.to_owned(), said.host.to_owned()]);
-    let source = fnv64a(FNV_OFFSET, source);
-    let similar = fnv64a(source, [said.warning.to_string(), said.reason.to_owned()]);
-    let same = fnv64a(similar, [text(&about.field_path), said.message.to_owned()]);
+    let object = [&about.kind, &about.namespace, &about.name, &about.uid, &about.api_version];
+    let object = object.map(|field| field.as_deref().unwrap_or_default());
+    let source = fnv64a(FNV_OFFSET, object.into_iter().chain([said.component, said.host]));
+    let similar = fnv64a(source, [if said.warning { "Warning" } else { "Normal" }, said.reason]);
+    let same = fnv64a(similar, [about.field_path.as_deref().unwrap_or_default(), said.message]);
     Keys { source, similar, same }
 }
 
@@ -131,8 +130,8 @@ fn cut(message: &str) -> &str {
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
 /// FNV-1a, 64 bits, of texts with a separator each, going on from another one.
-fn fnv64a(from: u64, texts: impl IntoIterator<Item = String>) -> u64 {
-    let bytes = texts.into_iter().flat_map(|text| text.into_bytes().into_iter().chain([0xff]));
+fn fnv64a<'a>(from: u64, texts: impl IntoIterator<Item = &'a str>) -> u64 {
+    let bytes = texts.into_iter().flat_map(|text| text.bytes().chain([0xff]));
     bytes.fold(from, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 

@@ -168,7 +168,7 @@ impl Objects {
         spec: &TokenSpec,
         now: jiff::Timestamp,
     ) -> Result<Issued, Error> {
-        admission::token(self, user, namespace, account, spec)?;
+        admission::restrict_token(self, user, namespace, account, spec)?;
         let signer = self.signer()?;
         let kind = registry::of::<k8s_openapi::api::core::v1::ServiceAccount>();
         let owner = self.get(kind, namespace, account)?;

@@ -3,11 +3,11 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    process::{Child, Stdio},
+    process::Stdio,
 };
 
 use crate::{
-    common::{Node, board, must},
+    common::{Node, Running, board, must},
     images,
 };
 
@@ -38,16 +38,6 @@ spec:
   terminationGracePeriodSeconds: 0
   containers: [{name: web, image: sampan.dev/demo}]
 "#;
-
-/// Ends with the value.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn files_ports_and_input_reach_a_pod() {

@@ -10,9 +10,10 @@ mod namespace;
 mod node;
 mod service_account;
 
+pub use node::restrict_token;
 use serde_json::Value;
 
-use super::{Error, Objects, User, WriteOptions, quota, token::TokenSpec};
+use super::{Error, Objects, WriteOptions, quota};
 use crate::kinds::{Durability, Kind, Subresource};
 
 /// A write on its way.
@@ -84,17 +85,6 @@ pub fn delete(request: &Request<'_>, name: &str) -> Result<(), Error> {
     }
     namespace::delete(request, name)?;
     node::restrict_delete(request, name)
-}
-
-/// Refuses a token of a ServiceAccount.
-pub fn token(
-    objects: &Objects,
-    user: &User,
-    namespace: &str,
-    account: &str,
-    spec: &TokenSpec,
-) -> Result<(), Error> {
-    node::restrict_token(objects, user, namespace, account, spec)
 }
 
 /// Whether the write must be the only one of its kind while it is checked.
