@@ -432,6 +432,8 @@ impl Cluster {
         // A server that refuses early reads no further.
         let _ = io.write_all(head.as_bytes()).await;
         let _ = io.write_all(body).await;
+        // What TLS holds back when the socket is full goes out by nothing else.
+        let _ = io.flush().await;
         let mut answer = Vec::new();
         let _ = io.read_to_end(&mut answer).await;
         let text = String::from_utf8_lossy(&answer).into_owned();
