@@ -244,9 +244,10 @@ impl Sim {
         panic!("the cluster does not come to rest");
     }
 
-    /// Changes with every object but Events, which may be said again and again.
-    pub fn fingerprint(&self) -> u64 {
-        self.objects.store().find(|o| &*o.key.resource != "events").iter().map(|o| o.revision.0).sum()
+    /// Changes with every object but Events, which may be said again and again. What is made anew takes the
+    /// next revision, so none stands twice for different things (a sum of them could).
+    pub fn fingerprint(&self) -> BTreeSet<u64> {
+        self.objects.store().find(|o| &*o.key.resource != "events").iter().map(|o| o.revision.0).collect()
     }
 
     /// The node of a pod that has none yet.
