@@ -1,7 +1,7 @@
 //! How long a container takes to start and to end, beside crun on the same bundle, in turn.
 //!
-//! Needs root and `/bin/busybox`; prints medians in milliseconds, and what the fastest tenth stays below,
-//! which says more on a machine that is busy:
+//! Needs root and `/bin/busybox`; prints medians in milliseconds, what the fastest tenth stays below, and
+//! the median of the pairs' ratios, since what runs one after the other meets the same load:
 //! `cargo test --bench runtime` (development build) or `cargo bench --bench runtime` (release).
 
 use std::{
@@ -23,6 +23,17 @@ const ROUNDS_DEFAULT: usize = 40;
 fn middle_and_best(mut times: Vec<Duration>) -> [f64; 2] {
     times.sort();
     [times.len() / 2, times.len() / 10].map(|n| times[n].as_secs_f64() * 1000.0)
+}
+
+/// The lower quartile, the median and the upper quartile.
+fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
+    values.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|n| values[values.len() * n / 4])
+}
+
+/// How much longer the first takes, pair by pair.
+fn ratios(ours: &[Duration], theirs: &[Duration]) -> Vec<f64> {
+    ours.iter().zip(theirs).map(|(ours, theirs)| ours.as_secs_f64() / theirs.as_secs_f64()).collect()
 }
 
 async fn exit_of(runtime: &ShimRuntime, id: &str) {
@@ -92,12 +103,20 @@ fn main() {
     nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .expect("mounts are made private");
     let _ = nix::mount::umount("/sys/fs/cgroup/unified");
+    // State lies in memory, as on a board.
+    on_tmpfs(Path::new("/run/crun"));
     tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime").block_on(run());
+}
+
+fn on_tmpfs(folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    nix::mount::mount(Some("t"), folder, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>).unwrap();
 }
 
 async fn run() {
     let rounds = std::env::var("ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(ROUNDS_DEFAULT);
     let dir = tempfile::tempdir().unwrap();
+    on_tmpfs(&dir.path().join("run"));
     let bin = dir.path().join("layer/bin");
     fs::create_dir_all(&bin).unwrap();
     fs::copy("/bin/busybox", bin.join("busybox")).unwrap();
@@ -165,6 +184,7 @@ async fn run() {
         runtime.exec("idle", &command).await.unwrap().exit.await.unwrap();
         exec.push(before.elapsed());
     }
+    let (plain_ratios, filtered_ratios) = (ratios(&end, &crun), ratios(&filtered, &crun_filtered));
     for (name, times) in [
         ("start to running", start),
         ("start to end", end),
@@ -177,6 +197,12 @@ async fn run() {
         if !times.is_empty() {
             let [middle, best] = middle_and_best(times);
             println!("{name:26} {middle:7.2} {best:7.2}");
+        }
+    }
+    for (name, ratios) in [("start / crun", plain_ratios), ("start / crun, seccomp", filtered_ratios)] {
+        if !ratios.is_empty() {
+            let [low, middle, high] = quartiles(ratios);
+            println!("{name:26} {middle:7.2} (half of the pairs between {low:.2} and {high:.2})");
         }
     }
     let monitor = monitor_of(dir.path());
@@ -234,7 +260,7 @@ fn monitor_of(dir: &Path) -> (u64, u64) {
     let dir = dir.to_string_lossy().into_owned();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let line = fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-        if line.starts_with("sampan-shim\0monitor") && line.contains(&dir) {
+        if line.starts_with("sampan-shim\0shim") && line.contains(&dir) {
             let rollup = fs::read_to_string(entry.path().join("smaps_rollup")).unwrap();
             let of = |key: &str| -> u64 {
                 let line = rollup.lines().find(|line| line.starts_with(key)).unwrap();

@@ -53,11 +53,6 @@ mod wrong {
         let read = |path| fs::read_to_string(path).ok()?.trim().parse().ok();
         SignedDuration::from_secs(PATH.as_ref().and_then(read).unwrap_or(0))
     }
-
-    /// The variable for a program that replaces this one.
-    pub fn left() -> Option<String> {
-        PATH.as_ref().map(|path| format!("{FILE}={path}"))
-    }
 }
 
 #[cfg(not(debug_assertions))]
@@ -65,13 +60,7 @@ mod wrong {
     pub fn by() -> jiff::SignedDuration {
         jiff::SignedDuration::ZERO
     }
-
-    pub fn left() -> Option<String> {
-        None
-    }
 }
-pub use wrong::left;
-
 /// Watches a clock for being set.
 #[derive(Debug)]
 pub struct Jumps {

@@ -7,6 +7,7 @@
 
 use std::{
     fs, io,
+    os::{fd::IntoRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,6 +22,8 @@ use super::{Pressure, Resources, Stats};
 const MOUNT: &str = "/sys/fs/cgroup";
 /// Length of the period that quotas are given for (µs).
 const PERIOD_US: u64 = 100_000;
+/// Controllers of version 1 that containers have groups of: what is limited, counted, shown or frozen.
+const V1_USED: [&str; 8] = ["memory", "cpu", "cpuacct", "cpuset", "pids", "hugetlb", "devices", "freezer"];
 /// What a controller takes for "no limit" in version 1.
 const UNLIMITED: i64 = -1;
 const SHARES_DEFAULT: u64 = 1024;
@@ -29,7 +32,7 @@ const EMPTY_WITHIN: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
 /// What this machine has.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cgroups {
     /// Mount points by controller name.
     V1(Vec<(String, PathBuf)>),
@@ -79,17 +82,76 @@ impl Cgroups {
 
     /// Makes the group with its limits; what is unlimited is left as a new group has it.
     pub fn create(&self, path: &str, resources: &Resources) -> io::Result<()> {
+        let relative = path.trim_start_matches('/');
         match self {
-            Self::V2(root) => create_v2(root, path.trim_start_matches('/'))?,
-            Self::V1(_) => {
-                for controller in ["memory", "cpu", "pids", "hugetlb"] {
-                    if let Some(folder) = self.folder(controller, path) {
-                        fs::create_dir_all(folder)?;
+            Self::V2(root) => create_v2(root, relative)?,
+            Self::V1(mounts) => {
+                let mut made: Vec<&Path> = Vec::new();
+                for (controller, mount) in mounts {
+                    // Some are mounted together.
+                    if V1_USED.contains(&controller.as_str()) && !made.contains(&mount.as_path()) {
+                        create_v1(mount, relative, controller == "cpuset")?;
+                        made.push(mount);
                     }
                 }
             }
         }
+        self.limit(path, resources)
+    }
+
+    /// Sets what is limited; the rest stays as it is.
+    pub fn limit(&self, path: &str, resources: &Resources) -> io::Result<()> {
         self.write(path, self.settings(resources, false))
+    }
+
+    /// The same machine as far as the end of a container has to do with it: where memory and processes
+    /// are counted.
+    pub fn for_ending(&self) -> Self {
+        let needed = |name: &String| matches!(name.as_str(), "memory" | "freezer");
+        match self {
+            Self::V1(mounts) => Self::V1(mounts.iter().filter(|(name, _)| needed(name)).cloned().collect()),
+            v2 @ Self::V2(_) => v2.clone(),
+        }
+    }
+
+    /// As one word, for another process.
+    pub fn to_word(&self) -> String {
+        match self {
+            Self::V1(mounts) => {
+                let mounts = mounts.iter().map(|(name, mount)| format!("{name}={}", mount.display()));
+                mounts.collect::<Vec<_>>().join(" ")
+            }
+            Self::V2(root) => root.display().to_string(),
+        }
+    }
+
+    /// From [`Cgroups::to_word`].
+    pub fn from_word(word: &str) -> Self {
+        if word.starts_with('/') {
+            return Self::V2(word.into());
+        }
+        let mounts = word.split(' ').filter_map(|part| part.split_once('='));
+        Self::V1(mounts.map(|(name, mount)| (name.to_owned(), mount.into())).collect())
+    }
+
+    /// The same through open descriptors, for this process where it cannot see the hierarchies.
+    pub fn kept_open(&self) -> io::Result<Self> {
+        let Self::V1(mounts) = self else { return Ok(self.clone()) };
+        let used = mounts.iter().filter(|(name, _)| V1_USED.contains(&name.as_str()));
+        let open = |(name, mount): &(String, PathBuf)| {
+            let folder =
+                fs::File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(mount)?;
+            Ok((name.clone(), format!("/proc/self/fd/{}", folder.into_raw_fd()).into()))
+        };
+        Ok(Self::V1(used.map(open).collect::<io::Result<_>>()?))
+    }
+
+    /// Charges what a process takes from now on to the group.
+    pub fn charge(&self, path: &str, pid: u32) -> io::Result<()> {
+        match self.folder("memory", path) {
+            Some(folder) => fs::write(folder.join("cgroup.procs"), pid.to_string()),
+            None => Ok(()),
+        }
     }
 
     /// Sets all limits of an existing group; what is `None` becomes unlimited.
@@ -360,6 +422,27 @@ fn create_v2(root: &Path, relative: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the folders down to `relative`. A group for CPUs takes nobody before it has some: its parent's.
+fn create_v1(mount: &Path, relative: &str, cpuset: bool) -> io::Result<()> {
+    let folder = mount.join(relative);
+    let parent = relative.rsplit_once('/').map_or("", |(parent, _)| parent);
+    match fs::create_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !relative.is_empty() => {
+            create_v1(mount, parent, cpuset)?;
+            return create_v1(mount, relative, cpuset);
+        }
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    for file in ["cpuset.cpus", "cpuset.mems"].iter().filter(|_| cpuset) {
+        let own = folder.join(file);
+        if fs::read_to_string(&own)?.trim().is_empty() {
+            fs::write(own, fs::read_to_string(mount.join(parent).join(file))?.trim())?;
+        }
+    }
+    Ok(())
+}
+
 /// The number after `key` in a file of `key value` lines; 0 when it is not there.
 fn keyed(text: &str, key: &str) -> u64 {
     let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
@@ -462,6 +545,16 @@ mod tests {
                     cgroup /sys/fs/cgroup/systemd cgroup rw,name=systemd 0 0\n";
         let names: Vec<_> = v1_mounts(text).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["cpu", "cpuacct"]);
+    }
+
+    #[test]
+    fn what_an_end_needs_goes_over_as_a_word() {
+        let mount = |name: &str| (name.to_owned(), PathBuf::from("/sys/fs/cgroup").join(name));
+        let v1 = Cgroups::V1(vec![mount("cpu"), mount("memory"), mount("freezer")]).for_ending();
+        assert_eq!(v1.to_word(), "memory=/sys/fs/cgroup/memory freezer=/sys/fs/cgroup/freezer");
+        for cgroups in [v1, Cgroups::V2("/sys/fs/cgroup".into())] {
+            assert_eq!(Cgroups::from_word(&cgroups.to_word()), cgroups);
+        }
     }
 
     #[test]

@@ -2,10 +2,15 @@
 //!
 //! In: the devices of the spec. Out: a program on the container's group that allows these, the usual
 //! nodes (null, zero, full, random, urandom, tty, the terminals) and making any node, and refuses the
-//! rest. Version 1 has a controller for it, which libcontainer fills. Source: the OCI runtime
-//! specification's default devices; the kernel's BPF_PROG_TYPE_CGROUP_DEVICE.
+//! rest. Version 1 has a controller for it, which takes the same rules as lines. Source: the OCI runtime
+//! specification's default devices; the kernel's BPF_PROG_TYPE_CGROUP_DEVICE and cgroup-v1/devices.rst.
 
-use std::{fs::File, io, os::fd::AsFd, path::Path};
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::fd::AsFd,
+    path::Path,
+};
 
 use super::{oci::Device, sys};
 
@@ -49,6 +54,25 @@ const EXIT: u8 = 0x95;
 pub fn attach(group: &Path, devices: &[Device]) -> io::Result<()> {
     let program = sys::load_device_program(&compile(&rules(devices)))?;
     sys::attach_device_program(File::open(group)?.as_fd(), program.as_fd())
+}
+
+/// The same for a group of version 1.
+pub fn restrict(group: &Path, devices: &[Device]) -> io::Result<()> {
+    fs::write(group.join("devices.deny"), "a")?;
+    let mut allowed = File::options().write(true).open(group.join("devices.allow"))?;
+    rules(devices).iter().try_for_each(|rule| allowed.write_all(rule.line().as_bytes()))
+}
+
+impl Rule {
+    /// As the controller of version 1 takes it.
+    fn line(&self) -> String {
+        let number = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
+        let letters = [(READ, 'r'), (WRITE, 'w'), (MAKE, 'm')];
+        let access: String =
+            letters.iter().filter(|(bit, _)| self.access & bit != 0).map(|(_, letter)| letter).collect();
+        let kind = if self.kind == BLOCK { 'b' } else { 'c' };
+        format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
+    }
 }
 
 fn rules(devices: &[Device]) -> Vec<Rule> {
@@ -137,6 +161,13 @@ mod tests {
                 code => panic!("unknown instruction {code:#x}"),
             }
         }
+    }
+
+    #[test]
+    fn rules_are_lines_too() {
+        let lines: Vec<_> = rules(&[]).iter().map(Rule::line).collect();
+        assert_eq!(lines[..3], ["c *:* m", "b *:* m", "c 1:3 rwm"]);
+        assert_eq!(lines.last().unwrap(), "c 136:* rwm");
     }
 
     #[test]

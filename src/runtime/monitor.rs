@@ -1,4 +1,4 @@
-//! The monitor: what a shim becomes once its container runs. One a container, for as long as that lives.
+//! The monitor: what a shim is once its container runs. One a container, for as long as that lives.
 //!
 //! In: the container's pipes or terminal, its pid, clients on a unix socket. Out: the log, copies of
 //! the streams, and at last the `exit` record. Invariants: single-threaded, no large buffer is kept
@@ -10,12 +10,15 @@
 //! A client's first byte says what it wants (see [`Role`]); after it the bytes are raw.
 
 use std::{
+    ffi::OsStr,
     fs::File,
     io::{self, Read, Write},
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
-    os::unix::net::{UnixListener, UnixStream},
+    os::unix::{
+        ffi::OsStrExt,
+        net::{UnixListener, UnixStream},
+    },
     path::PathBuf,
-    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -75,69 +78,88 @@ impl Role {
     }
 }
 
-/// All that the shim hands over through the arguments of `execve`.
+/// What the process that has made the container tells about it, apart from descriptors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handover {
-    /// The state folder as it is called outside: what a list of processes shows.
-    pub name: String,
-    pub folder: PathBuf,
+    pub cgroups: Cgroups,
     pub cgroup: String,
+    /// The container's processes may outlive its first one: they have no pid namespace of their own.
+    pub outlived: bool,
     pub log_path: PathBuf,
     pub log_bytes_max: u64,
     pub log_files_max: u32,
     pub pid: i32,
     pub started_at: Timestamp,
-    pub lock: RawFd,
-    pub listener: RawFd,
-    /// The terminal, when there is one.
-    pub stdout: RawFd,
-    pub stderr: Option<RawFd>,
-    pub stdin: Option<RawFd>,
     pub tty: bool,
+    pub stdin: bool,
     pub stdin_once: bool,
 }
 
+/// The ends of the container's streams that are the monitor's.
+pub struct Streams {
+    pub listener: UnixListener,
+    /// The terminal, when there is one.
+    pub stdout: OwnedFd,
+    pub stderr: Option<OwnedFd>,
+    pub stdin: Option<OwnedFd>,
+}
+
 impl Handover {
-    pub fn to_args(&self) -> Vec<String> {
-        let fd = |fd: Option<RawFd>| fd.unwrap_or(-1).to_string();
-        vec![
-            self.name.clone(),
-            self.folder.to_string_lossy().into_owned(),
-            self.cgroup.clone(),
-            self.log_path.to_string_lossy().into_owned(),
-            self.log_bytes_max.to_string(),
-            self.log_files_max.to_string(),
-            self.pid.to_string(),
-            self.started_at.to_string(),
-            self.lock.to_string(),
-            self.listener.to_string(),
-            self.stdout.to_string(),
-            fd(self.stderr),
-            fd(self.stdin),
-            self.tty.to_string(),
-            self.stdin_once.to_string(),
-        ]
+    /// Its parts, each ended by a zero: parsed by a process that wants to stay small.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut add = |part: &[u8]| {
+            bytes.extend_from_slice(part);
+            bytes.push(0);
+        };
+        add(self.cgroups.to_word().as_bytes());
+        add(self.cgroup.as_bytes());
+        add(self.log_path.as_os_str().as_bytes());
+        add(self.log_bytes_max.to_string().as_bytes());
+        add(self.log_files_max.to_string().as_bytes());
+        add(self.pid.to_string().as_bytes());
+        add(self.started_at.to_string().as_bytes());
+        for flag in [self.outlived, self.tty, self.stdin, self.stdin_once] {
+            add(if flag { b"1" } else { b"0" });
+        }
+        bytes
     }
 
-    pub fn from_args(mut args: impl Iterator<Item = String>) -> Option<Self> {
-        let mut next = || args.next();
-        let fd = |text: String| text.parse::<RawFd>().ok().map(|fd| (fd >= 0).then_some(fd));
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut parts = bytes.split(|byte| *byte == 0);
+        let mut next = || parts.next();
+        let text = |bytes| std::str::from_utf8(bytes).ok();
         Some(Self {
-            name: next()?,
-            folder: next()?.into(),
-            cgroup: next()?,
-            log_path: next()?.into(),
-            log_bytes_max: next()?.parse().ok()?,
-            log_files_max: next()?.parse().ok()?,
-            pid: next()?.parse().ok()?,
-            started_at: next()?.parse().ok()?,
-            lock: next()?.parse().ok()?,
-            listener: next()?.parse().ok()?,
-            stdout: next()?.parse().ok()?,
-            stderr: fd(next()?)?,
-            stdin: fd(next()?)?,
-            tty: next()?.parse().ok()?,
-            stdin_once: next()?.parse().ok()?,
+            cgroups: Cgroups::from_word(text(next()?)?),
+            cgroup: text(next()?)?.to_owned(),
+            log_path: OsStr::from_bytes(next()?).into(),
+            log_bytes_max: text(next()?)?.parse().ok()?,
+            log_files_max: text(next()?)?.parse().ok()?,
+            pid: text(next()?)?.parse().ok()?,
+            started_at: text(next()?)?.parse().ok()?,
+            outlived: next()? == b"1",
+            tty: next()? == b"1",
+            stdin: next()? == b"1",
+            stdin_once: next()? == b"1",
+        })
+    }
+}
+
+impl Streams {
+    /// The descriptors in the order that [`Streams::from_descriptors`] takes them.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let mut fds = vec![self.listener.as_raw_fd(), self.stdout.as_raw_fd()];
+        fds.extend([&self.stderr, &self.stdin].into_iter().flatten().map(AsRawFd::as_raw_fd));
+        fds
+    }
+
+    pub fn from_descriptors(fds: Vec<OwnedFd>, handover: &Handover) -> Option<Self> {
+        let mut fds = fds.into_iter();
+        Some(Self {
+            listener: fds.next()?.into(),
+            stdout: fds.next()?,
+            stderr: if handover.tty { None } else { Some(fds.next()?) },
+            stdin: if handover.stdin { Some(fds.next()?) } else { None },
         })
     }
 }
@@ -176,37 +198,18 @@ enum Source {
     Client(usize),
 }
 
-/// Runs until the container has ended. `args` are a [`Handover`].
-pub fn run(args: impl Iterator<Item = String>) -> ExitCode {
-    let Some(handover) = Handover::from_args(args) else { return ExitCode::FAILURE };
-    match watch_over(handover) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
-}
-
-fn watch_over(handover: Handover) -> io::Result<()> {
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    for standard in 0..3 {
-        sys::place(null.as_fd(), standard)?;
-    }
-    drop(null);
-    // Kept open, and with it the lock, until the process ends.
-    let _lock = sys::own(handover.lock);
+/// Runs until the container has ended, and records that in `folder`.
+pub fn watch_over(folder: &Folder, handover: Handover, streams: Streams) -> io::Result<()> {
     let process = sys::pidfd_open(handover.pid)?;
-    let listener = UnixListener::from(sys::own(handover.listener));
-    let output = |name, role, fd: RawFd| Output {
-        name,
-        role,
-        file: Some(File::from(sys::own(fd))),
-        lines: Lines::default(),
-    };
-    let mut outputs = vec![output("stdout", Role::Output, handover.stdout)];
-    outputs.extend(handover.stderr.map(|fd| output("stderr", Role::Errors, fd)));
+    let listener = streams.listener;
+    let output =
+        |name, role, fd: OwnedFd| Output { name, role, file: Some(fd.into()), lines: Lines::default() };
+    let mut outputs = vec![output("stdout", Role::Output, streams.stdout)];
+    outputs.extend(streams.stderr.map(|fd| output("stderr", Role::Errors, fd)));
     let mut monitor = Monitor {
-        log: Log::new(handover.log_path.clone(), handover.log_bytes_max, handover.log_files_max),
+        log: Log::new(handover.log_path, handover.log_bytes_max, handover.log_files_max),
         outputs,
-        stdin: handover.stdin.map(|fd| File::from(sys::own(fd))),
+        stdin: streams.stdin.map(File::from),
         pending: Vec::new(),
         clients: Vec::new(),
         tty: handover.tty,
@@ -223,10 +226,8 @@ fn watch_over(handover: Handover) -> io::Result<()> {
     let finished_at = SystemClock.now();
     // Not reaped: the pid stays ours until this process has ended.
     let status = waitid(Id::Pid(Pid::from_raw(handover.pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
-    let cgroups = Cgroups::detect();
-    if let Ok(cgroups) = &cgroups {
-        // Without a pid namespace of its own a container may leave processes behind.
-        let _ = cgroups.kill(&handover.cgroup);
+    if handover.outlived {
+        let _ = handover.cgroups.kill(&handover.cgroup);
     }
     let until = Instant::now() + DRAIN_WITHIN;
     while monitor.outputs.iter().any(|output| output.file.is_some()) {
@@ -242,10 +243,10 @@ fn watch_over(handover: Handover) -> io::Result<()> {
         Ok(WaitStatus::Signaled(_, signal, _)) => (128 + signal as i32, Some(signal as i32)),
         _ => (255, None),
     };
-    Folder(handover.folder).write_exit(&Exit {
+    folder.write_exit(&Exit {
         code,
         signal,
-        oom_killed: cgroups.is_ok_and(|cgroups| cgroups.oom_kills(&handover.cgroup) > 0),
+        oom_killed: handover.cgroups.oom_kills(&handover.cgroup) > 0,
         started_at: Some(handover.started_at),
         finished_at,
         error: None,
@@ -438,25 +439,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_handover_survives_its_arguments() {
+    fn a_handover_survives_its_way() {
         let handover = Handover {
-            name: "/run/sampan/x".into(),
-            folder: "/c".into(),
+            cgroups: Cgroups::V2("/sys/fs/cgroup".into()),
             cgroup: "/c/p".into(),
+            outlived: true,
             log_path: "/l g".into(),
             log_bytes_max: 10,
             log_files_max: 2,
             pid: 7,
             started_at: "2026-01-02T03:04:05.6Z".parse().unwrap(),
-            lock: 3,
-            listener: 4,
-            stdout: 5,
-            stderr: None,
-            stdin: Some(5),
             tty: true,
+            stdin: true,
             stdin_once: false,
         };
-        assert_eq!(Handover::from_args(handover.to_args().into_iter()), Some(handover));
-        assert_eq!(Handover::from_args(std::iter::empty()), None);
+        assert_eq!(Handover::from_bytes(&handover.to_bytes()), Some(handover));
+        assert_eq!(Handover::from_bytes(b""), None);
     }
 }

@@ -1,9 +1,9 @@
 //! The mounts that the shim makes in its own mount namespace: the overlay and the staged volumes.
 //!
 //! Invariants: the host's mount table is never touched; all of it ends with the last process that
-//! lives in the namespace. The namespace holds only what shim and monitor need, at fixed places on a
-//! skeleton that all containers share: a copy of the host's table in every shim would cost time and
-//! kernel memory by the square of the number of pods. Volumes are staged, not bound by libcontainer
+//! lives in the namespace. The namespace holds only what the making of the container needs, at fixed
+//! places on a skeleton that all containers share: every process that libcontainer starts would copy
+//! the host's table, and libcontainer reads all of it again and again. Volumes are staged, not bound by libcontainer
 //! from their source, because libcontainer knows one propagation only: a stage carries the one that
 //! was asked for.
 
@@ -29,12 +29,11 @@ use super::{
 
 /// The skeleton below the runtime's folder.
 const SKELETON: &str = "skeleton";
-/// What is bound onto it: the container's state folder, its sandbox's namespaces, its log's folder.
+/// What is bound onto it: the container's state folder, its sandbox's namespaces.
 const STATE: &str = "/c";
 const NAMESPACES: &str = "/n";
-const LOGS: &str = "/l";
 const CGROUPS: &str = "/sys/fs/cgroup";
-const FOLDERS: [&str; 6] = ["proc", "sys/fs/cgroup", "dev/shm", "c", "n", "l"];
+const FOLDERS: [&str; 5] = ["proc", "sys/fs/cgroup", "dev/shm", "c", "n"];
 const NULL: &str = "dev/null";
 
 /// Makes the skeleton.
@@ -55,10 +54,13 @@ pub struct Ready {
     pub root: PathBuf,
     /// A stage for each of the spec's mounts, in their order.
     pub staged: Vec<PathBuf>,
+    /// One for each group that the container is shown.
+    pub groups: Vec<(String, PathBuf)>,
 }
 
-/// Leaves the host's mount namespace for one with the container's mounts and little else.
-pub fn enter(folder: &Folder, record: &Record) -> Result<Ready, String> {
+/// Leaves the host's mount namespace for one with the container's mounts and little else. `groups` are
+/// the container's groups of version 1, whose hierarchies stay behind: libcontainer would make more of them.
+pub fn enter(folder: &Folder, record: &Record, groups: &[(String, PathBuf)]) -> Result<Ready, String> {
     let say = |what: &'static str| move |error: io::Error| format!("{what}: {}", reason(&error));
     unshare(CloneFlags::CLONE_NEWNS).map_err(|error| format!("unshare mount namespace: {error}"))?;
     // Copied while the mounts are still the host's peers, which only Bidirectional stays.
@@ -73,6 +75,11 @@ pub fn enter(folder: &Folder, record: &Record) -> Result<Ready, String> {
             })
         })
         .collect::<Result<Vec<OwnedFd>, String>>()?;
+    let group_trees = groups
+        .iter()
+        .map(|(_, group)| sys::clone_mounts(group, false))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(say("prepare cgroups"))?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
         .map_err(|error| format!("make mounts slaves of the host's: {error}"))?;
     mount_root(folder, record).map_err(say("mount root file system"))?;
@@ -85,16 +92,22 @@ pub fn enter(folder: &Folder, record: &Record) -> Result<Ready, String> {
         .zip(&record.spec.mounts)
         .enumerate()
         .map(|(n, (tree, wanted))| {
-            stage(&here, n, tree)
+            stage(&here, &n.to_string(), tree)
                 .map_err(|error| format!("error mounting {:?}: {}", wanted.source.display(), reason(&error)))
+        })
+        .collect::<Result<Vec<_>, String>>()?;
+    // Their names must not be a controller's, by which libcontainer looks for hierarchies.
+    let groups = groups
+        .iter()
+        .zip(&group_trees)
+        .map(|((name, _), tree)| {
+            let staged = stage(&here, &format!("group-of-{name}-"), tree).map_err(say("mount cgroups"))?;
+            Ok((name.clone(), staged))
         })
         .collect::<Result<Vec<_>, String>>()?;
     let mut record = record.clone();
     record.namespaces = NAMESPACES.into();
-    if let Some(name) = record.spec.log_path.file_name() {
-        record.spec.log_path = Path::new(LOGS).join(name);
-    }
-    Ok(Ready { root: here.file("rootfs"), folder: here, record, staged })
+    Ok(Ready { root: here.file("rootfs"), folder: here, record, staged, groups })
 }
 
 /// A detached mount, and its place below the new root.
@@ -107,17 +120,14 @@ fn parts(folder: &Folder, record: &Record) -> io::Result<Vec<Part>> {
     if record.spec.apparmor_profile.is_some() {
         parts.push((alone(Path::new("/sys"))?, "/sys"));
     }
-    parts.push((with_inner(Path::new(CGROUPS))?, CGROUPS));
+    // Of version 1 only the folder that the hierarchies are mounted in.
+    parts.push((alone(Path::new(CGROUPS))?, CGROUPS));
     parts.push((alone(Path::new("/dev/null"))?, "/dev/null"));
     if record.sandbox.host_ipc {
         parts.push((alone(Path::new("/dev/shm"))?, "/dev/shm"));
     }
     if record.namespaces.exists() {
         parts.push((with_inner(&record.namespaces)?, NAMESPACES));
-    }
-    // A log whose folder cannot be made is none: the skeleton is read-only.
-    if let Some(logs) = record.spec.log_path.parent().filter(|logs| fs::create_dir_all(logs).is_ok()) {
-        parts.push((alone(logs)?, LOGS));
     }
     parts.push((alone(&folder.0)?, STATE));
     parts.push((with_inner(&folder.file("rootfs"))?, "/c/rootfs"));
@@ -149,9 +159,9 @@ fn move_in(folder: &Folder, parts: Vec<Part>) -> io::Result<()> {
     Ok(chdir(STATE)?)
 }
 
-fn stage(folder: &Folder, n: usize, tree: &OwnedFd) -> io::Result<PathBuf> {
+fn stage(folder: &Folder, name: &str, tree: &OwnedFd) -> io::Result<PathBuf> {
     let stages = folder.file("m");
-    let target = stages.join(n.to_string());
+    let target = stages.join(name);
     fs::create_dir_all(&stages)?;
     if sys::is_folder(tree.as_fd())? {
         fs::create_dir(&target)?;

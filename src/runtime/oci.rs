@@ -2,17 +2,16 @@
 //!
 //! In: the record and what was found out about the machine. Out: a [`Spec`] for libcontainer.
 //! Invariants: what Kubernetes' defaults with containerd give; cgroups of version 1 are never
-//! writable; limits and seccomp are not in here (the shim and the executor apply them).
+//! writable; limits, devices' rules and seccomp are not in here (the shim and the executor apply them).
 
 use std::path::{Path, PathBuf};
 
 use oci_spec::{
     OciSpecError,
     runtime::{
-        Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDevice, LinuxDeviceBuilder,
-        LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxNamespace, LinuxNamespaceBuilder,
-        LinuxNamespaceType, LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimitBuilder, PosixRlimitType,
-        ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+        Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType,
+        LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, PosixRlimitBuilder,
+        PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
     },
 };
 
@@ -39,7 +38,7 @@ const MASKED: [&str; 12] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// Controllers of version 1 that programs look at to learn their limits.
-const V1_SHOWN: [&str; 5] = ["memory", "cpu", "cpuacct", "cpuset", "pids"];
+pub const V1_SHOWN: [&str; 5] = ["memory", "cpu", "cpuacct", "cpuset", "pids"];
 
 /// A device node of the host that the container gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +63,8 @@ pub struct Machine {
     pub oom_score_min: Option<i32>,
     /// Files that a process may have open.
     pub open_files_max: u64,
-    /// Mount points of version 1 controllers.
-    pub v1_mounts: Vec<(String, PathBuf)>,
+    /// The container's groups of version 1 that it is shown, by controller.
+    pub groups: Vec<(String, PathBuf)>,
     /// Resolved from the spec, or all of the host's for a privileged container.
     pub devices: Vec<Device>,
     /// The folders that stand for the spec's mounts, one each, with their propagation set.
@@ -181,16 +180,8 @@ pub fn spec(record: &Record, machine: &Machine, rootfs: &Path, bits: u64) -> Res
         linux = linux.rootfs_propagation("shared".to_owned());
     }
     let mut linux = linux.build()?;
-    // Version 1 has a device controller; version 2 gets a program from the shim.
-    linux.set_resources(if machine.cgroup_v2 {
-        None
-    } else {
-        Some(
-            LinuxResourcesBuilder::default()
-                .devices(device_rules(c.privileged, &machine.devices)?)
-                .build()?,
-        )
-    });
+    // The shim has limited it.
+    linux.set_resources(None);
     SpecBuilder::default()
         .version("1.0.2")
         .root(RootBuilder::default().path(rootfs).readonly(c.read_only_root).build()?)
@@ -265,8 +256,7 @@ fn all_mounts(record: &Record, machine: &Machine) -> Result<Vec<Mount>, OciSpecE
     } else {
         let options = ["nosuid", "noexec", "nodev", "mode=755", "size=64k"];
         out.push(mount("/sys/fs/cgroup", "tmpfs", "tmpfs", &options)?);
-        for (name, folder) in machine.v1_mounts.iter().filter(|(name, _)| V1_SHOWN.contains(&name.as_str())) {
-            let group = folder.join(record.cgroup.trim_start_matches('/'));
+        for (name, group) in &machine.groups {
             let target = format!("/sys/fs/cgroup/{name}");
             out.push(mount(
                 &target,
@@ -309,31 +299,6 @@ fn device(d: &Device) -> Result<LinuxDevice, OciSpecError> {
         .uid(d.uid)
         .gid(d.gid)
         .build()
-}
-
-/// The version 1 device list: nothing but what is listed (libcontainer adds the usual nodes), or all.
-fn device_rules(privileged: bool, devices: &[Device]) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
-    let mut rules = vec![
-        LinuxDeviceCgroupBuilder::default()
-            .allow(privileged)
-            .typ(LinuxDeviceType::A)
-            .access("rwm")
-            .build()?,
-    ];
-    if !privileged {
-        for d in devices {
-            rules.push(
-                LinuxDeviceCgroupBuilder::default()
-                    .allow(true)
-                    .typ(if d.block { LinuxDeviceType::B } else { LinuxDeviceType::C })
-                    .major(d.major as i64)
-                    .minor(d.minor as i64)
-                    .access(d.access.clone())
-                    .build()?,
-            );
-        }
-    }
-    Ok(rules)
 }
 
 #[cfg(test)]
@@ -433,17 +398,13 @@ mod tests {
 
     #[test]
     fn version_1_groups_are_bound_read_only() {
-        let machine = Machine {
-            v1_mounts: vec![("memory".into(), "/cg/memory".into()), ("freezer".into(), "/cg/freezer".into())],
-            ..Machine::default()
-        };
+        let machine = Machine { groups: vec![("memory".into(), "/c/m/g0".into())], ..Machine::default() };
         let mut record = record();
         record.spec.privileged = true;
         let spec = built(&record, &machine);
         let memory = target(&spec, "/sys/fs/cgroup/memory").unwrap();
-        assert_eq!(memory.source().as_deref(), Some(Path::new("/cg/memory/sampan/podu/u_c_0")));
+        assert_eq!(memory.source().as_deref(), Some(Path::new("/c/m/g0")));
         assert!(memory.options().as_ref().unwrap().contains(&"ro".to_owned()));
-        assert!(target(&spec, "/sys/fs/cgroup/freezer").is_none());
         assert!(
             spec.linux()
                 .as_ref()
@@ -478,7 +439,6 @@ mod tests {
         let spec = built(&record, &Machine::default());
         let linux = spec.linux().as_ref().unwrap();
         assert!(linux.masked_paths().as_ref().unwrap().is_empty());
-        assert!(linux.resources().as_ref().unwrap().devices().as_ref().unwrap()[0].allow());
         assert_eq!(capabilities(&record).unwrap(), process::all_capabilities());
     }
 }

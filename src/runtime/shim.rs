@@ -1,7 +1,10 @@
-//! The shim: makes one container and becomes its monitor. The only place that calls libcontainer.
+//! The shim: makes one container through a copy of itself, and is its monitor then.
 //!
 //! In: a state folder with its record, a socket to the daemon as standard input. Out: a running
-//! container under a monitor and one byte to the daemon; or an `exit` record that says why not.
+//! container and one byte to the daemon; or an `exit` record that says why not. The copy, the
+//! **builder**, is the only process that calls libcontainer: what it touches and mounts goes with it, so
+//! that the monitor keeps next to nothing. It joins the container's memory group before it mounts
+//! anything, takes the shim's death for its own, and leaves the container to the shim by ending.
 //! Invariants: single-threaded; the lock is taken before anything is made; `started` is written
 //! before the container's process runs. The daemon may die at any moment without changing any of it.
 
@@ -12,7 +15,7 @@ use std::{
     ffi::CString,
     fs::{self, File},
     io::{Read, Write},
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd},
     os::unix::{
         fs::{FileTypeExt, MetadataExt},
         net::{UnixListener, UnixStream},
@@ -28,20 +31,25 @@ use libcontainer::{
     syscall::syscall::SyscallType,
     workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError},
 };
-use nix::{fcntl::OFlag, unistd::pipe2};
+use nix::{
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{signal::Signal, wait::waitpid},
+    unistd::{ForkResult, Pid, pipe2},
+};
 use oci_spec::runtime::Spec;
 
 use super::{
-    Exit,
+    Exit, Resources,
     cgroup::Cgroups,
     devices,
-    monitor::Handover,
+    monitor::{self, Handover, Streams},
     mounts, oci, process, seccomp,
     state::{Folder, Record, Started},
     sys, wire,
 };
 use crate::{
-    clock::{self, Clock as _, SystemClock},
+    clock::{Clock as _, SystemClock},
     crash,
 };
 
@@ -49,6 +57,8 @@ use crate::{
 pub const CODE_NOT_STARTED: i32 = 128;
 /// The shim and the monitor go last when memory runs out.
 const OOM_SCORE_OF_MONITOR: &str = "-998";
+/// The places where tests kill the builder.
+const BUILDER_PLACES: u32 = 5;
 /// Set for shims whose bundle is wanted afterwards (the benchmark hands it to crun).
 const KEEP_BUNDLE: &str = "SAMPAN_TEST_KEEP_BUNDLE";
 /// What every message about a container that could not be made starts with.
@@ -59,20 +69,27 @@ pub fn run(mut args: impl Iterator<Item = String>) -> ExitCode {
     let Some(folder) = args.next().map(|path| Folder(path.into())) else { return ExitCode::FAILURE };
     let control = UnixStream::from(sys::own(0));
     let _ = nix::unistd::setsid();
-    let _ = std::env::set_current_dir(&folder.0);
+    let _ = std::env::set_current_dir("/");
     // Another shim works here, or a daemon cleans up: it is theirs.
-    let Ok(Some(lock)) = folder.lock() else { return ExitCode::FAILURE };
+    let Ok(Some(_lock)) = folder.lock() else { return ExitCode::FAILURE };
     crash::point(crash::SHIM);
     // A daemon that came while nobody held the lock may have settled it all already, and even be
-    // taking the folder away: then the record, read last, is gone too.
-    let (None, Ok(record)) = (folder.exit(), folder.record()) else { return ExitCode::FAILURE };
-    let name = folder.0.display().to_string();
-    let mut folder = folder;
-    let failure = match create(&mut folder, &record) {
-        Ok(running) => hand_over(name, &folder, running, lock, control),
+    // taking the folder away: then the record is gone too.
+    if folder.file("exit").exists() || !folder.file("spec.json").exists() {
+        return ExitCode::FAILURE;
+    }
+    let failure = match start(&folder, control) {
+        Ok((handover, streams)) => {
+            return match monitor::watch_over(&folder, handover, streams) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::FAILURE,
+            };
+        }
         Err(message) => message,
     };
-    clean_up(&record);
+    if let (Ok(cgroups), Ok(record)) = (Cgroups::detect(), folder.record()) {
+        let _ = cgroups.kill(&record.cgroup);
+    }
     let never_ran = Exit {
         code: CODE_NOT_STARTED,
         signal: None,
@@ -85,40 +102,140 @@ pub fn run(mut args: impl Iterator<Item = String>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Kills what a failed start has left.
-fn clean_up(record: &Record) {
-    if let Ok(cgroups) = Cgroups::detect() {
-        let _ = cgroups.kill(&record.cgroup);
+/// Lets a builder make the container, tells the daemon, and takes it over.
+fn start(folder: &Folder, mut control: UnixStream) -> Result<(Handover, Streams), String> {
+    let say = |what: &'static str| move |error: std::io::Error| format!("{what}: {}", mounts::reason(&error));
+    let (near, far) = UnixStream::pair().map_err(say("make a socket"))?;
+    // The container's process is the builder's child first.
+    nix::sys::prctl::set_child_subreaper(true).map_err(|error| say("adopt processes")(error.into()))?;
+    let shim = Pid::this();
+    let builder = match sys::fork().map_err(say("fork"))? {
+        ForkResult::Child => {
+            drop(near);
+            let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+            // The signal is sent once: not to a process that asks too late.
+            if nix::unistd::getppid() == shim {
+                build(folder, &far);
+            }
+            sys::exit_now(0);
+        }
+        ForkResult::Parent { child } => child,
+    };
+    drop(far);
+    crash::skip(BUILDER_PLACES);
+    let told = hear(&near, builder);
+    if told.is_ok() {
+        crash::point(crash::SHIM);
+        let _ = control.write_all(b"R");
+        crash::point(crash::SHIM);
+        let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE_OF_MONITOR);
+    }
+    // With its end the container's process is ours.
+    let _ = waitpid(builder, None);
+    let _ = nix::sys::prctl::set_child_subreaper(false);
+    if told.is_ok() {
+        // Standard output is /dev/null; it takes the socket's place.
+        let _ = nix::unistd::dup2(libc::STDOUT_FILENO, control.into_raw_fd());
+    }
+    told
+}
+
+/// What the builder tells: a zero byte, then the handover with its descriptors; or a reason why not.
+fn hear(socket: &UnixStream, builder: Pid) -> Result<(Handover, Streams), String> {
+    let process = sys::pidfd_open(builder.as_raw()).map_err(|error| format!("watch the builder: {error}"))?;
+    let (mut text, mut fds) = (Vec::new(), Vec::new());
+    loop {
+        // Whatever it has begun may hold the socket's other end open when it has died.
+        let mut sources =
+            [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut sources, PollTimeout::NONE);
+        if sources[0].any() != Some(true) && sources[1].any() == Some(true) {
+            break;
+        }
+        match wire::receive(socket.as_fd()) {
+            Ok((more, with)) if !more.is_empty() => {
+                text.extend(more);
+                fds.extend(with);
+            }
+            _ => break,
+        }
+    }
+    match text.split_first() {
+        Some((0, bytes)) => {
+            let handover = Handover::from_bytes(bytes);
+            let both = handover.and_then(|handover| {
+                let streams = Streams::from_descriptors(fds, &handover)?;
+                Some((handover, streams))
+            });
+            both.ok_or_else(|| "the container was not handed over".to_owned())
+        }
+        Some(_) => Err(String::from_utf8_lossy(&text).into_owned()),
+        None => Err("its making was interrupted".to_owned()),
     }
 }
 
-/// A container whose process runs.
-struct Running {
-    record: Record,
-    started: Started,
-    listener: UnixListener,
-    stdout: OwnedFd,
-    stderr: Option<OwnedFd>,
-    stdin: Option<OwnedFd>,
+/// Makes the container and hands it over through `shim`.
+fn build(folder: &Folder, shim: &UnixStream) {
+    let mut folder = folder.clone();
+    let made = folder
+        .record()
+        .map_err(|error| format!("read the record: {error}"))
+        .and_then(|record| create(&mut folder, &record));
+    match made {
+        Ok((handover, streams)) => {
+            let mut bytes = handover.to_bytes();
+            bytes.insert(0, 0);
+            let sent = wire::send(shim.as_fd(), &bytes, &streams.descriptors());
+            if let Ok(sent) = sent {
+                let _ = (&mut &*shim).write_all(&bytes[sent..]);
+            }
+            let _ = shim.shutdown(std::net::Shutdown::Both);
+            if std::env::var_os(KEEP_BUNDLE).is_none() {
+                forget_bundle(&folder);
+            }
+        }
+        Err(reason) => {
+            let _ = (&mut &*shim).write_all(reason.as_bytes());
+            let _ = shim.shutdown(std::net::Shutdown::Both);
+        }
+    }
 }
 
 /// Makes the container and starts it. `folder` becomes what it is called where this process is then.
-fn create(folder: &mut Folder, record: &Record) -> Result<Running, String> {
+fn create(folder: &mut Folder, record: &Record) -> Result<(Handover, Streams), String> {
     let say = |what: &'static str| move |error: std::io::Error| format!("{what}: {}", mounts::reason(&error));
     let c = &record.spec;
+    std::env::set_current_dir(&folder.0).map_err(say("enter the state folder"))?;
     let bits = oci::capabilities(record)?;
     let filter = if c.privileged { Vec::new() } else { seccomp::filter(&c.seccomp, bits)? };
     let cgroups = Cgroups::detect().map_err(say("detect cgroups"))?;
-    cgroups.create(&record.cgroup, &c.resources).map_err(say("create cgroup"))?;
+    // The making of a container is not slowed down by how little CPU it may use.
+    let (cpu, others) = (
+        Resources { cpu_quota_us: c.resources.cpu_quota_us, ..Resources::default() },
+        Resources { cpu_quota_us: None, ..c.resources.clone() },
+    );
+    cgroups.create(&record.cgroup, &others).map_err(say("create cgroup"))?;
     cgroups.kill_together_on_oom(&record.cgroup);
+    cgroups.charge(&record.cgroup, std::process::id()).map_err(say("join cgroup"))?;
     let nodes = if c.privileged { host_devices() } else { listed_devices(record)? };
-    if let (Cgroups::V2(_), false, Some(group)) =
-        (&cgroups, c.privileged, cgroups.folder("devices", &record.cgroup))
-    {
-        devices::attach(&group, &nodes).map_err(say("filter devices"))?;
+    if let (false, Some(group)) = (c.privileged, cgroups.folder("devices", &record.cgroup)) {
+        let limit = if cgroups.is_v2() { devices::attach } else { devices::restrict };
+        limit(&group, &nodes).map_err(say("filter devices"))?;
     }
+    let shown: Vec<_> = match &cgroups {
+        Cgroups::V1(mounts) => {
+            let shown = mounts.iter().filter(|(name, _)| oci::V1_SHOWN.contains(&name.as_str()));
+            shown
+                .filter_map(|(name, _)| Some((name.clone(), cgroups.folder(name, &record.cgroup)?)))
+                .collect()
+        }
+        Cgroups::V2(_) => Vec::new(),
+    };
     crash::point(crash::SHIM);
-    let mounts::Ready { folder: here, record, root, staged } = mounts::enter(folder, record)?;
+    let outside = &record.spec;
+    // The hierarchies are out of sight from here on; descriptors still lead to them.
+    let unseen = cgroups.kept_open().map_err(say("open cgroup"))?;
+    let mounts::Ready { folder: here, record, root, staged, groups } = mounts::enter(folder, record, &shown)?;
     *folder = here;
     let record = &record;
     process::make_folder(&root, oci::cwd(record)).map_err(say("create working directory"))?;
@@ -126,10 +243,7 @@ fn create(folder: &mut Folder, record: &Record) -> Result<Running, String> {
         cgroup_v2: cgroups.is_v2(),
         oom_score_min: process::oom_score_min(),
         open_files_max: process::open_files_max(),
-        v1_mounts: match &cgroups {
-            Cgroups::V1(mounts) => mounts.clone(),
-            Cgroups::V2(_) => Vec::new(),
-        },
+        groups,
         devices: nodes,
         staged,
     };
@@ -206,6 +320,8 @@ fn create(folder: &mut Folder, record: &Record) -> Result<Running, String> {
     };
     crash::point(crash::SHIM);
     let pid = container.pid().ok_or("libcontainer told no pid")?.as_raw();
+    unseen.join(&record.cgroup, pid as u32).map_err(say("join cgroup"))?;
+    unseen.limit(&record.cgroup, &cpu).map_err(say("limit CPU"))?;
     let started = Started { pid, at: SystemClock.now() };
     folder.write_started(&started).map_err(say("write started"))?;
     crash::point(crash::SHIM);
@@ -214,67 +330,29 @@ fn create(folder: &mut Folder, record: &Record) -> Result<Running, String> {
     drop(reporter);
     // Ends when the program has replaced the init process, which closes its copy.
     let reported = read_report(report);
-    if reported.is_empty() {
-        Ok(Running { record: record.clone(), started, listener, stdout, stderr, stdin })
-    } else {
-        Err(format!("unable to start container process: {reported}"))
+    if !reported.is_empty() {
+        return Err(format!("unable to start container process: {reported}"));
     }
+    let handover = Handover {
+        cgroups: cgroups.for_ending(),
+        cgroup: record.cgroup.clone(),
+        outlived: record.sandbox.host_pid || record.sandbox.share_pid || record.pid_namespace.is_some(),
+        log_path: outside.log_path.clone(),
+        log_bytes_max: c.log_bytes_max,
+        log_files_max: c.log_files_max,
+        pid,
+        started_at: started.at,
+        tty: c.tty,
+        stdin: stdin.is_some(),
+        stdin_once: c.stdin_once,
+    };
+    Ok((handover, Streams { listener, stdout, stderr, stdin }))
 }
 
 fn read_report(report: OwnedFd) -> String {
     let mut text = String::new();
     let _ = File::from(report).read_to_string(&mut text);
     text
-}
-
-/// Tells the daemon and becomes the monitor; returns only a reason why not.
-fn hand_over(
-    name: String,
-    folder: &Folder,
-    running: Running,
-    lock: OwnedFd,
-    mut control: UnixStream,
-) -> String {
-    let Running { record, .. } = &running;
-    let (c, cgroup) = (record.spec.clone(), record.cgroup.clone());
-    let arguments = || -> std::io::Result<Vec<CString>> {
-        let handover = Handover {
-            name,
-            folder: folder.0.clone(),
-            cgroup,
-            log_path: c.log_path.clone(),
-            log_bytes_max: c.log_bytes_max,
-            log_files_max: c.log_files_max,
-            pid: running.started.pid,
-            started_at: running.started.at,
-            lock: sys::keep_across_exec(lock)?,
-            listener: sys::keep_across_exec(running.listener.into())?,
-            stdout: sys::keep_across_exec(running.stdout)?,
-            stderr: running.stderr.map(sys::keep_across_exec).transpose()?,
-            stdin: running.stdin.map(sys::keep_across_exec).transpose()?,
-            tty: c.tty,
-            stdin_once: c.stdin_once,
-        };
-        let names = ["sampan-shim".to_owned(), "monitor".to_owned()];
-        names.into_iter().chain(handover.to_args()).map(|arg| Ok(CString::new(arg)?)).collect()
-    };
-    let args = match arguments() {
-        Ok(args) => args,
-        Err(error) => return format!("start the monitor: {error}"),
-    };
-    // libcontainer has set the container's score on this process.
-    let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE_OF_MONITOR);
-    crash::point(crash::SHIM);
-    let _ = control.write_all(b"R");
-    crash::point(crash::SHIM);
-    if std::env::var_os(KEEP_BUNDLE).is_none() {
-        forget_bundle(folder);
-    }
-    let _ = std::env::set_current_dir("/");
-    let env: Vec<CString> =
-        [crash::left(crash::SHIM), clock::left()].into_iter().flatten().flat_map(CString::new).collect();
-    let Err(error) = nix::unistd::execve(c"/proc/self/exe", &args, &env);
-    format!("start the monitor: {error}")
 }
 
 /// Takes away what only the start has needed: on most boards it would lie in memory.

@@ -5,7 +5,7 @@ use std::{
     ffi::CString,
     fs::File,
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     os::unix::ffi::OsStrExt,
     path::Path,
 };
@@ -331,11 +331,4 @@ pub fn kill_group(leader: Pid, signal: Signal) {
 pub fn place(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
     nix::unistd::dup2(fd.as_raw_fd(), target)?;
     Ok(())
-}
-
-/// Keeps a descriptor open across the next `execve` and gives its number.
-pub fn keep_across_exec(fd: OwnedFd) -> io::Result<RawFd> {
-    let fd = fd.into_raw_fd();
-    nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
-    Ok(fd)
 }

@@ -1,9 +1,10 @@
 //! Descriptors over a unix socket, and the one way a helper process is started.
 
 use std::{
+    ffi::OsString,
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
-    os::unix::{net::UnixStream, process::CommandExt},
+    os::unix::{ffi::OsStrExt, net::UnixStream, process::CommandExt},
     path::Path,
     process::{Child, Command, Stdio},
 };
@@ -54,13 +55,17 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     Ok((bytes, fds))
 }
 
-/// Starts a helper (this binary in a hidden mode) whose standard input is the far end of a socket.
+/// Starts a helper (this binary in a hidden mode) whose standard input is the far end of a socket. Of the
+/// environment it gets only what tests say.
 pub fn spawn_helper(exe: &Path, mode: &str, args: &[&Path]) -> io::Result<(Child, UnixStream)> {
     let (near, far) = UnixStream::pair()?;
+    let for_tests = |(name, _): &(OsString, _)| name.as_bytes().starts_with(b"SAMPAN_TEST_");
     let child = Command::new(exe)
         .arg0(HELPER_NAME)
         .arg(mode)
         .args(args)
+        .env_clear()
+        .envs(std::env::vars_os().filter(for_tests))
         .stdin(OwnedFd::from(far))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
