@@ -111,8 +111,9 @@ fn mounts_are_read_only_and_spread_as_asked() {
     assert_eq!(log_of_ended(&node, "whole"), "refused\nrefused\n");
 
     let listens = |name: &str, more: &str| container(name, SLEEP, &mount(more));
-    let mounts =
-        "mkdir -p /v/new && mount -t tmpfs t /v/new && touch /v/new/here && while :; do sleep 0.1; done";
+    // Not before the others run: what is there when a container starts is its own in any case.
+    let mounts = "until [ -e /v/go ]; do sleep 0.1; done; mkdir -p /v/new && mount -t tmpfs t /v/new && \
+                  touch /v/new/here && while :; do sleep 0.1; done";
     let maker =
         format!("{}\n    securityContext: {{privileged: true}}", mount(", mountPropagation: Bidirectional"));
     let spec = format!(
@@ -123,6 +124,7 @@ fn mounts_are_read_only_and_spread_as_asked() {
     );
     node.apply(&pod("p", &spec));
     wait_ready(&node, &["p"]);
+    fs::write(nested.0.join("go"), "").unwrap();
     wait_for("the mount on the host", || {
         nested.0.join("new/here").exists().then_some(()).ok_or_else(|| "not there".to_owned())
     });
