@@ -183,6 +183,8 @@ fn the_built_in_verbs_do_what_kubectl_does() {
         "deployment.apps/web unchanged\nconfigmap/settings unchanged\n"
     );
     node.k(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    let managed = node.k(&["get", "deployment/web", "-o", "yaml", "--show-managed-fields"]);
+    assert!(managed.contains("manager: sampan") && !managed.contains("f:resourceVersion"), "{managed}");
     assert!(sampan(&["get", "pods"]).contains("Running"));
     assert!(sampan(&["get", "deploy/web", "-o", "yaml"]).contains("progressDeadlineSeconds: 600"));
     assert!(sampan(&["describe", "deployment", "web"]).contains("ScalingReplicaSet"));

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 use hyper::Method;
+use serde_json::Value;
 
 use super::{
     client::{Client, Refused, escape, request},
@@ -18,6 +19,9 @@ use crate::{kinds::labels::Selector, manifest};
 
 /// The field manager under which our changes are recorded.
 const MANAGER: &str = "sampan";
+
+/// How often an object is looked at and changed anew because others wrote in between; then it is just changed.
+const ATTEMPTS: usize = 5;
 
 #[derive(Debug, Clone, Args)]
 pub struct Apply {
@@ -91,34 +95,20 @@ async fn apply(
         value["metadata"]["namespace"] = namespace.clone().into();
     }
     let path = format!("{}/{name}", resource.path(Some(&namespace)));
-    let before = match client.get(&path).await {
-        Ok(object) => Some(object["metadata"]["resourceVersion"].clone()),
-        Err(error) if error.downcast_ref::<Refused>().is_some_and(|r| r.code == 404) => None,
-        Err(error) => return Err(error),
-    };
-    let (after, note) = if args.dry_run == "client" {
-        (value, " (dry run)")
-    } else {
-        let force = args.force_conflicts || !args.server_side;
-        let (dry, note) =
-            if args.dry_run == "server" { ("&dryRun=All", " (server dry run)") } else { ("", "") };
-        let validation = match args.validate.as_str() {
-            "warn" => "Warn",
-            "ignore" | "false" => "Ignore",
-            _ => "Strict",
-        };
-        let query = format!(
-            "{path}?fieldManager={}&fieldValidation={validation}&force={force}{dry}",
-            escape(&args.field_manager)
-        );
-        let body = Some(("application/apply-patch+yaml", serde_json::to_vec(&value)?));
-        let answer = client.json(request(Method::PATCH, &query, "application/json", body)?).await;
-        (answer.with_context(|| format!("{}/{name}", resource.shown()))?.1, note)
-    };
-    let done = match before {
-        None => "created",
-        Some(revision) if revision == after["metadata"]["resourceVersion"] => "unchanged",
-        Some(_) => "configured",
+    let mut answer = apply_once(client, &path, &value, args, true).await;
+    for again in 1..ATTEMPTS {
+        match &answer {
+            Err(error) if error.downcast_ref::<Refused>().is_some_and(raced) => {
+                answer = apply_once(client, &path, &value, args, again + 1 < ATTEMPTS).await;
+            }
+            _ => break,
+        }
+    }
+    let (done, after) = answer.with_context(|| format!("{}/{name}", resource.shown()))?;
+    let note = match args.dry_run.as_str() {
+        "client" => " (dry run)",
+        "server" => " (server dry run)",
+        _ => "",
     };
     Ok(Some(match args.output.as_deref() {
         Some("yaml") => format!("---\n{}", manifest::to_yaml(&after).trim_end()),
@@ -129,4 +119,51 @@ async fn apply(
             format!("{}/{name} {applied}{note}", resource.shown())
         }
     }))
+}
+
+/// Whether somebody wrote between the look at the object and the change of it (and no field belongs to another).
+fn raced(refused: &Refused) -> bool {
+    refused.code == 409 && refused.reason == "Conflict" && !refused.message.starts_with("Apply failed")
+}
+
+/// What was done, and the object as it is now. With `exact` the object that was looked at has to be the one that
+/// is changed: a revision that a controller brought would look like a change of ours.
+async fn apply_once(
+    client: &Client,
+    path: &str,
+    manifest: &Value,
+    args: &Apply,
+    exact: bool,
+) -> anyhow::Result<(&'static str, Value)> {
+    let before = match client.get(path).await {
+        Ok(object) => Some(object["metadata"]["resourceVersion"].clone()),
+        Err(error) if error.downcast_ref::<Refused>().is_some_and(|r| r.code == 404) => None,
+        Err(error) => return Err(error),
+    };
+    let mut value = manifest.clone();
+    if args.dry_run != "client" {
+        let metadata = &mut value["metadata"];
+        if let Some(revision) = before.as_ref().filter(|_| exact && metadata["resourceVersion"].is_null()) {
+            metadata["resourceVersion"] = revision.clone();
+        }
+        let force = args.force_conflicts || !args.server_side;
+        let dry = if args.dry_run == "server" { "&dryRun=All" } else { "" };
+        let validation = match args.validate.as_str() {
+            "warn" => "Warn",
+            "ignore" | "false" => "Ignore",
+            _ => "Strict",
+        };
+        let query = format!(
+            "{path}?fieldManager={}&fieldValidation={validation}&force={force}{dry}",
+            escape(&args.field_manager)
+        );
+        let body = Some(("application/apply-patch+yaml", serde_json::to_vec(&value)?));
+        value = client.json(request(Method::PATCH, &query, "application/json", body)?).await?.1;
+    }
+    let done = match before {
+        None => "created",
+        Some(revision) if revision == value["metadata"]["resourceVersion"] => "unchanged",
+        Some(_) => "configured",
+    };
+    Ok((done, value))
 }
