@@ -1,6 +1,7 @@
 //! Keeps the images of this node in bounds: which ones are used, and which go when the disk is full.
 //!
-//! Every few minutes, as kubelet does (`imageGCPeriod`), and whenever the use of images changes.
+//! Every few minutes, as kubelet does (`imageGCPeriod`), and whenever the use of images changes: what was
+//! used while the disk was too full goes as soon as it is not.
 //! Invariants: an image that a container, a volume or a pod of this node has is in use before it
 //! could be removed.
 
@@ -10,7 +11,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
 use super::{record::Wanted, shared::Shared};
-use crate::{mqtt::messages::ItemKind, tasks::CancellationToken};
+use crate::{mqtt::messages::ItemKind, runtime, tasks::CancellationToken};
 
 /// Between two looks at the disk.
 const PERIOD: Duration = Duration::from_mins(5);
@@ -21,12 +22,20 @@ const SETTLE: Duration = Duration::from_millis(500);
 /// Collects until told to stop.
 pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     let mut next = Instant::now();
+    let mut short = false;
     loop {
-        let used = in_use(&shared).await;
-        shared.images.set_in_use(used);
+        match in_use(&shared).await {
+            Err(error) => tracing::error!(%error, "listing containers"),
+            Ok(used) => {
+                shared.images.set_in_use(used);
+                let due = Instant::now() >= next;
+                if due || short {
+                    short = collect(&shared, due).await;
+                }
+            }
+        }
         if Instant::now() >= next {
             next = Instant::now() + PERIOD;
-            collect(&shared).await;
         }
         // The pause comes after a look, so that the first of many pods is seen at once.
         let changed = async {
@@ -42,14 +51,10 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 /// The ids of images that something on this node has, or is about to have.
-async fn in_use(shared: &Shared) -> BTreeSet<String> {
-    let mut trees: BTreeSet<Vec<PathBuf>> = match shared.runtime.containers().await {
-        Ok(containers) => containers.into_iter().map(|(spec, _)| spec.layers.clone()).collect(),
-        Err(error) => {
-            tracing::error!(%error, "listing containers");
-            BTreeSet::new()
-        }
-    };
+async fn in_use(shared: &Shared) -> Result<BTreeSet<String>, runtime::Error> {
+    let containers = shared.runtime.containers().await?;
+    let mut trees: BTreeSet<Vec<PathBuf>> =
+        containers.into_iter().map(|(spec, _)| spec.layers.clone()).collect();
     let mut used = BTreeSet::new();
     for item in shared.ledger.items(ItemKind::Pod) {
         let Ok(pod) = item.read::<Pod>() else { continue };
@@ -63,19 +68,24 @@ async fn in_use(shared: &Shared) -> BTreeSet<String> {
     // A tag may have moved on: what runs is told by its layers.
     let by_layers = shared.images.list().into_iter().filter(|image| trees.contains(&image.layers));
     used.extend(by_layers.map(|image| image.id.clone()));
-    used
+    Ok(used)
 }
 
-async fn collect(shared: &Shared) {
+/// Whether less could go than has to; with `tell` an Event says so.
+async fn collect(shared: &Shared, tell: bool) -> bool {
     let (high, low) = (shared.options.image_gc_high_percent, shared.options.image_gc_low_percent);
     let say = |reason: &str, message: String| shared.node_event(true, reason, message);
     match shared.images.collect(high, low).await {
-        Err(error) => say("ImageGCFailed", error.to_string()),
+        Err(error) => {
+            say("ImageGCFailed", error.to_string());
+            false
+        }
         Ok(done) => {
             if !done.images.is_empty() {
                 tracing::info!(images = ?done.images, bytes = done.freed_bytes, "removed unused images: the disk is full");
             }
-            if done.freed_bytes < done.wanted_bytes {
+            let short = done.freed_bytes < done.wanted_bytes;
+            if short && tell {
                 say(
                     "FreeDiskSpaceFailed",
                     format!(
@@ -84,6 +94,7 @@ async fn collect(shared: &Shared) {
                     ),
                 );
             }
+            short
         }
     }
 }
