@@ -125,7 +125,7 @@ fn a_board_joins_with_a_token_and_lives_on_without_the_master() {
             board.kill();
         }
         master.wait_output(&ready, "the node to be away", |text| text == state);
-        assert!(start.elapsed() < Duration::from_secs(4), "noticed after {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(30), "noticed after {:?}", start.elapsed());
         board.spawn();
         master.wait_output(&ready, "the node to be back", |text| text == "True");
     }
@@ -448,7 +448,7 @@ fn two_clusters_share_mosquitto_one_by_passwords_one_by_certificates() {
     let ready =
         ["get", "node", &board_names[0], "-o", "jsonpath={.status.conditions[?(@.type=='Ready')].status}"];
     first.wait_output(&ready, "the node to be away", |text| text == "Unknown");
-    assert!(lost.elapsed() < Duration::from_secs(10), "{:?}", lost.elapsed());
+    assert!(lost.elapsed() < Duration::from_secs(30), "{:?}", lost.elapsed());
     drop(broker);
     drop(other);
 }

@@ -108,7 +108,7 @@ impl Registry {
             .spawn()
             .unwrap();
         let registry = Self { child, address };
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_mins(1);
         while TcpStream::connect(address).is_err() {
             assert!(Instant::now() < end, "docker-registry does not start");
             thread::sleep(Duration::from_millis(20));

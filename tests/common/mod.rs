@@ -294,7 +294,7 @@ impl Node {
             let _ = Command::new("kill").arg(child.id().to_string()).status();
             let start = Instant::now();
             while child.try_wait().ok().flatten().is_none() {
-                if start.elapsed() > Duration::from_secs(20) {
+                if start.elapsed() > Duration::from_mins(1) {
                     let _ = child.kill();
                 }
                 std::thread::sleep(POLL);

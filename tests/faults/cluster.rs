@@ -92,7 +92,7 @@ fn a_file_system_that_is_silent_stalls_no_other_pod() {
     // The daemon ends and comes back with all of them waiting.
     let begun = Instant::now();
     node.stop();
-    assert!(begun.elapsed() < Duration::from_secs(15), "a waiting thread holds the daemon");
+    assert!(begun.elapsed() < Duration::from_secs(45), "a waiting thread holds the daemon");
     node.spawn();
     node.wait_ready();
     node.apply(&sleeper("later", ""));

@@ -13,7 +13,7 @@ use sampan::runtime::{ContainerSpec, ContainerState, Exit, Options, Runtime, San
 use tokio::io::AsyncReadExt;
 
 /// How long anything may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Folders and a cgroup root of one test.
 pub struct Ground {
