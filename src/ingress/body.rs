@@ -12,10 +12,17 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::Limited;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::pool::{BodyError, Lease};
+use super::{exchange::Exchange, pool::Lease};
+
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BodyError(#[source] pub BoxError);
 
 /// When something of a request's body last moved.
 #[derive(Debug)]
@@ -46,21 +53,27 @@ impl Progress {
     }
 }
 
-/// A request's body, with a limit.
+/// A request's body, with a limit; empty by default.
+#[derive(Default)]
 pub struct Upload {
-    inner: Limited<Incoming>,
-    /// `None` when there is nothing that could move.
+    inner: Option<Limited<Incoming>>,
     progress: Option<Arc<Progress>>,
 }
 
 impl Upload {
-    pub fn new(body: Incoming, bytes_max: Option<u64>, progress: Option<Arc<Progress>>) -> Self {
+    /// Tells of its progress, unless there is nothing that could move.
+    pub fn new(body: Incoming, bytes_max: Option<u64>) -> (Self, Option<Arc<Progress>>) {
+        if body.is_end_stream() {
+            return (Self::default(), None);
+        }
         let max = bytes_max.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX);
-        Self { inner: Limited::new(body, max), progress }
+        let progress = Progress::new();
+        let upload = Self { inner: Some(Limited::new(body, max)), progress: Some(Arc::clone(&progress)) };
+        (upload, Some(progress))
     }
 }
 
-impl Body for Upload {
+impl hyper::body::Body for Upload {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -68,7 +81,8 @@ impl Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(inner).poll_frame(cx));
         if let Some(progress) = &self.progress {
             progress.touch();
         }
@@ -76,41 +90,45 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(hyper::body::Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), hyper::body::Body::size_hint)
     }
 }
 
-/// A response's body; gives its connection back at its end.
-pub struct Download {
-    inner: Incoming,
-    lease: Option<Lease>,
-    limit: Duration,
-    /// Made when the backend is first waited for.
-    timer: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
+/// A response's body.
+pub enum Body {
+    /// All of it.
+    Whole(Bytes),
+    Download(Box<Download>),
 }
 
-impl Download {
-    pub fn new(body: Incoming, lease: Option<Lease>, limit: Duration) -> Self {
-        let mut download = Self { inner: body, lease, limit, timer: None, waiting: false };
-        download.release_at_end();
-        download
+impl Body {
+    /// What the server itself says.
+    pub fn said(text: &'static str) -> Self {
+        Self::Whole(Bytes::from_static(text.as_bytes()))
     }
 
-    fn release_at_end(&mut self) {
-        if self.inner.is_end_stream()
-            && let Some(lease) = self.lease.take()
-        {
-            lease.give_back();
+    /// The rest of an exchange; its connection is given back as soon as all of it was read.
+    pub fn own(mut exchange: Exchange, lease: Lease, limit: Duration) -> Self {
+        if let Some(rest) = exchange.rest() {
+            lease.give_back(exchange);
+            return Self::Whole(rest);
         }
+        let source = Source::Own(exchange, lease);
+        Self::Download(Box::new(Download { source, limit, timer: None, waiting: false }))
+    }
+
+    /// A stream of a connection that is shared.
+    pub fn shared(body: Incoming, limit: Duration) -> Self {
+        let source = Source::Shared(body);
+        Self::Download(Box::new(Download { source, limit, timer: None, waiting: false }))
     }
 }
 
-impl Body for Download {
+impl hyper::body::Body for Body {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -118,35 +136,94 @@ impl Body for Download {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        match Pin::new(&mut this.inner).poll_frame(cx) {
-            Poll::Ready(frame) => {
-                this.waiting = false;
-                if frame.is_none()
-                    && let Some(lease) = this.lease.take()
-                {
-                    lease.give_back();
-                }
-                this.release_at_end();
-                Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError(error.into()))))
-            }
-            Poll::Pending => {
-                let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(this.limit)));
-                if !this.waiting {
-                    this.waiting = true;
-                    timer.as_mut().reset(Instant::now() + this.limit);
-                }
-                ready!(timer.as_mut().poll(cx));
-                Poll::Ready(Some(Err(BodyError("the backend stalled".into()))))
-            }
+        match &mut *self {
+            Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Download(download) => download.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match self {
+            Self::Whole(bytes) => bytes.is_empty(),
+            Self::Download(download) => download.source.is_end(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match self {
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Download(download) => download.source.size_hint(),
+        }
+    }
+}
+
+/// Where a response comes from.
+enum Source {
+    Own(Exchange, Lease),
+    Shared(Incoming),
+    /// It has come to its end.
+    End,
+}
+
+impl Source {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Own(exchange, _) => {
+                let frame = ready!(exchange.poll_frame(cx));
+                if frame.is_none() || exchange.is_done() {
+                    if let Self::Own(exchange, lease) = std::mem::replace(self, Self::End) {
+                        lease.give_back(exchange);
+                    }
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError(error.into()))))
+            }
+            Self::Shared(body) => {
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError(error.into()))))
+            }
+            Self::End => Poll::Ready(None),
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        match self {
+            Self::Own(exchange, _) => exchange.is_done(),
+            Self::Shared(body) => body.is_end_stream(),
+            Self::End => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(exchange, _) => exchange.left().map_or_else(SizeHint::new, SizeHint::with_exact),
+            Self::Shared(body) => body.size_hint(),
+            Self::End => SizeHint::with_exact(0),
+        }
+    }
+}
+
+/// A response's body as it comes; ends when its backend is silent for too long.
+pub struct Download {
+    source: Source,
+    limit: Duration,
+    /// Made when the backend is first waited for.
+    timer: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+}
+
+impl Download {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Poll::Ready(frame) = self.source.poll_frame(cx) {
+            self.waiting = false;
+            return Poll::Ready(frame);
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.limit)));
+        if !self.waiting {
+            self.waiting = true;
+            timer.as_mut().reset(Instant::now() + self.limit);
+        }
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Some(Err(BodyError("the backend stalled".into()))))
     }
 }

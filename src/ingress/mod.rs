@@ -8,11 +8,13 @@
 
 mod body;
 mod certificates;
+mod exchange;
 mod head;
 mod pool;
 mod proxied;
 mod proxy;
 mod record;
+mod wire;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    mem,
     net::SocketAddrV4,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -10,24 +11,22 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http_body_util::combinators::UnsyncBoxBody;
-use hyper::{
-    Request, Response,
-    body::Incoming,
-    client::conn::{http1, http2},
-};
+use hyper::{Request, Response, StatusCode, body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::{crypto::CryptoProvider, pki_types::ServerName};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
 
-use super::Error;
+use super::{
+    Error,
+    body::{BoxError, Upload},
+    exchange::{self, Connection, Exchange, Io, Outgoing},
+    wire::Answer,
+};
 use crate::{net::routes::BackendProtocol, tasks::CancellationToken, trust};
 
 /// How long a backend may take to accept a connection, and for its TLS handshake.
@@ -37,17 +36,8 @@ const ENDPOINTS_MAX: usize = 3;
 /// Connections that wait for the next request: in all, and for how long.
 const IDLE_MAX: usize = 64;
 const IDLE_TIME: Duration = Duration::from_secs(30);
-/// How often those that have waited too long are looked for.
-const IDLE_LOOK: Duration = Duration::from_secs(1);
-
-/// Bodies as they are passed on.
-pub type Body = UnsyncBoxBody<Bytes, BodyError>;
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Why a body ended early.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct BodyError(#[source] pub BoxError);
+/// How often those that have waited too long, or were ended by the backend, are looked for.
+const IDLE_LOOK: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
@@ -57,13 +47,7 @@ struct Key {
 
 struct Waiting {
     since: Instant,
-    sender: http1::SendRequest<Body>,
-}
-
-impl Waiting {
-    fn is_good(&self, now: Instant) -> bool {
-        now.duration_since(self.since) < IDLE_TIME && !self.sender.is_closed()
-    }
+    connection: Connection,
 }
 
 /// Connections that wait for the next request, the youngest last.
@@ -71,45 +55,41 @@ impl Waiting {
 struct Idle {
     by_key: HashMap<Key, Vec<Waiting>>,
     count: usize,
-    looked: Option<Instant>,
+    /// Somebody looks for those that are of no more use.
+    is_watched: bool,
 }
 
 impl Idle {
-    fn take(&mut self, key: Key) -> Option<http1::SendRequest<Body>> {
-        let waiting = self.by_key.get_mut(&key)?;
-        let now = Instant::now();
-        // The youngest: the others may then grow old and go.
-        while let Some(last) = waiting.pop() {
-            self.count -= 1;
-            if last.is_good(now) && last.sender.is_ready() {
-                return Some(last.sender);
-            }
-        }
-        None
+    /// The youngest: the others may then grow old and go.
+    fn take(&mut self, key: Key) -> Option<Connection> {
+        let waiting = self.by_key.get_mut(&key)?.pop()?;
+        self.count -= 1;
+        Some(waiting.connection)
     }
 
-    fn keep(&mut self, key: Key, sender: http1::SendRequest<Body>) {
-        let now = Instant::now();
-        let due = self.looked.is_none_or(|at| now.duration_since(at) >= IDLE_LOOK);
-        if due || self.count >= IDLE_MAX {
-            self.looked = Some(now);
-            for waiting in self.by_key.values_mut() {
-                waiting.retain(|kept| kept.is_good(now));
-            }
-            self.by_key.retain(|_, waiting| !waiting.is_empty());
-            self.count = self.by_key.values().map(Vec::len).sum();
-        }
+    fn keep(&mut self, key: Key, mut connection: Connection) {
         if self.count < IDLE_MAX {
-            self.by_key.entry(key).or_default().push(Waiting { since: now, sender });
+            connection.rest();
+            self.by_key.entry(key).or_default().push(Waiting { since: Instant::now(), connection });
             self.count += 1;
         }
+    }
+
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        for waiting in self.by_key.values_mut() {
+            waiting
+                .retain_mut(|kept| now.duration_since(kept.since) < IDLE_TIME && kept.connection.is_quiet());
+        }
+        self.by_key.retain(|_, waiting| !waiting.is_empty());
+        self.count = self.by_key.values().map(Vec::len).sum();
     }
 }
 
 /// The connections of one server.
 pub struct Pool {
     idle: Mutex<Idle>,
-    shared: Mutex<HashMap<Key, http2::SendRequest<Body>>>,
+    shared: Mutex<HashMap<Key, http2::SendRequest<Upload>>>,
     next: AtomicUsize,
     http1: TlsConnector,
     http2: TlsConnector,
@@ -118,11 +98,19 @@ pub struct Pool {
     pub stop: CancellationToken,
 }
 
-/// A connection in use; given back when the response has been read to its end.
+/// The place that a connection in use came from.
 pub struct Lease {
     pool: Arc<Pool>,
     key: Key,
-    sender: http1::SendRequest<Body>,
+}
+
+impl Lease {
+    /// The connection waits for the next request, if it can.
+    pub fn give_back(self, exchange: Exchange) {
+        if let Some(connection) = exchange.into_connection() {
+            self.pool.keep(self.key, connection);
+        }
+    }
 }
 
 /// Why there is no response.
@@ -131,14 +119,17 @@ pub enum SendError {
     #[error("no connection to {address}: {source}")]
     Connect { address: SocketAddrV4, source: BoxError },
     #[error("{address}: {source}")]
-    Exchange { address: SocketAddrV4, source: hyper::Error },
+    Exchange { address: SocketAddrV4, source: BoxError },
     #[error("no endpoints")]
     NoEndpoints,
 }
 
-enum Sender {
-    Own(http1::SendRequest<Body>),
-    Shared(http2::SendRequest<Body>),
+/// A backend's answer.
+pub enum Answered {
+    Own(Answer, Exchange, Lease),
+    /// The connection goes on in another protocol.
+    Switched(Answer, Connection),
+    Shared(Response<Incoming>),
 }
 
 impl Pool {
@@ -162,42 +153,88 @@ impl Pool {
         self: &Arc<Self>,
         endpoints: &[SocketAddrV4],
         protocol: BackendProtocol,
-        mut request: Request<Body>,
-    ) -> Result<(Response<Incoming>, Option<Lease>), SendError> {
+        request: Request<Upload>,
+    ) -> Result<Answered, SendError> {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let keys = (0..endpoints.len().min(ENDPOINTS_MAX)).map(|index| {
+            let address = endpoints[first.wrapping_add(index) % endpoints.len()];
+            Key { address, protocol }
+        });
+        if protocol.is_http2() {
+            // Large.
+            Box::pin(self.send_shared(keys, request)).await.map(Answered::Shared)
+        } else {
+            self.send_own(keys, Outgoing::new(request)).await
+        }
+    }
+
+    async fn send_own(
+        self: &Arc<Self>,
+        keys: impl Iterator<Item = Key>,
+        mut outgoing: Outgoing,
+    ) -> Result<Answered, SendError> {
         let mut failed = SendError::NoEndpoints;
-        for index in 0..endpoints.len().min(ENDPOINTS_MAX) {
-            let address = endpoints[(first.wrapping_add(index)) % endpoints.len()];
-            let key = Key { address, protocol };
+        for key in keys {
             loop {
                 let kept = self.take(key);
                 let reused = kept.is_some();
-                let sender = match kept {
-                    Some(sender) => sender,
+                let mut connection = match kept {
+                    Some(connection) => connection,
                     // Rare, and large.
-                    None => match Box::pin(self.open(key)).await {
-                        Ok(sender) => sender,
+                    None => match Box::pin(self.connect(key)).await {
+                        Ok(io) => Connection::new(io),
                         Err(source) => {
-                            failed = SendError::Connect { address, source };
+                            failed = SendError::Connect { address: key.address, source };
                             break;
                         }
                     },
                 };
-                let sent = match sender {
-                    Sender::Own(mut sender) => sender
-                        .try_send_request(request)
-                        .await
-                        .map(|response| (response, Some(Lease { pool: Arc::clone(self), key, sender }))),
-                    Sender::Shared(mut sender) => {
-                        sender.try_send_request(request).await.map(|response| (response, None))
+                match exchange::answer(&mut connection, &mut outgoing).await {
+                    Ok(answer) if answer.status == StatusCode::SWITCHING_PROTOCOLS => {
+                        return Ok(Answered::Switched(answer, connection));
                     }
+                    Ok(answer) => {
+                        let exchange = Exchange::new(connection, outgoing, &answer);
+                        return Ok(Answered::Own(answer, exchange, Lease { pool: Arc::clone(self), key }));
+                    }
+                    // The backend may have ended it just now.
+                    Err(error) if reused && outgoing.can_go_again(&error) => {}
+                    Err(error) => {
+                        return Err(SendError::Exchange { address: key.address, source: error.into() });
+                    }
+                }
+            }
+        }
+        Err(failed)
+    }
+
+    async fn send_shared(
+        &self,
+        keys: impl Iterator<Item = Key>,
+        mut request: Request<Upload>,
+    ) -> Result<Response<Incoming>, SendError> {
+        let mut failed = SendError::NoEndpoints;
+        for key in keys {
+            loop {
+                let kept = self.take_shared(key);
+                let reused = kept.is_some();
+                let mut sender = match kept {
+                    Some(sender) => sender,
+                    None => match self.open_shared(key).await {
+                        Ok(sender) => sender,
+                        Err(source) => {
+                            failed = SendError::Connect { address: key.address, source };
+                            break;
+                        }
+                    },
                 };
-                let mut error = match sent {
-                    Ok(answered) => return Ok(answered),
+                let mut error = match sender.try_send_request(request).await {
+                    Ok(response) => return Ok(response),
                     Err(error) => error,
                 };
                 let message = error.take_message();
-                failed = SendError::Exchange { address, source: error.into_error() };
+                let source = error.into_error().into();
+                failed = SendError::Exchange { address: key.address, source };
                 // What was not sent can be sent again; what was may have had its effect.
                 let Some(unsent) = message else { return Err(failed) };
                 request = unsent;
@@ -209,67 +246,68 @@ impl Pool {
         Err(failed)
     }
 
-    fn take(&self, key: Key) -> Option<Sender> {
-        if key.protocol.is_http2() {
-            let mut shared = lock(&self.shared);
-            shared.retain(|_, sender| !sender.is_closed());
-            return shared.get(&key).cloned().map(Sender::Shared);
+    /// The youngest connection that waits.
+    fn take(&self, key: Key) -> Option<Connection> {
+        loop {
+            let mut connection = lock(&self.idle).take(key)?;
+            if connection.is_quiet() {
+                return Some(connection);
+            }
         }
-        lock(&self.idle).take(key).map(Sender::Own)
     }
 
-    async fn open(&self, key: Key) -> Result<Sender, BoxError> {
+    async fn connect(&self, key: Key) -> Result<Io, BoxError> {
         let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(key.address)).await??;
         stream.set_nodelay(true)?;
         if !key.protocol.is_tls() {
-            return self.handshake(key, stream).await;
+            return Ok(Io::Plain(stream));
         }
         let name = ServerName::IpAddress(std::net::IpAddr::from(*key.address.ip()).into());
         let connector = if key.protocol.is_http2() { &self.http2 } else { &self.http1 };
         let stream = timeout(CONNECT_TIMEOUT, connector.connect(name, stream)).await??;
-        self.handshake(key, stream).await
+        Ok(Io::Tls(Box::new(stream)))
     }
 
-    async fn handshake<S>(&self, key: Key, stream: S) -> Result<Sender, BoxError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let io = TokioIo::new(stream);
+    fn take_shared(&self, key: Key) -> Option<http2::SendRequest<Upload>> {
+        let mut shared = lock(&self.shared);
+        shared.retain(|_, sender| !sender.is_closed());
+        shared.get(&key).cloned()
+    }
+
+    async fn open_shared(&self, key: Key) -> Result<http2::SendRequest<Upload>, BoxError> {
+        let io = TokioIo::new(self.connect(key).await?);
         // Its own, for it is looked at whenever something happens on the connection.
         let stop = self.stop.child_token();
-        if key.protocol.is_http2() {
-            let (sender, connection) =
-                http2::Builder::new(TokioExecutor::new()).timer(TokioTimer::new()).handshake(io).await?;
-            self.tasks.spawn(async move { stop.run_until_cancelled(connection).await });
-            lock(&self.shared).insert(key, sender.clone());
-            return Ok(Sender::Shared(sender));
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let (sender, connection) = builder.timer(TokioTimer::new()).handshake(io).await?;
+        self.tasks.spawn(async move { stop.run_until_cancelled(connection).await });
+        lock(&self.shared).insert(key, sender.clone());
+        Ok(sender)
+    }
+
+    fn keep(self: &Arc<Self>, key: Key, connection: Connection) {
+        let mut idle = lock(&self.idle);
+        idle.keep(key, connection);
+        if !mem::replace(&mut idle.is_watched, true) {
+            self.tasks.spawn(watch(Arc::clone(self)));
         }
-        let (mut sender, connection) = http1::handshake(io).await?;
-        self.tasks.spawn(async move { stop.run_until_cancelled(connection.with_upgrades()).await });
-        sender.ready().await?;
-        Ok(Sender::Own(sender))
     }
 }
 
-impl Lease {
-    /// The connection waits for the next request.
-    pub fn give_back(self) {
-        let Self { pool, key, mut sender } = self;
-        if sender.is_ready() {
-            return pool.keep(key, sender);
+/// Ends connections that wait in vain, until there are none.
+async fn watch(pool: Arc<Pool>) {
+    loop {
+        let stopped = pool.stop.run_until_cancelled(sleep(IDLE_LOOK)).await.is_none();
+        let mut idle = lock(&pool.idle);
+        if stopped {
+            *idle = Idle { is_watched: true, ..Idle::default() };
+            return;
         }
-        let (tasks, stop) = (pool.tasks.clone(), pool.stop.clone());
-        tasks.spawn(async move {
-            if let Some(Ok(())) = stop.run_until_cancelled(sender.ready()).await {
-                pool.keep(key, sender);
-            }
-        });
-    }
-}
-
-impl Pool {
-    fn keep(&self, key: Key, sender: http1::SendRequest<Body>) {
-        lock(&self.idle).keep(key, sender);
+        idle.sweep();
+        if idle.count == 0 {
+            idle.is_watched = false;
+            return;
+        }
     }
 }
 

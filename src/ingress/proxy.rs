@@ -7,20 +7,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, LengthLimitError};
+use bytes::BytesMut;
+use http_body_util::LengthLimitError;
 use hyper::{
-    Method, Request, Response, StatusCode, Uri,
-    body::{Body as _, Incoming},
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
     header::{self, HeaderValue},
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 
 use super::{
-    body::{Download, Progress, Upload},
+    body::{Body, Progress, Upload},
+    exchange::Io,
     head::{self, Forwarded},
-    pool::{Body, Lease, Pool, SendError},
+    pool::{Answered as Sent, Pool, SendError},
     record::{Answered, Entry, Record},
 };
 use crate::net::routes::{IngressRule, IngressTable};
@@ -97,7 +99,7 @@ impl Arrival {
 
 /// A request as its backend gets it.
 struct Onward {
-    request: Request<Body>,
+    request: Request<Upload>,
     upgraded: Option<OnUpgrade>,
     /// Tells whether the request's body moves; `None` when it has none.
     progress: Option<Arc<Progress>>,
@@ -217,9 +219,8 @@ impl Proxy {
             parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             parts.headers.insert(header::UPGRADE, protocol);
         }
-        let progress = (!body.is_end_stream()).then(Progress::new);
-        let upload = Upload::new(body, options.body_bytes_max, progress.clone());
-        let mut onward = Request::new(Body::new(upload));
+        let (upload, progress) = Upload::new(body, options.body_bytes_max);
+        let mut onward = Request::new(upload);
         *onward.method_mut() = parts.method;
         *onward.uri_mut() = uri;
         *onward.headers_mut() = parts.headers;
@@ -249,49 +250,42 @@ impl Proxy {
             }
         };
         match sent {
-            Ok((response, lease)) => self.answer(response, lease, upgraded, read_timeout),
+            Ok(Sent::Own(answer, exchange, lease)) => {
+                let body = Body::own(exchange, lease, read_timeout);
+                response(answer.status, answer.headers, body)
+            }
+            Ok(Sent::Shared(answer)) => {
+                let (parts, body) = answer.into_parts();
+                response(parts.status, parts.headers, Body::shared(body, read_timeout))
+            }
+            Ok(Sent::Switched(answer, connection)) => {
+                let Some(client) = upgraded else {
+                    return text(StatusCode::BAD_GATEWAY, "the backend switched protocols unasked");
+                };
+                self.join(client, connection.into_parts());
+                let protocol = answer.headers.get(header::UPGRADE).cloned();
+                let mut response = response(answer.status, answer.headers, Body::said(""));
+                let headers = response.headers_mut();
+                headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                if let Some(protocol) = protocol {
+                    headers.insert(header::UPGRADE, protocol);
+                }
+                response
+            }
             Err(error) => refusal(rule, &error),
         }
     }
 
-    /// Passes the backend's answer on.
-    fn answer(
-        &self,
-        mut response: Response<Incoming>,
-        lease: Option<Lease>,
-        upgraded: Option<OnUpgrade>,
-        timeout: Duration,
-    ) -> Response<Body> {
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let Some(client) = upgraded else {
-                return text(StatusCode::BAD_GATEWAY, "the backend switched protocols unasked");
-            };
-            let protocol = response.headers().get(header::UPGRADE).cloned();
-            self.join(client, hyper::upgrade::on(&mut response));
-            let (mut parts, _) = response.into_parts();
-            head::strip(&mut parts.headers);
-            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            if let Some(protocol) = protocol {
-                parts.headers.insert(header::UPGRADE, protocol);
-            }
-            return Response::from_parts(parts, empty());
-        }
-        let (parts, body) = response.into_parts();
-        let mut answer = Response::new(Body::new(Download::new(body, lease, timeout)));
-        *answer.status_mut() = parts.status;
-        *answer.headers_mut() = parts.headers;
-        head::strip(answer.headers_mut());
-        answer
-    }
-
-    /// Joins two connections that have left HTTP, until one ends.
-    fn join(&self, client: OnUpgrade, backend: OnUpgrade) {
+    /// Joins two connections that have left HTTP, until one ends. The backend may have said something
+    /// already.
+    fn join(&self, client: OnUpgrade, (said, mut backend): (BytesMut, Io)) {
         let stop = self.pool.stop.clone();
         let joined = async move {
-            let (client, backend) = tokio::try_join!(client, backend)?;
-            let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+            let mut client = TokioIo::new(client.await?);
             // How an upgraded connection ends is its protocol's business.
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut backend).await;
+            if client.write_all(&said).await.is_ok() {
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut backend).await;
+            }
             Ok::<_, hyper::Error>(())
         };
         self.pool.tasks.spawn(async move {
@@ -300,6 +294,15 @@ impl Proxy {
             }
         });
     }
+}
+
+/// A backend's answer, as it is passed on.
+fn response(status: StatusCode, headers: HeaderMap, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    head::strip(response.headers_mut());
+    response
 }
 
 fn refusal(rule: &IngressRule, error: &SendError) -> Response<Body> {
@@ -319,16 +322,8 @@ fn refusal(rule: &IngressRule, error: &SendError) -> Response<Body> {
     }
 }
 
-fn empty() -> Body {
-    text_body("")
-}
-
-fn text_body(text: &'static str) -> Body {
-    Body::new(Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}))
-}
-
 fn text(status: StatusCode, text: &'static str) -> Response<Body> {
-    let mut response = Response::new(text_body(text));
+    let mut response = Response::new(Body::said(text));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -350,7 +345,7 @@ mod tests {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let pool = Arc::new(Pool::new(&provider).unwrap());
         let proxy = Proxy { table: RwLock::default(), pool, https_port: 443, record: Record::default() };
-        let onward = Onward { request: Request::new(empty()), upgraded: None, progress: None };
+        let onward = Onward { request: Request::new(Upload::default()), upgraded: None, progress: None };
         let size = size_of_val(&proxy.pass(&IngressRule::default(), onward));
         assert!(size <= BYTES_MAX, "{size}");
     }
