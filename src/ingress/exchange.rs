@@ -14,9 +14,8 @@ use std::{
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use hyper::{
-    HeaderMap, Method, Request, StatusCode,
+    HeaderMap, Method, StatusCode,
     body::{Body as _, Frame},
-    header,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -182,20 +181,20 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    pub fn new(request: Request<Upload>) -> Self {
-        let (mut parts, body) = request.into_parts();
-        let said = parts.headers.remove(header::CONTENT_LENGTH).is_some();
+    /// A request with this head, but for what tells of its body; `told`: the client has told its length.
+    pub fn new(method: &Method, mut head: BytesMut, told: bool, body: Upload) -> Self {
         let length = body.size_hint().exact();
         let empty = body.is_end_stream();
         let framing = match (empty, length) {
-            (true, _) => said.then_some(Framing::Length(0)),
+            (true, _) => told.then_some(Framing::Length(0)),
             (false, Some(length)) => Some(Framing::Length(length)),
             (false, None) => Some(Framing::Chunked),
         };
+        wire::end_head(&mut head, framing);
         Self {
-            head: wire::encode(&parts.method, &parts.uri, &parts.headers, framing),
-            bare: parts.method == Method::HEAD,
-            idempotent: wire::is_idempotent(&parts.method),
+            head,
+            bare: *method == Method::HEAD,
+            idempotent: wire::is_idempotent(method),
             framing,
             body: (!empty).then_some(body),
             written: 0,
@@ -353,11 +352,11 @@ pub struct Exchange {
 
 impl Exchange {
     /// After the head of the answer.
-    pub fn new(connection: Connection, outgoing: Outgoing, answer: &Answer) -> Self {
+    pub fn new(connection: Connection, outgoing: Box<Outgoing>, answer: &Answer) -> Self {
         Self {
             connection,
             keeps: answer.keeps && !outgoing.broken,
-            outgoing: (!outgoing.done).then(|| Box::new(outgoing)),
+            outgoing: (!outgoing.done).then_some(outgoing),
             decoder: Decoder::new(answer.framing),
         }
     }

@@ -2,21 +2,51 @@
 
 use std::{borrow::Cow, net::IpAddr};
 
+use bytes::BytesMut;
 use hyper::{
-    HeaderMap, Request, Uri,
+    HeaderMap, Method, Request, Uri,
     header::{self, HeaderName, HeaderValue},
 };
 
-/// Headers that mean one connection only (RFC 9110 section 7.6.1 and their elders).
-const HOP_BY_HOP: [HeaderName; 7] = [
-    header::CONNECTION,
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    HeaderName::from_static("keep-alive"),
-];
+/// Whether a header means one connection only (RFC 9110 section 7.6.1 and their elders). The length of
+/// a body is for its ends, and is seen to where bodies are.
+pub fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "te"
+            | "transfer-encoding"
+            | "upgrade"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "keep-alive"
+    )
+}
+
+/// Whether a request's header is for its backend. What a client says of itself and the way that it has
+/// come is not believed; it is said anew.
+fn goes_on(name: &HeaderName, named: &[HeaderName]) -> bool {
+    let is_said_anew = match name.as_str() {
+        "host" | "content-length" | "x-real-ip" | "x-scheme" => true,
+        // The answer to it has been given.
+        "expect" => true,
+        // CGI programs take this for the variable HTTP_PROXY.
+        "proxy" => true,
+        name => {
+            let forwarded = name.strip_prefix("x-forwarded-");
+            forwarded.is_some_and(|what| matches!(what, "for" | "host" | "port" | "proto" | "scheme"))
+        }
+    };
+    !is_said_anew && !is_hop_by_hop(name.as_str()) && !named.contains(name)
+}
+
+/// Headers that are said to be for one connection only.
+fn named(headers: &HeaderMap) -> Vec<HeaderName> {
+    tokens(headers, &header::CONNECTION)
+        .filter(|token| !token.eq_ignore_ascii_case("keep-alive"))
+        .filter_map(|token| token.parse().ok())
+        .collect()
+}
 
 /// A request's authority as the client wrote it, in visible ASCII; `None` when it is not one.
 pub fn authority<B>(request: &Request<B>) -> Option<HeaderValue> {
@@ -51,10 +81,12 @@ pub fn host_of(authority: &str) -> Cow<'_, str> {
 /// A path with its escapes resolved; `None` when it is not sane: wrong escapes, dot segments.
 pub fn decoded(path: &str) -> Option<Cow<'_, str>> {
     let sane = |path: &str| {
-        let dots = path.split('/').any(|element| element == "." || element == "..");
-        !dots && !path.contains('\0')
+        let bytes = path.as_bytes();
+        let may_have_dots = bytes.starts_with(b".") || bytes.windows(2).any(|pair| pair == b"/.");
+        let has_dots = || path.split('/').any(|element| element == "." || element == "..");
+        !(may_have_dots && has_dots()) && !bytes.contains(&0)
     };
-    if !path.contains('%') {
+    if !path.as_bytes().contains(&b'%') {
         return sane(path).then_some(Cow::Borrowed(path));
     }
     let mut bytes = Vec::with_capacity(path.len());
@@ -76,12 +108,13 @@ pub fn decoded(path: &str) -> Option<Cow<'_, str>> {
 
 /// The protocol that a client wants to go on with.
 pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let protocol = headers.get(header::UPGRADE)?;
     let asks = tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
-    headers.get(header::UPGRADE).filter(|_| asks).cloned()
+    asks.then(|| protocol.clone())
 }
 
 /// Whether a client takes trailers.
-pub fn takes_trailers(headers: &HeaderMap) -> bool {
+fn takes_trailers(headers: &HeaderMap) -> bool {
     tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"))
 }
 
@@ -92,13 +125,8 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 
 /// Removes what is between two neighbours only.
 pub fn strip(headers: &mut HeaderMap) {
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        // Two lengths of one body are how requests are smuggled.
-        headers.remove(header::CONTENT_LENGTH);
-    }
-    let named: Vec<HeaderName> =
-        tokens(headers, &header::CONNECTION).filter_map(|token| token.parse().ok()).collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    let hop_by_hop: Vec<_> = headers.keys().filter(|name| is_hop_by_hop(name.as_str())).cloned().collect();
+    for name in named(headers).iter().chain(&hop_by_hop) {
         headers.remove(name);
     }
 }
@@ -106,41 +134,74 @@ pub fn strip(headers: &mut HeaderMap) {
 /// What is said of a client to backends: the same for all requests of a connection.
 #[derive(Debug, Clone)]
 pub struct Forwarded {
-    client: HeaderValue,
-    port: HeaderValue,
-    scheme: HeaderValue,
+    /// As they stand in a head.
+    lines: Box<str>,
 }
 
 impl Forwarded {
     pub fn new(client: IpAddr, tls: bool, port: u16) -> Self {
-        let client = HeaderValue::try_from(client.to_string());
-        Self {
-            client: client.unwrap_or(HeaderValue::from_static("unknown")),
-            port: port.into(),
-            scheme: HeaderValue::from_static(if tls { "https" } else { "http" }),
-        }
+        let scheme = if tls { "https" } else { "http" };
+        let lines = format!(
+            "x-forwarded-for: {client}\r\nx-real-ip: {client}\r\nx-forwarded-port: {port}\r\n\
+             x-forwarded-proto: {scheme}\r\nx-forwarded-scheme: {scheme}\r\nx-scheme: {scheme}\r\n"
+        );
+        Self { lines: lines.into() }
     }
 
-    /// Says who asked for what. What a client says of this itself is not believed.
-    pub fn set(&self, headers: &mut HeaderMap, authority: &HeaderValue) {
-        let values = [
-            ("x-forwarded-for", &self.client),
-            ("x-real-ip", &self.client),
-            ("x-forwarded-host", authority),
-            ("x-forwarded-port", &self.port),
-            ("x-forwarded-proto", &self.scheme),
-            ("x-forwarded-scheme", &self.scheme),
-            ("x-scheme", &self.scheme),
-        ];
-        headers.reserve(values.len());
-        for (name, value) in values {
-            headers.insert(HeaderName::from_static(name), value.clone());
-        }
-        // CGI programs take this for the variable HTTP_PROXY.
-        headers.remove("proxy");
-        // The answer to it has been given.
-        headers.remove(header::EXPECT);
+    fn iter(&self) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+        let lines = self.lines.lines().filter_map(|line| line.split_once(": "));
+        lines.filter_map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?)))
     }
+}
+
+/// A head for a backend, but for its last lines: those that tell of the body, and the empty one.
+pub fn encode(
+    (method, target): (&Method, &str),
+    authority: &HeaderValue,
+    headers: &HeaderMap,
+    forwarded: &Forwarded,
+    upgrade: Option<&HeaderValue>,
+) -> BytesMut {
+    const HEADER_BYTES: usize = 40;
+    let named = named(headers);
+    let known = forwarded.lines.len() + target.len() + 2 * authority.len() + 128;
+    let mut out = BytesMut::with_capacity(known + headers.len() * HEADER_BYTES);
+    let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
+    put(&[method.as_str().as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\nhost: "]);
+    put(&[authority.as_bytes(), b"\r\nx-forwarded-host: ", authority.as_bytes(), b"\r\n"]);
+    put(&[forwarded.lines.as_bytes()]);
+    for (name, value) in headers {
+        if goes_on(name, &named) {
+            put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+        }
+    }
+    if let Some(protocol) = upgrade {
+        put(&[b"connection: upgrade\r\nupgrade: ", protocol.as_bytes(), b"\r\n"]);
+    }
+    out
+}
+
+/// The headers for a backend that is spoken to by HTTP/2: the authority stands in the target.
+pub fn onward(headers: &HeaderMap, authority: &HeaderValue, forwarded: &Forwarded) -> HeaderMap {
+    let named = named(headers);
+    let mut onward = HeaderMap::with_capacity(headers.len() + 8);
+    for (name, value) in headers {
+        if goes_on(name, &named) {
+            onward.append(name.clone(), value.clone());
+        }
+    }
+    // Streams have lengths of their own, but a length that is told is passed on.
+    if let Some(length) = headers.get(header::CONTENT_LENGTH)
+        && !headers.contains_key(header::TRANSFER_ENCODING)
+    {
+        onward.insert(header::CONTENT_LENGTH, length.clone());
+    }
+    onward.extend(forwarded.iter());
+    onward.insert(HeaderName::from_static("x-forwarded-host"), authority.clone());
+    if takes_trailers(headers) {
+        onward.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    onward
 }
 
 /// Where the same thing is over TLS.
@@ -149,20 +210,12 @@ pub fn tls_location(host: &str, port: u16, uri: &Uri) -> String {
     if port == 443 { format!("https://{host}{rest}") } else { format!("https://{host}:{port}{rest}") }
 }
 
-/// The target of a request to a backend: with scheme and authority for HTTP/2, without otherwise.
-pub fn target(uri: &Uri, path: Option<&str>, absolute: Option<(&str, &str)>) -> Option<Uri> {
-    if let (None, None, Some(own)) = (path, absolute, uri.path_and_query()) {
-        return Some(Uri::from(own.clone()));
-    }
-    let own = uri.path_and_query().map_or("/", |rest| rest.as_str());
-    let path = match (path, uri.query()) {
-        (Some(path), Some(query)) => format!("{}?{query}", escaped(path)),
-        (Some(path), None) => escaped(path),
-        (None, _) => own.to_owned(),
-    };
-    match absolute {
-        Some((scheme, authority)) => format!("{scheme}://{authority}{path}").parse().ok(),
-        None => path.parse().ok(),
+/// The target of a request to a backend.
+pub fn target<'a>(uri: &'a Uri, path: Option<&str>) -> Cow<'a, str> {
+    match (path, uri.query()) {
+        (Some(path), Some(query)) => Cow::Owned(format!("{}?{query}", escaped(path))),
+        (Some(path), None) => Cow::Owned(escaped(path)),
+        (None, _) => Cow::Borrowed(uri.path_and_query().map_or("/", |own| own.as_str())),
     }
 }
 
@@ -222,37 +275,84 @@ mod tests {
         }
     }
 
+    fn map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
+        let headers = headers.iter();
+        headers.map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
     #[test]
     fn neighbours_headers_go() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
+        let mut headers = map(&[
             ("connection", "keep-alive, x-secret"),
             ("x-secret", "1"),
             ("te", "trailers"),
             ("transfer-encoding", "chunked"),
-            ("content-length", "5"),
             ("accept", "*/*"),
-        ] {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
+        ]);
         strip(&mut headers);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
     }
 
     #[test]
-    fn targets_are_what_backends_take() {
-        let target = |uri: &str, path, absolute| {
-            target(&uri.parse().unwrap(), path, absolute).map(|uri| uri.to_string())
-        };
-        let cases = [
-            ("/a?b", None, None, "/a?b"),
-            ("http://web.test/a?b", None, None, "/a?b"),
-            ("/a?b", Some("/c d"), None, "/c%20d?b"),
-            ("/a?b", None, Some(("https", "web.test")), "https://web.test/a?b"),
-            ("http://x.test/a", Some("/c"), Some(("http", "web.test")), "http://web.test/c"),
+    fn heads_say_who_has_come_and_what_for() {
+        let headers = map(&[
+            ("host", "b.test"),
+            ("accept", "*/*"),
+            ("content-length", "5"),
+            ("connection", "keep-alive, x-secret"),
+            ("x-secret", "1"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("expect", "100-continue"),
+            ("proxy", "evil"),
+            ("x-forwarded-for", "192.0.2.66"),
+            ("x-forwarded-host", "evil"),
+            ("x-forwarded-proto", "https"),
+            ("x-real-ip", "192.0.2.66"),
+            ("x-forwarded-other", "is nobody's"),
+        ]);
+        let authority = HeaderValue::from_static("a.test:80");
+        let forwarded = Forwarded::new([192, 0, 2, 7].into(), false, 80);
+        let head = encode((&Method::GET, "/x?y"), &authority, &headers, &forwarded, None);
+        let want = "GET /x?y HTTP/1.1\r\nhost: a.test:80\r\nx-forwarded-host: a.test:80\r\n\
+                    x-forwarded-for: 192.0.2.7\r\nx-real-ip: 192.0.2.7\r\nx-forwarded-port: 80\r\n\
+                    x-forwarded-proto: http\r\nx-forwarded-scheme: http\r\nx-scheme: http\r\n\
+                    accept: */*\r\nx-forwarded-other: is nobody's\r\n";
+        assert_eq!(head, want);
+        let protocol = HeaderValue::from_static("echo");
+        let head = encode((&Method::GET, "/"), &authority, &headers, &forwarded, Some(&protocol));
+        assert!(head.ends_with(b"connection: upgrade\r\nupgrade: echo\r\n"), "{head:?}");
+
+        let onward = onward(&headers, &authority, &forwarded);
+        let mut said: Vec<_> = onward.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+        said.sort();
+        let want = [
+            "accept: */*",
+            "content-length: 5",
+            "te: trailers",
+            "x-forwarded-for: 192.0.2.7",
+            "x-forwarded-host: a.test:80",
+            "x-forwarded-other: is nobody's",
+            "x-forwarded-port: 80",
+            "x-forwarded-proto: http",
+            "x-forwarded-scheme: http",
+            "x-real-ip: 192.0.2.7",
+            "x-scheme: http",
         ];
-        for (uri, path, absolute, want) in cases {
-            assert_eq!(target(uri, path, absolute).as_deref(), Some(want), "{uri}");
+        assert_eq!(said, want);
+    }
+
+    #[test]
+    fn targets_are_what_backends_take() {
+        let cases = [
+            ("/a?b", None, "/a?b"),
+            ("http://web.test/a?b", None, "/a?b"),
+            ("http://web.test", None, "/"),
+            ("/a?b", Some("/c d"), "/c%20d?b"),
+            ("http://x.test/a", Some("/c"), "/c"),
+        ];
+        for (uri, path, want) in cases {
+            assert_eq!(target(&uri.parse().unwrap(), path), want, "{uri}");
         }
     }
 }

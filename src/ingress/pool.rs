@@ -1,7 +1,7 @@
 //! Connections to backends: opened when needed, kept for a while, shared where HTTP/2 allows it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     mem,
     net::SocketAddrV4,
     sync::{
@@ -39,7 +39,7 @@ const IDLE_TIME: Duration = Duration::from_secs(30);
 /// How often those that have waited too long, or were ended by the backend, are looked for.
 const IDLE_LOOK: Duration = Duration::from_secs(5);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Key {
     address: SocketAddrV4,
     protocol: BackendProtocol,
@@ -53,7 +53,7 @@ struct Waiting {
 /// Connections that wait for the next request, the youngest last.
 #[derive(Default)]
 struct Idle {
-    by_key: HashMap<Key, Vec<Waiting>>,
+    by_key: BTreeMap<Key, Vec<Waiting>>,
     count: usize,
     /// Somebody looks for those that are of no more use.
     is_watched: bool,
@@ -124,6 +124,12 @@ pub enum SendError {
     NoEndpoints,
 }
 
+/// A request, as its backend is spoken to.
+pub enum Sent {
+    Own(Box<Outgoing>),
+    Shared(Box<Request<Upload>>),
+}
+
 /// A backend's answer.
 pub enum Answered {
     Own(Answer, Exchange, Lease),
@@ -153,25 +159,24 @@ impl Pool {
         self: &Arc<Self>,
         endpoints: &[SocketAddrV4],
         protocol: BackendProtocol,
-        request: Request<Upload>,
+        request: Sent,
     ) -> Result<Answered, SendError> {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let keys = (0..endpoints.len().min(ENDPOINTS_MAX)).map(|index| {
             let address = endpoints[first.wrapping_add(index) % endpoints.len()];
             Key { address, protocol }
         });
-        if protocol.is_http2() {
+        match request {
+            Sent::Own(outgoing) => self.send_own(keys, outgoing).await,
             // Large.
-            Box::pin(self.send_shared(keys, request)).await.map(Answered::Shared)
-        } else {
-            self.send_own(keys, Outgoing::new(request)).await
+            Sent::Shared(request) => Box::pin(self.send_shared(keys, *request)).await.map(Answered::Shared),
         }
     }
 
     async fn send_own(
         self: &Arc<Self>,
         keys: impl Iterator<Item = Key>,
-        mut outgoing: Outgoing,
+        mut outgoing: Box<Outgoing>,
     ) -> Result<Answered, SendError> {
         let mut failed = SendError::NoEndpoints;
         for key in keys {

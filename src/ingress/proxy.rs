@@ -20,9 +20,9 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::{
     body::{Body, Progress, Upload},
-    exchange::Io,
+    exchange::{Io, Outgoing},
     head::{self, Forwarded},
-    pool::{Answered as Sent, Pool, SendError},
+    pool::{Answered as Come, Pool, SendError, Sent},
     record::{Answered, Entry, Record},
 };
 use crate::net::routes::{IngressRule, IngressTable};
@@ -99,7 +99,7 @@ impl Arrival {
 
 /// A request as its backend gets it.
 struct Onward {
-    request: Request<Upload>,
+    request: Sent,
     upgraded: Option<OnUpgrade>,
     /// Tells whether the request's body moves; `None` when it has none.
     progress: Option<Arc<Progress>>,
@@ -140,10 +140,11 @@ impl Proxy {
         arrival: &Arrival,
     ) -> Decided<'a> {
         let here = |status, said| Decided::Answered(None, text(status, said));
-        let authority = head::authority(&request);
-        let Some(authority) = authority.as_ref().and_then(|value| Some((value, value.to_str().ok()?))) else {
+        let Some(authority) = head::authority(&request) else {
             return here(StatusCode::BAD_REQUEST, "bad host");
         };
+        let Ok(said) = authority.to_str() else { return here(StatusCode::BAD_REQUEST, "bad host") };
+        // It goes on and is looked into at once.
         let uri = request.uri().clone();
         let Some(path) = head::decoded(uri.path()) else {
             return here(StatusCode::BAD_REQUEST, "bad path");
@@ -151,9 +152,9 @@ impl Proxy {
         if request.method() == Method::CONNECT {
             return here(StatusCode::METHOD_NOT_ALLOWED, "this is no forward proxy");
         }
-        let host = head::host_of(authority.1);
+        let host = head::host_of(said);
         match table.find(&host, &path) {
-            Some(rule) => self.prepare(rule, request, (authority, &host, &path), arrival),
+            Some(rule) => self.prepare(rule, request, (&authority, &host, &path), arrival),
             None => here(StatusCode::NOT_FOUND, "default backend - 404"),
         }
     }
@@ -163,7 +164,7 @@ impl Proxy {
         &self,
         rule: &'a IngressRule,
         mut request: Request<Incoming>,
-        ((authority, authority_text), host, path): ((&HeaderValue, &str), &str, &str),
+        (authority, host, path): (&HeaderValue, &str, &str),
         arrival: &Arrival,
     ) -> Decided<'a> {
         let answer = |response| Decided::Answered(Some(rule), response);
@@ -186,48 +187,43 @@ impl Proxy {
         if rule.endpoints.is_empty() {
             return answer(text(StatusCode::SERVICE_UNAVAILABLE, "no endpoint is ready"));
         }
-        let length =
-            request.headers().get(header::CONTENT_LENGTH).and_then(|l| l.to_str().ok()?.parse().ok());
+        let told = request.headers().get(header::CONTENT_LENGTH);
+        let length = told.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if let (Some(length), Some(max)) = (length, options.body_bytes_max)
             && max < length
         {
             return answer(text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"));
         }
-        let http2 = options.protocol.is_http2();
-        let upgrade = head::upgrade(request.headers()).filter(|_| !http2);
-        let upgraded = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-
-        let (mut parts, body) = request.into_parts();
-        let scheme = if options.protocol.is_tls() { "https" } else { "http" };
+        // Of two lengths the chunks count, and only they go on: so requests are not smuggled.
+        let told = told.is_some() && !request.headers().contains_key(header::TRANSFER_ENCODING);
         let rewritten = rule.rewritten(path);
-        let absolute = http2.then_some((scheme, authority_text));
-        let Some(uri) = head::target(&parts.uri, rewritten.as_deref(), absolute) else {
-            return answer(text(StatusCode::BAD_REQUEST, "bad target"));
-        };
-        let trailers = head::takes_trailers(&parts.headers);
-        head::strip(&mut parts.headers);
-        arrival.forwarded.set(&mut parts.headers, authority);
-        if http2 {
-            parts.headers.remove(header::HOST);
-            if trailers {
-                parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
-            }
-        } else {
-            parts.headers.insert(header::HOST, authority.clone());
-        }
-        if let Some(protocol) = upgrade {
-            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            parts.headers.insert(header::UPGRADE, protocol);
-        }
-        let (upload, progress) = Upload::new(body, options.body_bytes_max);
-        let mut onward = Request::new(upload);
-        *onward.method_mut() = parts.method;
-        *onward.uri_mut() = uri;
-        *onward.headers_mut() = parts.headers;
-        if http2 {
+        let forwarded = &arrival.forwarded;
+        if options.protocol.is_http2() {
+            let (parts, body) = request.into_parts();
+            let scheme = if options.protocol.is_tls() { "https" } else { "http" };
+            let (upload, progress) = Upload::new(body, options.body_bytes_max);
+            let mut onward = Request::new(upload);
+            let said = authority.to_str().unwrap_or_default();
+            let target = head::target(&parts.uri, rewritten.as_deref());
+            let Ok(target) = format!("{scheme}://{said}{target}").parse() else {
+                return answer(text(StatusCode::BAD_REQUEST, "bad target"));
+            };
+            *onward.uri_mut() = target;
+            *onward.headers_mut() = head::onward(&parts.headers, authority, forwarded);
+            *onward.method_mut() = parts.method;
             *onward.version_mut() = hyper::Version::HTTP_2;
+            let request = Sent::Shared(Box::new(onward));
+            return Decided::GoesOn(rule, Onward { request, upgraded: None, progress });
         }
-        Decided::GoesOn(rule, Onward { request: onward, upgraded, progress })
+        let upgrade = head::upgrade(request.headers());
+        let upgraded = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let target = head::target(request.uri(), rewritten.as_deref());
+        let method = request.method();
+        let head = head::encode((method, &target), authority, request.headers(), forwarded, upgrade.as_ref());
+        let method = method.clone();
+        let (upload, progress) = Upload::new(request.into_body(), options.body_bytes_max);
+        let request = Sent::Own(Box::new(Outgoing::new(&method, head, told, upload)));
+        Decided::GoesOn(rule, Onward { request, upgraded, progress })
     }
 
     /// Sends a request to a backend, and passes its answer on.
@@ -250,26 +246,23 @@ impl Proxy {
             }
         };
         match sent {
-            Ok(Sent::Own(answer, exchange, lease)) => {
-                let body = Body::own(exchange, lease, read_timeout);
-                response(answer.status, answer.headers, body)
+            Ok(Come::Own(answer, exchange, lease)) => {
+                response(answer.status, answer.headers, Body::own(exchange, lease, read_timeout))
             }
-            Ok(Sent::Shared(answer)) => {
-                let (parts, body) = answer.into_parts();
+            Ok(Come::Shared(answer)) => {
+                let (mut parts, body) = answer.into_parts();
+                head::strip(&mut parts.headers);
                 response(parts.status, parts.headers, Body::shared(body, read_timeout))
             }
-            Ok(Sent::Switched(answer, connection)) => {
-                let Some(client) = upgraded else {
+            Ok(Come::Switched(answer, connection)) => {
+                let (Some(client), Some(protocol)) = (upgraded, answer.upgrade) else {
                     return text(StatusCode::BAD_GATEWAY, "the backend switched protocols unasked");
                 };
                 self.join(client, connection.into_parts());
-                let protocol = answer.headers.get(header::UPGRADE).cloned();
                 let mut response = response(answer.status, answer.headers, Body::said(""));
                 let headers = response.headers_mut();
                 headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-                if let Some(protocol) = protocol {
-                    headers.insert(header::UPGRADE, protocol);
-                }
+                headers.insert(header::UPGRADE, protocol);
                 response
             }
             Err(error) => refusal(rule, &error),
@@ -301,7 +294,6 @@ fn response(status: StatusCode, headers: HeaderMap, body: Body) -> Response<Body
     let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
-    head::strip(response.headers_mut());
     response
 }
 
@@ -345,7 +337,8 @@ mod tests {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let pool = Arc::new(Pool::new(&provider).unwrap());
         let proxy = Proxy { table: RwLock::default(), pool, https_port: 443, record: Record::default() };
-        let onward = Onward { request: Request::new(Upload::default()), upgraded: None, progress: None };
+        let outgoing = Outgoing::new(&Method::GET, BytesMut::new(), false, Upload::default());
+        let onward = Onward { request: Sent::Own(Box::new(outgoing)), upgraded: None, progress: None };
         let size = size_of_val(&proxy.pass(&IngressRule::default(), onward));
         assert!(size <= BYTES_MAX, "{size}");
     }

@@ -10,10 +10,12 @@ use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::{
-    HeaderMap, Method, StatusCode, Uri,
+    HeaderMap, Method, StatusCode,
     body::Frame,
     header::{self, HeaderName, HeaderValue},
 };
+
+use super::head;
 
 /// Bytes of an answer's head, or of its trailers.
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -50,32 +52,24 @@ pub enum Framing {
 #[derive(Debug)]
 pub struct Answer {
     pub status: StatusCode,
+    /// Those that are for the client, and the body's length if it is known and there is a body.
     pub headers: HeaderMap,
+    /// The protocol that is switched to.
+    pub upgrade: Option<HeaderValue>,
     pub framing: Framing,
     /// The connection can be used again after the body.
     pub keeps: bool,
 }
 
-/// Writes a request's head. `target` is a path, the headers say nothing of the body's length.
-pub fn encode(method: &Method, target: &Uri, headers: &HeaderMap, framing: Option<Framing>) -> BytesMut {
-    const PER_HEADER: usize = 48;
-    let path = target.path_and_query().map_or("/", |path| path.as_str());
-    let mut out = BytesMut::with_capacity(64 + path.len() + headers.len() * PER_HEADER);
-    for part in [method.as_str(), " ", path, " HTTP/1.1\r\n"] {
-        out.extend_from_slice(part.as_bytes());
-    }
-    for (name, value) in headers {
-        encode_header(&mut out, name, value);
-    }
+/// Ends a request's head with what tells of its body.
+pub fn end_head(out: &mut BytesMut, framing: Option<Framing>) {
     match framing {
         Some(Framing::Length(length)) => {
-            out.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
+            out.extend_from_slice(format!("content-length: {length}\r\n\r\n").as_bytes());
         }
-        Some(Framing::Chunked) => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-        Some(Framing::ToEnd) | None => {}
+        Some(Framing::Chunked) => out.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n"),
+        Some(Framing::ToEnd) | None => out.extend_from_slice(b"\r\n"),
     }
-    out.extend_from_slice(b"\r\n");
-    out
 }
 
 pub fn encode_header(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
@@ -106,61 +100,100 @@ pub fn answer(read: &mut BytesMut, bare: bool) -> Result<Option<Answer>, WireErr
     // One copy that all values are parts of.
     let head = Bytes::copy_from_slice(&read[..length]);
     let mut headers = HeaderMap::with_capacity(parsed.headers.len());
+    let mut said = Said::default();
     for found in &*parsed.headers {
         let name = HeaderName::from_bytes(found.name.as_bytes()).map_err(|_| httparse::Error::HeaderName)?;
+        if name == header::CONTENT_LENGTH {
+            said.length(found.value)?;
+            continue;
+        }
+        if name == header::TRANSFER_ENCODING {
+            said.chunked = Some(tokens(found.value).last().is_some_and(|coding| coding == b"chunked"));
+            continue;
+        }
+        if name == header::CONNECTION {
+            said.connection(found.value);
+            continue;
+        }
+        let is_upgrade = name == header::UPGRADE;
+        if !is_upgrade && head::is_hop_by_hop(name.as_str()) {
+            continue;
+        }
         let at = found.value.as_ptr().addr() - read.as_ptr().addr();
         let value = HeaderValue::from_maybe_shared(head.slice(at..at + found.value.len()));
-        headers.append(name, value.map_err(|_| httparse::Error::HeaderValue)?);
-    }
-    read.advance(length);
-    let (framing, is_doubtful) = framing(&mut headers, status, bare)?;
-    let says = |what: &str| {
-        let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-        values.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case(what))
-    };
-    let stays = if is_old { says("keep-alive") } else { !says("close") };
-    let keeps = stays && !is_doubtful && framing != Framing::ToEnd;
-    Ok(Some(Answer { status, headers, framing, keeps }))
-}
-
-/// How long the body is (RFC 9112 section 6.3), and whether that could be understood in another way.
-fn framing(headers: &mut HeaderMap, status: StatusCode, bare: bool) -> Result<(Framing, bool), WireError> {
-    let length = content_length(headers)?;
-    if bare || status.is_informational() || matches!(status.as_u16(), 204 | 304) {
-        return Ok((Framing::Length(0), false));
-    }
-    let codings = headers.get_all(header::TRANSFER_ENCODING);
-    if let Some(last) = codings.iter().next_back() {
-        let is_chunked = last.to_str().is_ok_and(|codings| {
-            codings.rsplit(',').next().is_some_and(|coding| coding.trim().eq_ignore_ascii_case("chunked"))
-        });
-        let framing = if is_chunked { Framing::Chunked } else { Framing::ToEnd };
-        return Ok((framing, length.is_some()));
-    }
-    Ok((length.map_or(Framing::ToEnd, Framing::Length), false))
-}
-
-/// The one length that is said, if any; afterwards it is said once.
-fn content_length(headers: &mut HeaderMap) -> Result<Option<u64>, WireError> {
-    let mut found = None;
-    let mut times = 0;
-    for value in headers.get_all(header::CONTENT_LENGTH) {
-        for text in value.to_str().map_err(|_| WireError::Length)?.split(',') {
-            let text = text.trim();
-            if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-                return Err(WireError::Length);
-            }
-            let length: u64 = text.parse().map_err(|_| WireError::Length)?;
-            if found.is_some_and(|before| before != length) {
-                return Err(WireError::Length);
-            }
-            (found, times) = (Some(length), times + 1);
+        let value = value.map_err(|_| httparse::Error::HeaderValue)?;
+        if is_upgrade {
+            said.upgrade = Some(value);
+        } else {
+            headers.append(name, value);
         }
     }
-    if let (Some(length), 2..) = (found, times) {
+    read.advance(length);
+    for name in &said.named {
+        headers.remove(name);
+    }
+    let bodiless = bare || status.is_informational() || matches!(status.as_u16(), 204 | 304);
+    // How long the body is: RFC 9112 section 6.3.
+    let framing = match (said.chunked, said.length) {
+        _ if bodiless => Framing::Length(0),
+        (Some(true), _) => Framing::Chunked,
+        (None, Some(length)) => Framing::Length(length),
+        (Some(false), _) | (None, None) => Framing::ToEnd,
+    };
+    if let (None, Some(length)) = (said.chunked, said.length) {
         headers.insert(header::CONTENT_LENGTH, length.into());
     }
-    Ok(found)
+    // Two lengths could be understood in two ways: nothing is read after the one.
+    let is_doubtful = said.chunked.is_some() && said.length.is_some();
+    let stays = if is_old { said.keep_alive } else { !said.close };
+    let keeps = stays && !is_doubtful && framing != Framing::ToEnd;
+    Ok(Some(Answer { status, headers, upgrade: said.upgrade, framing, keeps }))
+}
+
+/// The parts of a header's value between commas, in lower case.
+fn tokens(value: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    value.split(|byte| *byte == b',').map(|token| token.trim_ascii().to_ascii_lowercase())
+}
+
+/// What a head says of its message's body and of its connection.
+#[derive(Default)]
+struct Said {
+    length: Option<u64>,
+    /// There are codings, and whether the last of them is this one.
+    chunked: Option<bool>,
+    close: bool,
+    keep_alive: bool,
+    /// Headers that mean the connection only.
+    named: Vec<HeaderName>,
+    upgrade: Option<HeaderValue>,
+}
+
+impl Said {
+    /// A length may be said several times, but only one.
+    fn length(&mut self, value: &[u8]) -> Result<(), WireError> {
+        for text in value.split(|byte| *byte == b',') {
+            let text = std::str::from_utf8(text.trim_ascii()).map_err(|_| WireError::Length)?;
+            if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Err(WireError::Length);
+            }
+            let length = text.parse().map_err(|_| WireError::Length)?;
+            if self.length.is_some_and(|before| before != length) {
+                return Err(WireError::Length);
+            }
+            self.length = Some(length);
+        }
+        Ok(())
+    }
+
+    fn connection(&mut self, value: &[u8]) {
+        for token in tokens(value) {
+            match &*token {
+                b"close" => self.close = true,
+                b"keep-alive" => self.keep_alive = true,
+                other => self.named.extend(HeaderName::from_bytes(other)),
+            }
+        }
+    }
 }
 
 /// Where in an answer's body its reader is.
@@ -366,19 +399,25 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_written_as_they_are_read() {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, HeaderValue::from_static("a.test"));
-        headers.append(header::COOKIE, HeaderValue::from_static("a=b"));
-        headers.append(header::COOKIE, HeaderValue::from_static("c=d"));
-        let text = |framing| encode(&Method::PUT, &"/a?b".parse().unwrap(), &headers, framing);
-        let want = "PUT /a?b HTTP/1.1\r\nhost: a.test\r\ncookie: a=b\r\ncookie: c=d\r\n";
-        for (framing, more) in [
-            (None, ""),
-            (Some(Framing::Length(7)), "content-length: 7\r\n"),
-            (Some(Framing::Chunked), "transfer-encoding: chunked\r\n"),
+    fn what_is_for_the_neighbour_stays_with_it() {
+        let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade, X-Secret\r\nUpgrade: echo\r\n\
+                    Keep-Alive: 5\r\nX-Secret: 1\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\n";
+        let answer = answer(&mut read(head.as_bytes()), false).unwrap().unwrap();
+        let headers: Vec<_> = answer.headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
+        assert_eq!(headers, [("set-cookie", "a"), ("set-cookie", "b")]);
+        assert_eq!(answer.upgrade.unwrap(), "echo");
+    }
+
+    #[test]
+    fn heads_end_with_what_tells_of_the_body() {
+        for (framing, want) in [
+            (None, "\r\n"),
+            (Some(Framing::Length(7)), "content-length: 7\r\n\r\n"),
+            (Some(Framing::Chunked), "transfer-encoding: chunked\r\n\r\n"),
         ] {
-            assert_eq!(text(framing), format!("{want}{more}\r\n"));
+            let mut out = BytesMut::new();
+            end_head(&mut out, framing);
+            assert_eq!(out, want);
         }
     }
 

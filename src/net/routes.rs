@@ -50,7 +50,7 @@ pub enum Captures {
 }
 
 /// How a backend is spoken to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum BackendProtocol {
     #[default]
     Http,
