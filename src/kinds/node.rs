@@ -1,5 +1,7 @@
 //! Nodes.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -23,7 +25,10 @@ pub const NODE: Kind = Kind {
         default,
         // A node registers itself together with its status.
         prepare_create: |_| {},
-        prepare_status: |new, old| keep_all_but_status(new, old, true),
+        prepare_status: |new, old| {
+            keep_all_but_status(new, old, true);
+            follow_capacity(new, old);
+        },
         validate: |node| meta::check(node, false, names::dns_subdomain, check),
         validate_update: |new, old| meta::check_update(new, old, check_change),
         selectable: |node| {
@@ -35,6 +40,26 @@ pub const NODE: Kind = Kind {
     },
     ..row("", "v1", "Node", "nodes", "node", "io.k8s.api.core.v1.Node")
 };
+
+/// An extended resource that somebody advertises (or takes back) in `capacity` is there for pods: what an
+/// upstream node says with its next status.
+fn follow_capacity(new: &mut Value, old: &Value) {
+    let extended = |node: &Value| -> BTreeMap<String, Value> {
+        let all = node["status"]["capacity"].as_object().into_iter().flatten();
+        all.filter(|(name, _)| name.contains('/')).map(|(n, v)| (n.clone(), v.clone())).collect()
+    };
+    let (now, before) = (extended(new), extended(old));
+    for name in now.keys().chain(before.keys()) {
+        let untouched = new["status"]["allocatable"].get(name) == old["status"]["allocatable"].get(name);
+        if now.get(name) == before.get(name) || !untouched {
+            continue;
+        }
+        match now.get(name) {
+            Some(amount) => new["status"]["allocatable"][name] = amount.clone(),
+            None => super::remove(&mut new["status"]["allocatable"], name),
+        }
+    }
+}
 
 fn default(node: &mut Value) {
     let spec = child(node, "spec");
@@ -174,6 +199,24 @@ mod tests {
         let cells = cells(&node, jiff::Timestamp::UNIX_EPOCH);
         assert_eq!(cells[1..3], [json!("NotReady,SchedulingDisabled"), json!("control-plane,worker")]);
         assert_eq!(cells[4..8], [json!("v1.36.0"), json!("10.0.0.1"), json!("<none>"), json!("<unknown>")]);
+    }
+
+    #[test]
+    fn advertised_resources_are_allocatable() {
+        let node = |capacity: Value, allocatable: Value| json!({"metadata": {"name": "n"}, "status": {"capacity": capacity, "allocatable": allocatable}});
+        let plain = node(json!({"cpu": "4"}), json!({"cpu": "3"}));
+        let after = |mut new: Value, old: &Value| {
+            (NODE.strategy.prepare_status)(&mut new, old);
+            new["status"]["allocatable"].clone()
+        };
+        let with = node(json!({"cpu": "4", "a.b/c": "2"}), json!({"cpu": "3"}));
+        assert_eq!(after(with, &plain), json!({"cpu": "3", "a.b/c": "2"}));
+        let had = node(json!({"cpu": "4", "a.b/c": "2"}), json!({"cpu": "3", "a.b/c": "2"}));
+        let without = node(json!({"cpu": "8"}), json!({"cpu": "3", "a.b/c": "2"}));
+        assert_eq!(after(without, &had), json!({"cpu": "3"}));
+        // Who says both is believed.
+        let both = node(json!({"cpu": "4", "a.b/c": "4"}), json!({"cpu": "3", "a.b/c": "1"}));
+        assert_eq!(after(both, &had), json!({"cpu": "3", "a.b/c": "1"}));
     }
 
     #[test]

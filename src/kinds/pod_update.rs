@@ -201,16 +201,13 @@ pub fn check_ephemeral_containers(new: &Value, old: &Value) -> ErrorList {
     errors
 }
 
-/// Errors of an update of `resize`: CPU and memory of containers that run may change.
+/// Errors of an update of `resize`: CPU and memory of the pod and of containers that run may change.
 pub fn check_resize(new: &Value, old: &Value) -> ErrorList {
     let (new, old) = (At::root(new), At::root(old));
     if is_static(&old) {
         return vec![FieldError::forbidden("", "static pods cannot be resized")];
     }
     let (spec, old_spec) = (new.get("spec"), old.get("spec"));
-    if spec.get("resources").is_set() || old_spec.get("resources").is_set() {
-        return vec![FieldError::forbidden("", "pods with pod-level resources cannot be resized")];
-    }
     let mut errors = ErrorList::new();
     let class = resources::qos_class(spec.value);
     if class != resources::qos_class(old_spec.value) {
@@ -218,6 +215,13 @@ pub fn check_resize(new: &Value, old: &Value) -> ErrorList {
         errors.push(FieldError::invalid("spec", class, detail));
     }
     let mut same = spec.value.clone();
+    check_resources_resize(&spec, &old_spec, &mut errors);
+    if spec.get("resources").is_set() {
+        keep_cpu_and_memory(&mut same, old_spec.value);
+        if !old_spec.get("resources").is_set() && same["resources"] == serde_json::json!({}) {
+            remove(&mut same, "resources");
+        }
+    }
     for list in CONTAINER_LISTS {
         if spec.get(list).len() != old_spec.get(list).len() {
             errors.push(spec.get(list).forbidden("pod updates may not add or remove containers"));
@@ -228,7 +232,7 @@ pub fn check_resize(new: &Value, old: &Value) -> ErrorList {
         for (item, (container, old_container)) in items.zip(places) {
             let runs = list == "containers" || container.get("restartPolicy").str() == "Always";
             if runs {
-                check_container_resize(&container, &old_container, &mut errors);
+                check_resources_resize(&container, &old_container, &mut errors);
                 keep_cpu_and_memory(item, old_container.value);
             } else if container.value != old_container.value {
                 errors.push(spec.forbidden("resources for non-sidecar init containers are immutable"));
@@ -241,6 +245,7 @@ pub fn check_resize(new: &Value, old: &Value) -> ErrorList {
     errors
 }
 
+/// Of a container, or of a pod's specification.
 fn keep_cpu_and_memory(container: &mut Value, old: &Value) {
     for list in ["requests", "limits"] {
         for resource in ["cpu", "memory"] {
@@ -257,7 +262,8 @@ fn keep_cpu_and_memory(container: &mut Value, old: &Value) {
     replace(container, "resizePolicy", old);
 }
 
-fn check_container_resize(new: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
+/// Of a container, or of a pod's specification.
+fn check_resources_resize(new: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
     let (resources, had) = (new.get("resources"), old.get("resources"));
     for list in ["requests", "limits"] {
         let now = resources.get(list);
@@ -355,6 +361,42 @@ mod tests {
             starts(&check_resize(&other, &c("1", "1Gi"))),
             ["spec: Forbidden: only cpu and memory resources are mutable"]
         );
+    }
+
+    #[test]
+    fn the_pods_own_resources_are_resized_too() {
+        let p = |resources: Value| {
+            let mut pod =
+                pod(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]}));
+            if !resources.is_null() {
+                pod["spec"]["resources"] = resources;
+            }
+            pod
+        };
+        let one = || p(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2"}}));
+        for (new, old, expected) in [
+            (p(json!({"requests": {"cpu": "2"}, "limits": {"cpu": "3", "memory": "1Gi"}})), one(), vec![]),
+            (one(), p(Value::Null), vec![]),
+            (
+                p(json!({"requests": {"cpu": "1"}})),
+                one(),
+                vec!["spec.resources.limits: Forbidden: resource limits cannot be "],
+            ),
+            (
+                p(json!({"requests": {"cpu": "1"}, "limits": {"cpu": "2", "hugepages-2Mi": "2Mi"}})),
+                one(),
+                vec!["spec: Forbidden: only cpu and memory resources are mutable"],
+            ),
+            (
+                p(
+                    json!({"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}}),
+                ),
+                one(),
+                vec!["spec: Invalid value: \"Guaranteed\": Pod QOS Class may not cha"],
+            ),
+        ] {
+            assert_eq!(starts(&check_resize(&new, &old)), expected, "{new}");
+        }
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub enum Done {
     /// New limits are in force for these containers, or not.
     Resized {
         containers: BTreeMap<String, ResourceRequirements>,
+        /// With the limits that they have of the pod.
+        limited: BTreeMap<String, ResourceRequirements>,
         result: Result<(), String>,
     },
 }
@@ -178,6 +180,9 @@ pub async fn resize(
     let mut before = wanted.clone();
     let in_force = record.containers.iter().filter_map(|(n, c)| Some((n.clone(), c.resources.clone()?)));
     before.allocate(&in_force.collect());
+    if record.resources.is_some() {
+        before.spec.resources.clone_from(&record.resources);
+    }
     let before = qos::pod(&before.spec, shared.options.pids_max());
     for name in containers.keys() {
         let Some((_, container)) = wanted.container(name) else { continue };
@@ -190,6 +195,12 @@ pub async fn resize(
                     "attempting to set container {name:?} memory limit ({bytes}) below current usage ({used})"
                 ));
             }
+        }
+    }
+    if let Some(bytes) = after.memory_bytes.filter(|bytes| before.memory_bytes.is_none_or(|b| *bytes < b)) {
+        let used = shared.runtime.stats(&spec.id).await.map_err(|e| e.to_string())?.memory_working_set_bytes;
+        if u64::try_from(bytes).is_ok_and(|bytes| bytes < used) {
+            return Err(format!("attempting to set pod memory limit ({bytes}) below current usage ({used})"));
         }
     }
     spec.resources = qos::roomier(&before, &after);

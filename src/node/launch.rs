@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -43,6 +44,11 @@ pub struct Refusal {
     pub reason: &'static str,
     pub message: String,
 }
+
+/// The names of the profiles that the kernel has, where it has AppArmor.
+const APPARMOR_PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
+/// The profile that containerd loads for `RuntimeDefault`.
+const APPARMOR_DEFAULT: &str = "cri-containerd.apparmor.d";
 
 fn config_error(message: impl Into<String>) -> Refusal {
     Refusal { reason: "CreateContainerConfigError", message: message.into() }
@@ -284,7 +290,10 @@ async fn build(
         privileged,
         seccomp: security::seccomp(wanted, container, &shared.options.seccomp_profiles),
         unmasked_proc: context.proc_mount.as_deref() == Some("Unmasked"),
-        apparmor_profile: apparmor(wanted, container),
+        apparmor_profile: match fs::read_to_string(APPARMOR_PROFILES) {
+            Ok(loaded) => apparmor(wanted, container, &loaded)?,
+            Err(_) => None,
+        },
         mounts,
         devices: Vec::new(),
         shm_bytes: SHM_BYTES,
@@ -299,16 +308,24 @@ async fn build(
     })
 }
 
-fn apparmor(wanted: &Wanted, container: &Container) -> Option<String> {
-    let profile = container
-        .security_context
-        .as_ref()
-        .and_then(|s| s.app_armor_profile.as_ref())
-        .or_else(|| wanted.spec.security_context.as_ref()?.app_armor_profile.as_ref())?;
-    match profile.type_.as_str() {
-        "Localhost" => profile.localhost_profile.clone(),
-        _ => None,
+/// The profile among those that the kernel has (`name (mode)`, one a line). Whoever asks for the default
+/// one gets containerd's, where somebody has loaded that: profiles are compiled by a host's tool, and we
+/// call none.
+fn apparmor(wanted: &Wanted, container: &Container, loaded: &str) -> Result<Option<String>, String> {
+    let own = container.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+    let whole = wanted.spec.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+    let Some(profile) = own.or(whole) else { return Ok(None) };
+    let name = match profile.type_.as_str() {
+        "Localhost" => profile.localhost_profile.clone().unwrap_or_default(),
+        "RuntimeDefault" => APPARMOR_DEFAULT.to_owned(),
+        _ => return Ok(None),
+    };
+    if loaded.lines().any(|line| line.rsplit_once(" (").map_or(line, |(name, _)| name) == name) {
+        return Ok(Some(name));
     }
+    Err(format!(
+        "failed to get container spec opts: failed to generate apparmor spec opts: apparmor profile not found {name}"
+    ))
 }
 
 /// The CRI log file of one attempt.
@@ -392,4 +409,44 @@ async fn write_if_new(path: &Path, text: &str) -> std::io::Result<()> {
     tokio::fs::write(path, text).await?;
     let mode = if text.is_empty() { 0o666 } else { 0o644 };
     tokio::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn profiles_are_those_that_the_kernel_has() {
+        let loaded =
+            "/usr/bin/man (enforce)\ncri-containerd.apparmor.d (enforce)\nno writes (x) (complain)\n";
+        let pick = |own: &str, whole: &str, loaded: &str| {
+            let context = |profile: &str| match profile {
+                "" => serde_json::json!(null),
+                text => {
+                    serde_json::json!({"appArmorProfile": serde_json::from_str::<serde_json::Value>(text).unwrap()})
+                }
+            };
+            let pod = serde_json::json!({
+                "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
+                "spec": {"securityContext": context(whole), "containers": [{"name": "c", "securityContext": context(own)}]},
+            });
+            let wanted = Wanted::new(serde_json::from_value(pod).unwrap());
+            apparmor(&wanted, &wanted.spec.containers[0], loaded)
+        };
+        let local = |name: &str| format!(r#"{{"type": "Localhost", "localhostProfile": "{name}"}}"#);
+        let default = r#"{"type": "RuntimeDefault"}"#;
+        let found = |name: &str| Ok(Some(name.to_owned()));
+        let missing = |name: &str| {
+            Err(format!(
+                "failed to get container spec opts: failed to generate apparmor spec opts: apparmor profile not found {name}"
+            ))
+        };
+        assert_eq!(pick("", "", loaded), Ok(None));
+        assert_eq!(pick(&local("no writes (x)"), default, loaded), found("no writes (x)"));
+        assert_eq!(pick("", &local("/usr/bin/man"), loaded), found("/usr/bin/man"));
+        assert_eq!(pick(&local("other"), "", loaded), missing("other"));
+        assert_eq!(pick("", default, loaded), found(APPARMOR_DEFAULT));
+        assert_eq!(pick("", default, ""), missing(APPARMOR_DEFAULT));
+        assert_eq!(pick(r#"{"type": "Unconfined"}"#, default, ""), Ok(None));
+    }
 }

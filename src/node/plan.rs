@@ -9,11 +9,14 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 
-use super::record::{
-    Backoff, ContainerRecord, Job, Live, LiveContainer, Now, Past, Record, Role, Setup, Verdict, Wanted,
-    is_ahead,
+use super::{
+    qos,
+    record::{
+        Backoff, ContainerRecord, Job, Live, LiveContainer, Now, Past, Record, Role, Setup, Verdict,
+        WHOLE_POD, Wanted, is_ahead,
+    },
 };
 
 /// How long after a failure of its configuration a container is tried again.
@@ -38,7 +41,7 @@ pub enum Action {
     Kill { container: String, message: String, grace_seconds: i64 },
     /// The start of a container that does not come to its end.
     GiveUp { container: String },
-    /// New limits for containers that run.
+    /// New limits for containers that run, and for the pod.
     Resize { containers: BTreeMap<String, ResourceRequirements> },
     /// Containers, sandbox, network and volumes.
     Teardown,
@@ -276,10 +279,14 @@ enum Resized {
     Restart,
 }
 
-/// By the container's `resizePolicy`.
-fn resized(container: &Container, known: &ContainerRecord) -> Resized {
-    let Some(before) = &known.resources else { return Resized::No };
-    let after = container.resources.clone().unwrap_or_default();
+/// By the container's `resizePolicy`; limits that it has of the pod count as its own.
+fn resized(spec: &PodSpec, container: &Container, known: &ContainerRecord) -> Resized {
+    let own = container.resources.clone().unwrap_or_default();
+    let (before, after) = match (&known.limited, &known.resources) {
+        (Some(before), _) => (before, qos::limited(spec, &own)),
+        (None, Some(before)) => (before, own),
+        (None, None) => return Resized::No,
+    };
     if *before == after {
         return Resized::No;
     }
@@ -302,10 +309,13 @@ fn resize(context: Context<'_>, plan: &mut Plan) {
         matches!(role, Role::Main | Role::Sidecar)
             && live.container(&c.name).job.is_none()
             && matches!(live.now(&c.name, record), Now::Running { .. })
-            && resized(c, &record.container(&c.name)) == Resized::InPlace
+            && resized(&wanted.spec, c, &record.container(&c.name)) == Resized::InPlace
     });
-    let containers: BTreeMap<_, _> =
-        due.map(|(_, c)| (c.name.clone(), c.resources.clone().unwrap_or_default())).collect();
+    let pod = wanted.spec.resources.iter().filter(|_| !pod_in_force(wanted, record));
+    let containers: BTreeMap<_, _> = due
+        .map(|(_, c)| (c.name.clone(), c.resources.clone().unwrap_or_default()))
+        .chain(pod.map(|own| (WHOLE_POD.to_owned(), own.clone())))
+        .collect();
     match live.resize_retry.filter(|at| is_ahead(*at, RESIZE_RETRY, now)) {
         _ if containers.is_empty() => {}
         Some(at) => plan.wake_at(at),
@@ -313,13 +323,18 @@ fn resize(context: Context<'_>, plan: &mut Plan) {
     }
 }
 
-/// Whether all containers that run have the limits that they were given.
+/// Whether the pod and all containers that run have the limits that they were given.
 pub fn in_force(wanted: &Wanted, record: &Record, live: &Live) -> bool {
-    wanted.containers().all(|(role, c)| {
+    let all = wanted.containers().all(|(role, c)| {
         !matches!(role, Role::Main | Role::Sidecar)
             || !matches!(live.now(&c.name, record), Now::Running { .. } | Now::Starting)
-            || resized(c, &record.container(&c.name)) == Resized::No
-    })
+            || resized(&wanted.spec, c, &record.container(&c.name)) == Resized::No
+    });
+    all && pod_in_force(wanted, record)
+}
+
+fn pod_in_force(wanted: &Wanted, record: &Record) -> bool {
+    record.resources.as_ref().is_none_or(|before| Some(before) == wanted.spec.resources.as_ref())
 }
 
 /// Starts a container that waits for nothing but failures of its preparation.
@@ -367,7 +382,7 @@ fn step(context: Context<'_>, role: Role, container: &Container, here: Now, plan
         Now::Starting => {}
         Now::Running { .. } => {
             if mine.job.is_none()
-                && let Some((message, grace)) = doom(container, record, &mine)
+                && let Some((message, grace)) = doom(&wanted.spec, container, record, &mine)
             {
                 let grace_seconds = grace.unwrap_or_else(|| wanted.grace_seconds());
                 plan.actions.push(Action::Kill { container: container.name.clone(), message, grace_seconds });
@@ -377,7 +392,7 @@ fn step(context: Context<'_>, role: Role, container: &Container, here: Now, plan
             let known = record.container(&container.name);
             let new_sandbox = known.epoch != record.epoch;
             let changed = known.spec_hash != spec_hash(container)
-                || resized(container, &known) == Resized::Restart && role != Role::Init;
+                || resized(&wanted.spec, container, &known) == Resized::Restart && role != Role::Init;
             let anew = known.epoch < record.anew && role != Role::Ephemeral;
             if !changed && !anew && !wanted.restarts(role, container, past.exit.code) {
                 return;
@@ -404,7 +419,12 @@ fn step(context: Context<'_>, role: Role, container: &Container, here: Now, plan
     }
 }
 
-fn doom(container: &Container, record: &Record, mine: &LiveContainer) -> Option<(String, Option<i64>)> {
+fn doom(
+    spec: &PodSpec,
+    container: &Container,
+    record: &Record,
+    mine: &LiveContainer,
+) -> Option<(String, Option<i64>)> {
     if let Some(doomed) = &mine.doomed {
         return Some(doomed.clone());
     }
@@ -412,7 +432,7 @@ fn doom(container: &Container, record: &Record, mine: &LiveContainer) -> Option<
     if known.spec_hash != spec_hash(container) {
         return Some((format!("Container {} definition changed, will be restarted", container.name), None));
     }
-    (resized(container, &known) == Resized::Restart)
+    (resized(spec, container, &known) == Resized::Restart)
         .then(|| (format!("Container {} resize requires restart", container.name), None))
 }
 

@@ -135,6 +135,16 @@ pub fn container(spec: &PodSpec, container: &Container, pids: Option<i64>) -> Re
     }
 }
 
+/// What a container asks for, with the limits that only the pod has.
+pub fn limited(spec: &PodSpec, own: &ResourceRequirements) -> ResourceRequirements {
+    let mut limited = own.clone();
+    let pod = spec.resources.as_ref().and_then(|pod| pod.limits.as_ref());
+    for (name, amount) in pod.into_iter().flatten().filter(|(name, _)| matches!(&***name, "cpu" | "memory")) {
+        limited.limits.get_or_insert_default().entry(name.clone()).or_insert_with(|| amount.clone());
+    }
+    limited
+}
+
 fn hugepages(resources: Option<&ResourceRequirements>) -> Vec<(String, i64)> {
     let limits = pick(resources, true).unwrap_or_default();
     let pages = limits.iter().filter_map(|(name, amount)| {

@@ -72,6 +72,9 @@ impl Wanted {
 
     /// Lets the pod have what was allocated to it, instead of what it asks for.
     pub fn allocate(&mut self, allocated: &BTreeMap<String, ResourceRequirements>) {
+        if let Some(given) = allocated.get(WHOLE_POD) {
+            self.spec.resources = Some(given.clone());
+        }
         let init = self.spec.init_containers.iter_mut().flatten();
         for container in init.chain(&mut self.spec.containers) {
             if let Some(given) = allocated.get(&container.name) {
@@ -80,7 +83,7 @@ impl Wanted {
         }
     }
 
-    /// What the pod asks for its containers, by name: those that may be resized.
+    /// What the pod asks for its containers, by name: those that may be resized; and for itself.
     pub fn asked(&self) -> BTreeMap<String, ResourceRequirements> {
         let Some(spec) = &self.pod.spec else { return BTreeMap::new() };
         let sidecars = spec.init_containers.iter().flatten();
@@ -89,6 +92,7 @@ impl Wanted {
             .iter()
             .chain(sidecars)
             .map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default()))
+            .chain(spec.resources.clone().map(|own| (WHOLE_POD.to_owned(), own)))
             .collect()
     }
 
@@ -203,6 +207,9 @@ pub struct ContainerRecord {
     /// What the newest attempt may use, as it is in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
+    /// The same with the limits that it has of the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limited: Option<ResourceRequirements>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<Identity>,
     /// The end of the newest attempt.
@@ -227,6 +234,9 @@ pub struct Verdict {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_seconds: Option<i64>,
 }
+
+/// The pod itself among the names of its containers, none of which is empty.
+pub const WHOLE_POD: &str = "";
 
 /// How far a resize is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -254,8 +264,12 @@ pub struct Record {
     pub verdict: Option<Verdict>,
     /// The node has taken the pod.
     pub admitted: bool,
-    /// What of the node its containers have been given, by name: a resize that does not fit waits.
+    /// What of the node its containers (and [`WHOLE_POD`]) have been given, by name: a resize that does
+    /// not fit waits.
     pub allocated: BTreeMap<String, ResourceRequirements>,
+    /// What of it is in force for the whole pod, since it was resized.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
     pub resize: Resize,
     /// Nothing of the pod is left but this record.
     pub gone: bool,

@@ -40,6 +40,9 @@ pub fn message(what: &str, wanted: &Wanted, generation: i64, error: &str) -> Str
     };
     let mut parts = Vec::new();
     let mut add = |key: &str, value: &Value| parts.push(format!("{key:?}:{value}"));
+    if let Some(own) = &wanted.spec.resources {
+        add("resources", &json!(own));
+    }
     let init = list(wanted.spec.init_containers.as_ref(), true);
     if !init.is_empty() {
         add("initContainers", &init.into());

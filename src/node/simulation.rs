@@ -288,6 +288,34 @@ async fn a_resize_comes_into_force_without_a_restart() {
 }
 
 #[tokio::test]
+async fn a_pods_own_resources_are_resized_and_those_who_share_them() {
+    let asks = |cpu: &str| {
+        format!(
+            r#"{{"resources": {{"requests": {{"cpu": "100m"}}, "limits": {{"cpu": "{cpu}"}}}}, "containers": [
+            {{"name": "a", "image": "x"}},
+            {{"name": "b", "image": "x", "resources": {{"limits": {{"cpu": "50m"}}}}}},
+            {{"name": "c", "image": "x", "resizePolicy": [{{"resourceName": "cpu", "restartPolicy": "RestartContainer"}}]}}]}}"#
+        )
+    };
+    let told = |s: &PodStatus| {
+        let limit = s.resources.as_ref()?.limits.as_ref()?.get("cpu")?.0.clone();
+        let restarts = s.container_statuses.as_ref()?.iter().map(|c| c.restart_count).collect::<Vec<_>>();
+        Some((limit, restarts))
+    };
+    let mut world = World::new().await;
+    world.pod("p", &asks("200m"));
+    let status = world.until(|_, s| is_ready(s)).await;
+    assert_eq!(told(&status), Some(("200m".to_owned(), vec![0, 0, 0])));
+    world.pod("p", &asks("300m"));
+    world.push().await;
+    world.until(|_, s| is_ready(s) && told(s) == Some(("300m".to_owned(), vec![0, 0, 1]))).await;
+    let calls = world.runtime.calls();
+    assert!(calls.contains(&"update u-p_a_0".to_owned()), "{calls:?}");
+    assert!(!calls.iter().any(|call| call.starts_with("update u-p_b")), "{calls:?}");
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_pod_that_does_not_fit_fails_at_once() {
     let mut world = World::new().await;
     world.pod(

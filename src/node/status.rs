@@ -104,7 +104,10 @@ pub fn compute(
         || resources::pod_requests(&wanted.spec).into_iter().map(|(n, q)| (n, ApiQuantity(q.to_string())));
     PodStatus {
         allocated_resources: own.map(|_| total().collect()),
-        resources: own.map(|own| ResourceRequirements { claims: None, ..own.clone() }),
+        resources: own.map(|own| {
+            let in_force = record.resources.as_ref().unwrap_or(own);
+            ResourceRequirements { claims: None, ..in_force.clone() }
+        }),
         phase: Some(phase.to_owned()),
         reason,
         message,

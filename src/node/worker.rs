@@ -20,9 +20,10 @@ use super::{
     jobs::{self, Deadline, Done},
     plan::{self, Action, Plan},
     probes::{self, Kind},
+    qos,
     record::{
         Failure, Identity, Job, LOST_EXIT_CODE, Live, LiveContainer, Now, Past, Record, Role, Setup, Verdict,
-        Wanted, container_id, move_times,
+        WHOLE_POD, Wanted, container_id, move_times,
     },
     resize,
     shared::Shared,
@@ -438,6 +439,10 @@ impl Worker {
             let ground = self.shared.ground(&self.wanted.uid);
             match resize::decide(&admit::requests(&larger.spec), &ground) {
                 Ok(()) => {
+                    let had = self.record.allocated.get(WHOLE_POD);
+                    if self.record.resources.is_none() && asked.get(WHOLE_POD) != had {
+                        self.record.resources = Some(had.cloned().unwrap_or_default());
+                    }
                     self.wanted.allocate(&asked);
                     self.record.allocated = asked;
                     self.record.resize.pending = None;
@@ -560,8 +565,10 @@ impl Worker {
                 self.live.resizing = true;
                 let record = self.record.clone();
                 self.jobs.spawn(async move {
+                    let limit = |(name, own): (&String, _)| (name.clone(), qos::limited(&wanted.spec, own));
+                    let limited = containers.iter().map(limit).collect();
                     let result = jobs::resize(&shared, &wanted, &record, &containers).await;
-                    Done::Resized { containers, result }
+                    Done::Resized { containers, limited, result }
                 });
             }
             Action::Teardown => {
@@ -674,13 +681,16 @@ impl Worker {
                     Done::TeardownAgain
                 });
             }
-            Done::Resized { containers, result } => {
+            Done::Resized { containers, mut limited, result } => {
                 self.live.resizing = false;
                 let generation = self.wanted.pod.metadata.generation.unwrap_or(0);
                 match result {
                     Ok(()) => {
                         for (name, resources) in containers {
-                            if let Some(known) = self.record.containers.get_mut(&name) {
+                            if name == WHOLE_POD {
+                                self.record.resources = Some(resources);
+                            } else if let Some(known) = self.record.containers.get_mut(&name) {
+                                known.limited = limited.remove(&name);
                                 known.resources = Some(resources);
                             }
                         }
@@ -762,6 +772,8 @@ impl Worker {
         known.image.clone_from(&prepared.image);
         known.image_id.clone_from(&prepared.image_id);
         known.resources.clone_from(&container.resources);
+        let own = container.resources.clone().unwrap_or_default();
+        known.limited = Some(qos::limited(&self.wanted.spec, &own));
         known.user = Some(Identity {
             uid: prepared.spec.uid,
             gid: prepared.spec.gid,

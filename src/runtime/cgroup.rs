@@ -104,10 +104,18 @@ impl Cgroups {
         self.write(path, self.settings(resources, false))
     }
 
+    /// The same machine as far as containers have to do with it.
+    pub fn used(&self) -> Self {
+        self.only(|name| V1_USED.contains(&name))
+    }
+
     /// The same machine as far as the end of a container has to do with it: where memory and processes
     /// are counted.
     pub fn for_ending(&self) -> Self {
-        let needed = |name: &String| matches!(name.as_str(), "memory" | "freezer");
+        self.only(|name| matches!(name, "memory" | "freezer"))
+    }
+
+    fn only(&self, needed: impl Fn(&str) -> bool) -> Self {
         match self {
             Self::V1(mounts) => Self::V1(mounts.iter().filter(|(name, _)| needed(name)).cloned().collect()),
             v2 @ Self::V2(_) => v2.clone(),
@@ -137,13 +145,12 @@ impl Cgroups {
     /// The same through open descriptors, for this process where it cannot see the hierarchies.
     pub fn kept_open(&self) -> io::Result<Self> {
         let Self::V1(mounts) = self else { return Ok(self.clone()) };
-        let used = mounts.iter().filter(|(name, _)| V1_USED.contains(&name.as_str()));
         let open = |(name, mount): &(String, PathBuf)| {
             let folder =
                 fs::File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(mount)?;
             Ok((name.clone(), format!("/proc/self/fd/{}", folder.into_raw_fd()).into()))
         };
-        Ok(Self::V1(used.map(open).collect::<io::Result<_>>()?))
+        Ok(Self::V1(mounts.iter().map(open).collect::<io::Result<_>>()?))
     }
 
     /// Charges what a process takes from now on to the group.

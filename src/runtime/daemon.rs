@@ -292,6 +292,7 @@ impl Inner {
             sandbox,
             data: self.data(&spec.id),
             namespaces,
+            cgroups: self.cgroups.used().to_word(),
             boot: self.boot.clone(),
         };
         if let Some(entry) = self.containers().get_mut(&spec.id) {
@@ -735,6 +736,7 @@ impl Runtime for ShimRuntime {
                 oom_score_adj: c.oom_score_adj,
                 tty: spec.tty,
                 cgroup: record.cgroup,
+                cgroups: self.inner.cgroups.used().to_word(),
             };
             match exec::start(id, control, &request, container, spec.stdin).await {
                 Ok(exec::Started { session, drive }) => {

@@ -33,6 +33,8 @@ const CODE_KILLED: i32 = 137;
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Request {
     pub cgroup: String,
+    /// Where the groups are.
+    pub cgroups: String,
     pub args: Vec<String>,
     pub env: Vec<String>,
     pub cwd: String,

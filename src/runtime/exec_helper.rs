@@ -66,7 +66,7 @@ fn serve(control: &mut UnixStream) -> Result<(), Unrunnable> {
         .map_err(|message| Unrunnable { code: CODE_NOT_EXECUTABLE, message })?;
     let score = process::oom_score_min().map_or(request.oom_score_adj, |min| request.oom_score_adj.max(min));
     fs::write("/proc/self/oom_score_adj", score.to_string()).map_err(say("set oom score"))?;
-    let cgroups = Cgroups::detect().map_err(say("detect cgroups"))?;
+    let cgroups = Cgroups::from_word(&request.cgroups);
     cgroups.join(&request.cgroup, std::process::id()).map_err(say("join cgroup"))?;
     let mut namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID

@@ -208,7 +208,7 @@ fn create(folder: &mut Folder, record: &Record) -> Result<(Handover, Streams), S
     std::env::set_current_dir(&folder.0).map_err(say("enter the state folder"))?;
     let bits = oci::capabilities(record)?;
     let filter = if c.privileged { Vec::new() } else { seccomp::filter(&c.seccomp, bits)? };
-    let cgroups = Cgroups::detect().map_err(say("detect cgroups"))?;
+    let cgroups = Cgroups::from_word(&record.cgroups);
     // The making of a container is not slowed down by how little CPU it may use.
     let (cpu, others) = (
         Resources { cpu_quota_us: c.resources.cpu_quota_us, ..Resources::default() },

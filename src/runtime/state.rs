@@ -41,6 +41,10 @@ pub struct Record {
     /// The pid namespace of another container, to be joined.
     #[serde(default)]
     pub pid_namespace: Option<PathBuf>,
+    /// Where the groups are ([`Cgroups::to_word`](super::cgroup::Cgroups::to_word)): looking for them
+    /// takes the longer the more is mounted.
+    #[serde(default)]
+    pub cgroups: String,
     /// The boot that the container belongs to; state folders may outlive one.
     pub boot: String,
 }

@@ -369,3 +369,51 @@ fn a_deadline_and_a_gate_decide_about_the_pod() {
     node.k(&["patch", "pod", "gated", "--subresource=status", "--type=strategic", "--patch", open]);
     wait_ready(&node, &["gated"]);
 }
+
+/// Where the server of health says that it is well.
+const SERVING: &str = "/serving";
+
+#[test]
+#[ignore = "the program of a container"]
+fn grpc_server() {
+    use http_body_util::{BodyExt, Full};
+    use hyper::{HeaderMap, Response, body::Bytes, server::conn::http2, service::service_fn};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("0.0.0.0:9000").await.unwrap();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let health = service_fn(async |_| {
+                let state = if std::path::Path::new(SERVING).exists() { 1 } else { 2 };
+                let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
+                let body = Full::new(Bytes::from(vec![0, 0, 0, 0, 2, 8, state]));
+                let body = body.with_trailers(async { Some(Ok(trailers)) });
+                Response::builder().header("content-type", "application/grpc").body(body)
+            });
+            let _ = http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), health)
+                .await;
+        }
+    });
+}
+
+#[test]
+fn a_grpc_server_in_a_container_is_probed() {
+    let node = board_with_busybox("grpc");
+    let program = std::env::current_exe().unwrap();
+    let own = "    volumeMounts: [{name: server, mountPath: /server}]\n    readinessProbe: {periodSeconds: 1, grpc: {port: 9000, service: app}}";
+    let script = "exec /server --exact containers::grpc_server --ignored --nocapture";
+    let spec = format!(
+        "  containers:\n{}  volumes: [{{name: server, hostPath: {{path: {:?}, type: File}}}}]",
+        container("c", script, own),
+        program.display().to_string(),
+    );
+    node.apply(&pod("p", &spec));
+    let selector = "involvedObject.name=p,reason=Unhealthy";
+    let said = "Readiness probe failed: service unhealthy (responded with \"NOT_SERVING\")";
+    node.wait_output(&["get", "events", "--field-selector", selector], said, |text| text.contains(said));
+    assert_eq!(field(&node, "p", ".status.containerStatuses[0].ready"), "false");
+    node.k(&["exec", "p", "--", "touch", SERVING]);
+    wait_ready(&node, &["p"]);
+}

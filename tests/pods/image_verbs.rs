@@ -20,12 +20,14 @@ use crate::{
 /// What the registry has, by path.
 type Blobs = Vec<(String, &'static str, Vec<u8>)>;
 
-/// One image `app:1` that sleeps.
-fn blobs() -> Blobs {
+/// One image that sleeps.
+fn blobs(app: &str) -> Blobs {
     let program = fs::read("/bin/busybox").expect("the package busybox-static");
     let file =
         images::File { path: "sleep", kind: tar::EntryType::Regular, body: &program, link: "", mode: 0o755 };
-    let layer = images::layer(&[file]);
+    // Two images must not be the same.
+    let name = images::File { path: app, kind: tar::EntryType::Regular, body: b"", link: "", mode: 0o644 };
+    let layer = images::layer(&[file, name]);
     let architecture = must(Command::new("dpkg").arg("--print-architecture"));
     let config = images::config(std::slice::from_ref(&layer), architecture.trim());
     let part = |kind: &str, bytes: &[u8]| serde_json::json!({"mediaType": kind, "digest": images::sha256(bytes), "size": bytes.len()});
@@ -35,10 +37,10 @@ fn blobs() -> Blobs {
         "config": part("application/vnd.oci.image.config.v1+json", &config),
         "layers": [part("application/vnd.oci.image.layer.v1.tar", &layer)],
     });
-    let blob = |bytes: &[u8]| format!("/v2/app/blobs/{}", images::sha256(bytes));
+    let blob = |bytes: &[u8]| format!("/v2/{app}/blobs/{}", images::sha256(bytes));
     vec![
         (
-            "/v2/app/manifests/1".to_owned(),
+            format!("/v2/{app}/manifests/1"),
             "application/vnd.oci.image.manifest.v1+json",
             manifest.to_string().into_bytes(),
         ),
@@ -57,7 +59,7 @@ fn registry(node: &Node) -> SocketAddr {
     };
     let listener = thread::spawn(bind).join().unwrap();
     let address = listener.local_addr().unwrap();
-    let blobs = blobs();
+    let blobs = [blobs("app"), blobs("kept")].concat();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             // A client that goes away ends its connection only.
@@ -160,10 +162,15 @@ fn registries_let_pods_in_by_their_secrets_and_unused_images_go() {
     node.apply(&own.replace("command:", "imagePullPolicy: Always, command:"));
     wait_ready(&node, &["by-account"]);
     let id = "jsonpath={.status.containerStatuses[0].imageID}";
-    let manifest = images::sha256(&blobs()[0].2);
+    let manifest = images::sha256(&blobs("app")[0].2);
     assert_eq!(node.k(&["get", "pod", "let-in", "-o", id]), format!("{address}/app@{manifest}"));
 
-    // In use it stays however full the disk; unused it goes, but for what was imported.
+    let kept = format!("{address}/kept:1");
+    node.apply(&pod("kept", &kept, "right"));
+    wait_ready(&node, &["kept"]);
+    must(&mut image(&node, &["pin", &kept]));
+
+    // In use it stays however full the disk; unused it goes, but for what was imported or pinned.
     let thresholds = ["--image-gc-high-threshold", "1", "--image-gc-low-threshold", "0"].map(str::to_owned);
     node.add_args(&thresholds);
     node.stop();
@@ -178,7 +185,9 @@ fn registries_let_pods_in_by_their_secrets_and_unused_images_go() {
         let names = names(&node);
         if names.contains(&app) { Err(format!("{names:?}")) } else { Ok(()) }
     });
-    assert!(names(&node).contains(&"test.local/busybox:1".to_owned()));
+    for name in ["test.local/busybox:1", &kept] {
+        assert!(names(&node).contains(&name.to_owned()), "{name}");
+    }
 }
 
 #[test]

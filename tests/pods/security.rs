@@ -1,6 +1,7 @@
 //! Security contexts, as the processes see them.
 
 use super::{board_with_busybox, container, log_of_ended, pod, wait_ready};
+use crate::common::Node;
 
 /// What the kernel says of a process.
 const LOOK: &str = "id -u; id -g; id -G; grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; touch /x 2>/dev/null && echo written || echo refused";
@@ -132,4 +133,54 @@ fn a_pods_limits_are_the_kernels() {
             }
         }
     }
+    // The pod's own amounts grow in place, and with them the limits of those that have none.
+    let larger = r#"{"spec": {"resources": {"limits": {"cpu": "400m", "memory": "128Mi"}}}}"#;
+    node.k(&["patch", "pod", "whole", "--subresource=resize", "--patch", larger]);
+    let told = "jsonpath={.status.resources.limits}{.status.containerStatuses[0].restartCount}";
+    node.wait_output(&["get", "pod", "whole", "-o", told], "the new limits", |text| {
+        text == r#"{"cpu":"400m","memory":"128Mi"}0"#
+    });
+    let uid = get("whole", ".metadata.uid");
+    let group = format!("/sys/fs/cgroup/{}sampan-{}/burstable/pod{uid}", controllers[0], node.name);
+    let mut groups: Vec<_> = std::fs::read_dir(&group).unwrap().flatten().map(|e| e.path()).collect();
+    groups.retain(|path| path.is_dir());
+    assert_eq!(groups.len(), 1, "the container's");
+    for group in [group.into(), groups.remove(0)] {
+        let limit = std::fs::read_to_string(group.join(memory)).unwrap();
+        assert_eq!(limit.trim(), (128 << 20).to_string(), "{}", group.display());
+    }
+}
+
+#[test]
+fn what_a_node_advertises_is_given_out_once() {
+    let mut node = board_with_busybox("devices");
+    let say = |node: &Node, op: &str| {
+        let patch = format!(r#"[{{"op": {op}, "path": "/status/capacity/example.com~1dongle"}}]"#);
+        node.k(&["patch", "node", &node.name, "--subresource=status", "--type=json", "-p", &patch]);
+    };
+    say(&node, r#""add", "value": "2""#);
+    let allocatable = |node: &Node| {
+        node.k(&["get", "node", &node.name, "-o", r"jsonpath={.status.allocatable.example\.com/dongle}"])
+    };
+    assert_eq!(allocatable(&node), "2");
+    let user = |name: &str, amount: u8| {
+        let own = format!("    resources: {{limits: {{example.com/dongle: {amount}}}}}");
+        pod(name, &format!("  containers:\n{}", container("c", "while :; do sleep 0.1; done", &own)))
+    };
+    node.apply(&user("has", 2));
+    wait_ready(&node, &["has"]);
+    node.apply(&user("waits", 1));
+    let why = r#"jsonpath={.status.conditions[?(@.type=="PodScheduled")].message}"#;
+    node.wait_output(&["get", "pod", "waits", "-o", why], "its reason", |text| {
+        text.contains("Insufficient example.com/dongle")
+    });
+    // A node that comes again knows of it.
+    node.stop();
+    node.spawn();
+    node.wait_ready();
+    assert_eq!(allocatable(&node), "2");
+    node.k(&["delete", "pod", "has"]);
+    wait_ready(&node, &["waits"]);
+    say(&node, r#""remove""#);
+    assert_eq!(allocatable(&node), "");
 }
