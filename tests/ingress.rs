@@ -1,5 +1,7 @@
 //! The Ingress server over real sockets of the loopback, with a backend made here.
 
+#[path = "exchanges/mod.rs"]
+mod exchanges;
 #[path = "hostile/mod.rs"]
 mod hostile;
 
