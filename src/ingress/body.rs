@@ -171,10 +171,10 @@ impl Source {
         match self {
             Self::Own(exchange, _) => {
                 let frame = ready!(exchange.poll_frame(cx));
-                if frame.is_none() || exchange.is_done() {
-                    if let Self::Own(exchange, lease) = std::mem::replace(self, Self::End) {
-                        lease.give_back(exchange);
-                    }
+                if (frame.is_none() || exchange.is_done())
+                    && let Self::Own(exchange, lease) = std::mem::replace(self, Self::End)
+                {
+                    lease.give_back(exchange);
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError(error.into()))))
             }

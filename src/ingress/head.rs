@@ -27,11 +27,8 @@ pub fn is_hop_by_hop(name: &str) -> bool {
 /// come is not believed; it is said anew.
 fn goes_on(name: &HeaderName, named: &[HeaderName]) -> bool {
     let is_said_anew = match name.as_str() {
-        "host" | "content-length" | "x-real-ip" | "x-scheme" => true,
-        // The answer to it has been given.
-        "expect" => true,
-        // CGI programs take this for the variable HTTP_PROXY.
-        "proxy" => true,
+        // The answer to `expect` has been given; CGI programs take `proxy` for the variable HTTP_PROXY.
+        "host" | "content-length" | "x-real-ip" | "x-scheme" | "expect" | "proxy" => true,
         name => {
             let forwarded = name.strip_prefix("x-forwarded-");
             forwarded.is_some_and(|what| matches!(what, "for" | "host" | "port" | "proto" | "scheme"))
@@ -84,7 +81,8 @@ pub fn decoded(path: &str) -> Option<Cow<'_, str>> {
         let bytes = path.as_bytes();
         let may_have_dots = bytes.starts_with(b".") || bytes.windows(2).any(|pair| pair == b"/.");
         let has_dots = || path.split('/').any(|element| element == "." || element == "..");
-        !(may_have_dots && has_dots()) && !bytes.contains(&0)
+        let dots = may_have_dots && has_dots();
+        !dots && !bytes.contains(&0)
     };
     if !path.as_bytes().contains(&b'%') {
         return sane(path).then_some(Cow::Borrowed(path));

@@ -294,7 +294,7 @@ async fn a_kept_connection_that_ends_costs_no_request() {
                 }
             }
             // It is ended once a third one has begun, or at once.
-            if counted.load(Ordering::Relaxed) % 2 == 0 {
+            if counted.load(Ordering::Relaxed).is_multiple_of(2) {
                 let _ = stream.read_u8().await;
             }
         }

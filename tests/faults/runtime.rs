@@ -165,9 +165,9 @@ async fn a_fork_bomb_stays_in_its_pod() {
     runtime.start(&spec).await.unwrap();
     let groups = ground.groups();
     let refusals = || {
-        let told = groups.iter().map(|g| g.join("podpod").join(&spec.id).join("pids.events"));
-        let told =
-            told.filter_map(|file| fs::read_to_string(file).ok()).next().expect("a group that counts forks");
+        let file = |group: &PathBuf| group.join("podpod").join(&spec.id).join("pids.events");
+        let told = groups.iter().find_map(|group| fs::read_to_string(file(group)).ok());
+        let told = told.expect("a group that counts forks");
         told.lines().find_map(|line| line.strip_prefix("max ")?.parse().ok()).unwrap_or(0)
     };
     eventually("a fork is refused", || refusals() > 0).await;

@@ -218,7 +218,7 @@ pub fn wait<T>(future: BoxFuture<'_, Result<T, Error>>) -> Result<T, Error> {
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !is_so() {
-        assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}");
+        assert!(begin.elapsed() < PATIENCE * 12, "waited in vain until {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
