@@ -239,10 +239,13 @@ async fn crowd(runtime: &ShimRuntime, spec: impl Fn(usize) -> ContainerSpec) {
     let mut before = 0;
     for n in 0..all {
         if n == warm {
+            tokio::time::sleep(Duration::from_secs(11)).await;
             before = usage();
         }
         runtime.start(&spec(n)).await.unwrap();
     }
+    // Monitors give memory back when nothing has happened for ten seconds.
+    tokio::time::sleep(Duration::from_secs(11)).await;
     let each = (usage() - before) / (all - warm) as i64;
     println!("an idle container, all in   {} KiB", each / 1024);
     for n in 0..all {

@@ -47,6 +47,8 @@ const CLIENT_PATIENCE_SECONDS: u64 = 5;
 const CLIENTS_MAX: usize = 32;
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 4096;
+/// How long nothing has to happen before memory is given back: it costs as much as some lines of a log.
+const QUIET_MS: u16 = 10_000;
 /// How long output is awaited after the process has ended, when something still holds its pipes.
 const DRAIN_WITHIN: Duration = Duration::from_secs(1);
 
@@ -186,6 +188,8 @@ struct Monitor {
     clients: Vec<Client>,
     tty: bool,
     stdin_once: bool,
+    /// The last round has waited in vain.
+    quiet: bool,
 }
 
 /// What a descriptor of one round of `poll` stands for.
@@ -214,13 +218,21 @@ pub fn watch_over(folder: &Folder, handover: Handover, streams: Streams) -> io::
         clients: Vec::new(),
         tty: handover.tty,
         stdin_once: handover.stdin_once,
+        quiet: false,
     };
     if let Some(stdin) = &monitor.stdin {
         let flags = nix::fcntl::OFlag::O_NONBLOCK;
         nix::fcntl::fcntl(stdin.as_raw_fd(), nix::fcntl::FcntlArg::F_SETFL(flags))?;
     }
     crash::point(crash::SHIM);
-    while !monitor.round(Some((&process, &listener)), PollTimeout::NONE)? {}
+    let alive = Some((&process, &listener));
+    let mut rests = false;
+    while !monitor.round(alive, if rests { PollTimeout::NONE } else { PollTimeout::from(QUIET_MS) })? {
+        rests = monitor.quiet;
+        if rests {
+            sys::shed();
+        }
+    }
 
     crash::point(crash::SHIM);
     let finished_at = SystemClock.now();
@@ -267,6 +279,7 @@ impl Monitor {
             Err(nix::Error::EINTR) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
+        self.quiet = ready.is_empty();
         // Clients are removed by number: the highest first.
         for source in ready.iter().rev() {
             match *source {

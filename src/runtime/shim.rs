@@ -175,6 +175,7 @@ fn hear(socket: &UnixStream, builder: Pid) -> Result<(Handover, Streams), String
 }
 
 /// Makes the container and hands it over through `shim`.
+#[inline(never)]
 fn build(folder: &Folder, shim: &UnixStream) {
     let mut folder = folder.clone();
     let made = folder

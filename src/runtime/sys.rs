@@ -332,3 +332,66 @@ pub fn place(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
     nix::unistd::dup2(fd.as_raw_fd(), target)?;
     Ok(())
 }
+
+/// Gives back what this process has touched and can do without: the page tables of its program (the pages
+/// are the file's, and shared), and the stack below. Both come again as they are needed. For a process
+/// without threads.
+pub fn shed() {
+    let _ = map_program_again();
+    let _ = drop_stack_below();
+}
+
+/// Maps the read-only parts of the program over themselves: the same file at the same place.
+fn map_program_again() -> io::Result<()> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let program = File::open("/proc/self/exe")?;
+    let mut first = None;
+    for line in maps.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [range, access, offset, device, inode, ..] = words[..] else { break };
+        // The program comes first; after its code come pages that were written before they became read-only.
+        if *first.get_or_insert((device, inode)) != (device, inode) || inode == "0" {
+            break;
+        }
+        let protection = match access {
+            "r--p" => libc::PROT_READ,
+            "r-xp" => libc::PROT_READ | libc::PROT_EXEC,
+            _ => break,
+        };
+        let number = |text| usize::from_str_radix(text, 16).map_err(io::Error::other);
+        let (start, end) = range.split_once('-').unwrap_or_default();
+        let (start, end, offset) = (number(start)?, number(end)?, number(offset)?);
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
+        let place = std::ptr::with_exposed_provenance_mut(start);
+        // SAFETY: the kernel has just said that this file lies here with these rights, and none of its
+        // pages was ever writable: what is read and executed there is the same before and after.
+        let mapped = unsafe {
+            libc::mmap(place, end - start, protection, flags, program.as_raw_fd(), offset as libc::off_t)
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        if access == "r-xp" {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Forgets the pages of the stack that only calls which have returned have used.
+#[inline(never)]
+fn drop_stack_below() -> io::Result<()> {
+    /// How deep such calls have been at most (bytes), and the part next to here that is left alone: more
+    /// than this call and the one it makes use.
+    const DEPTH_BYTES: usize = 256 << 10;
+    const NEAR_BYTES: usize = 8 << 10;
+    // SAFETY: takes a plain number.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
+    let here = 0_u8;
+    let end = (std::ptr::from_ref(&here).addr() - NEAR_BYTES) / page * page;
+    let start = std::ptr::with_exposed_provenance_mut(end - DEPTH_BYTES);
+    // SAFETY: no frame is alive below this one but that of the call itself, which is within the part that
+    // is left alone; what is not mapped there is skipped.
+    Errno::result(unsafe { libc::madvise(start, DEPTH_BYTES, libc::MADV_DONTNEED) })?;
+    Ok(())
+}

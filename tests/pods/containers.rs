@@ -417,3 +417,74 @@ fn a_grpc_server_in_a_container_is_probed() {
     node.k(&["exec", "p", "--", "touch", SERVING]);
     wait_ready(&node, &["p"]);
 }
+
+#[test]
+fn links_graces_programs_and_local_volumes_are_as_said() {
+    let node = board_with_busybox("said");
+    let disk = node.dir.path().join("disk");
+    std::fs::create_dir_all(&disk).unwrap();
+    node.apply(&format!(
+        r#"
+apiVersion: v1
+kind: Service
+metadata: {{name: web}}
+spec: {{ports: [{{port: 81}}], selector: {{app: none}}}}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: disk}}
+spec:
+  capacity: {{storage: 1Mi}}
+  accessModes: [ReadWriteOnce]
+  persistentVolumeReclaimPolicy: Retain
+  storageClassName: by-hand
+  local: {{path: {disk}}}
+  nodeAffinity:
+    required: {{nodeSelectorTerms: [{{matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{node}]}}]}}]}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: claim}}
+spec: {{accessModes: [ReadWriteOnce], storageClassName: by-hand, resources: {{requests: {{storage: 1Mi}}}}}}
+"#,
+        disk = disk.display(),
+        node = node.name,
+    ));
+    let once = |flag: &str, script: &str| {
+        format!("  restartPolicy: Never\n{flag}  containers:\n{}", container("c", script, ""))
+    };
+    let links = "env | grep -E '^(WEB|KUBERNETES)_SERVICE_PORT=' | sort";
+    node.apply(&pod("links", &once("", links)));
+    node.apply(&pod("none", &once("  enableServiceLinks: false\n", links)));
+    // It does not hear, and the pod's own patience would outlast this test.
+    let probe = "    livenessProbe: {periodSeconds: 1, failureThreshold: 1, terminationGracePeriodSeconds: 1, exec: {command: [/bin/sh, -c, exit 1]}}";
+    let deaf = container("c", "trap '' TERM; while :; do sleep 0.1; done", probe);
+    let patient =
+        pod("deaf", &format!("  containers:\n{deaf}")).replace("PeriodSeconds: 1\n", "PeriodSeconds: 600\n");
+    assert!(patient.contains("PeriodSeconds: 600"), "{patient}");
+    node.apply(&patient);
+    let absent = container("c", "", "").replace("[/bin/sh, -c, \"\"]", "[/nope]");
+    node.apply(&pod("absent", &format!("  containers:\n{absent}")));
+    let mount = "    volumeMounts: [{name: v, mountPath: /v}]";
+    let writes = container("c", "echo kept > /v/file", mount);
+    node.apply(&pod(
+        "local",
+        &format!(
+            "  restartPolicy: Never\n  containers:\n{writes}  volumes: [{{name: v, persistentVolumeClaim: {{claimName: claim}}}}]"
+        ),
+    ));
+    assert_eq!(log_of_ended(&node, "links"), "KUBERNETES_SERVICE_PORT=443\nWEB_SERVICE_PORT=81\n");
+    assert_eq!(log_of_ended(&node, "none"), "KUBERNETES_SERVICE_PORT=443\n");
+    log_of_ended(&node, "local");
+    assert_eq!(std::fs::read_to_string(disk.join("file")).unwrap(), "kept\n");
+    let last = ".status.containerStatuses[0].lastState.terminated";
+    wait_field(&node, "absent", &format!("{last}.reason"), "StartError");
+    assert_eq!(field(&node, "absent", &format!("{last}.exitCode")), "128");
+    let message = field(&node, "absent", &format!("{last}.message"));
+    assert!(message.ends_with("exec: \"/nope\": stat /nope: no such file or directory"), "{message}");
+    let waits = field(&node, "absent", ".status.containerStatuses[0].state.waiting.reason");
+    assert!(["RunContainerError", "CrashLoopBackOff"].contains(&waits.as_str()), "{waits}");
+    wait_field(&node, "deaf", ".status.containerStatuses[0].lastState.terminated.exitCode", "137");
+    // Whoever takes the board down must not wait for it.
+    node.k(&["delete", "pod", "deaf", "--force", "--grace-period=0"]);
+}
