@@ -290,10 +290,7 @@ async fn build(
         privileged,
         seccomp: security::seccomp(wanted, container, &shared.options.seccomp_profiles),
         unmasked_proc: context.proc_mount.as_deref() == Some("Unmasked"),
-        apparmor_profile: match fs::read_to_string(APPARMOR_PROFILES) {
-            Ok(loaded) => apparmor(wanted, container, &loaded)?,
-            Err(_) => None,
-        },
+        apparmor_profile: apparmor(wanted, container, || fs::read_to_string(APPARMOR_PROFILES).ok())?,
         mounts,
         devices: Vec::new(),
         shm_bytes: SHM_BYTES,
@@ -308,10 +305,14 @@ async fn build(
     })
 }
 
-/// The profile among those that the kernel has (`name (mode)`, one a line). Whoever asks for the default
-/// one gets containerd's, where somebody has loaded that: profiles are compiled by a host's tool, and we
-/// call none.
-fn apparmor(wanted: &Wanted, container: &Container, loaded: &str) -> Result<Option<String>, String> {
+/// The profile among those that the kernel has (`name (mode)`, one a line; where it does not tell, it will
+/// refuse what it does not have). Whoever asks for the default one gets containerd's, where somebody has
+/// loaded that: profiles are compiled by a host's tool, and we call none.
+fn apparmor(
+    wanted: &Wanted,
+    container: &Container,
+    loaded: impl Fn() -> Option<String>,
+) -> Result<Option<String>, String> {
     let own = container.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
     let whole = wanted.spec.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
     let Some(profile) = own.or(whole) else { return Ok(None) };
@@ -320,7 +321,8 @@ fn apparmor(wanted: &Wanted, container: &Container, loaded: &str) -> Result<Opti
         "RuntimeDefault" => APPARMOR_DEFAULT.to_owned(),
         _ => return Ok(None),
     };
-    if loaded.lines().any(|line| line.rsplit_once(" (").map_or(line, |(name, _)| name) == name) {
+    let is_it = |line: &str| line.rsplit_once(" (").map_or(line, |(name, _)| name) == name;
+    if loaded().is_none_or(|loaded| loaded.lines().any(is_it)) {
         return Ok(Some(name));
     }
     Err(format!(
@@ -419,7 +421,8 @@ mod tests {
     fn profiles_are_those_that_the_kernel_has() {
         let loaded =
             "/usr/bin/man (enforce)\ncri-containerd.apparmor.d (enforce)\nno writes (x) (complain)\n";
-        let pick = |own: &str, whole: &str, loaded: &str| {
+        let loaded = Some(loaded);
+        let pick = |own: &str, whole: &str, loaded: Option<&str>| {
             let context = |profile: &str| match profile {
                 "" => serde_json::json!(null),
                 text => {
@@ -431,7 +434,7 @@ mod tests {
                 "spec": {"securityContext": context(whole), "containers": [{"name": "c", "securityContext": context(own)}]},
             });
             let wanted = Wanted::new(serde_json::from_value(pod).unwrap());
-            apparmor(&wanted, &wanted.spec.containers[0], loaded)
+            apparmor(&wanted, &wanted.spec.containers[0], || loaded.map(str::to_owned))
         };
         let local = |name: &str| format!(r#"{{"type": "Localhost", "localhostProfile": "{name}"}}"#);
         let default = r#"{"type": "RuntimeDefault"}"#;
@@ -446,7 +449,8 @@ mod tests {
         assert_eq!(pick("", &local("/usr/bin/man"), loaded), found("/usr/bin/man"));
         assert_eq!(pick(&local("other"), "", loaded), missing("other"));
         assert_eq!(pick("", default, loaded), found(APPARMOR_DEFAULT));
-        assert_eq!(pick("", default, ""), missing(APPARMOR_DEFAULT));
-        assert_eq!(pick(r#"{"type": "Unconfined"}"#, default, ""), Ok(None));
+        assert_eq!(pick("", default, Some("")), missing(APPARMOR_DEFAULT));
+        assert_eq!(pick("", default, None), found(APPARMOR_DEFAULT));
+        assert_eq!(pick(r#"{"type": "Unconfined"}"#, default, Some("")), Ok(None));
     }
 }
