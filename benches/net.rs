@@ -37,21 +37,9 @@ fn ip(number: u32) -> Ipv4Addr {
 fn service(number: u16) -> ServicePort {
     let number = u32::from(number);
     let backend = |at: u32| Backend::new(ip(at + number), 8080, false);
-    ServicePort {
-        name: format!("default/s{number}:http"),
-        protocol: Protocol::Tcp,
-        port: 80,
-        cluster_ips: vec![ip(0x0a2b_4000 + number)],
-        external_ips: Vec::new(),
-        balancer_ips: Vec::new(),
-        node_port: None,
-        affinity_seconds: None,
-        external_local: false,
-        internal_local: false,
-        source_ranges: Vec::new(),
-        health_check_port: None,
-        backends: vec![backend(0x0a2a_4000), backend(0x0a2a_8000)],
-    }
+    let backends = vec![backend(0x0a2a_4000), backend(0x0a2a_8000)];
+    let name = format!("default/s{number}:http");
+    ServicePort::new(name, Protocol::Tcp, 80, ip(0x0a2b_4000 + number), backends)
 }
 
 fn timed(run: impl FnOnce()) -> Duration {

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, io::ErrorKind, net::Ipv4Addr};
 
 use lab::{Node, Ns, Server, ask_over, wait};
 use sampan::net::{
-    Backend, HostPort, Network, Peer, Protocol, ServicePort,
+    Backend, HostPort, Network, Peer, Protocol, ServicePort, Viewpoint,
     policy::{Flow, PodPolicy},
 };
 
@@ -62,20 +62,10 @@ fn lab() -> Lab {
 /// A service at [`VIP`]:80 and [`NODE_PORT`], as the node with these pods sees it.
 fn service(protocol: Protocol, endpoints: &[Ipv4Addr], third: u8) -> ServicePort {
     let backend = |address: &Ipv4Addr| Backend::new(*address, 8080, address.octets()[2] == third);
+    let backends = endpoints.iter().map(backend).collect();
     ServicePort {
-        name: format!("default/web:{protocol:?}"),
-        protocol,
-        port: 80,
-        cluster_ips: vec![VIP],
-        external_ips: Vec::new(),
-        balancer_ips: Vec::new(),
         node_port: Some(NODE_PORT),
-        affinity_seconds: None,
-        external_local: false,
-        internal_local: false,
-        source_ranges: Vec::new(),
-        health_check_port: None,
-        backends: endpoints.iter().map(backend).collect(),
+        ..ServicePort::new(format!("default/web:{protocol:?}"), protocol, 80, VIP, backends)
     }
 }
 
@@ -415,13 +405,74 @@ fn foreign_tables_stay_and_our_own_is_repaired() {
     assert_eq!(nft("list ruleset"), theirs);
 }
 
-/// Firewalls of other programs that drop what is forwarded: Docker's, and one of the host's own.
+/// `trafficDistribution`: endpoints that are meant for this node or zone, as long as there is one.
+#[test]
+fn endpoints_near_by_are_preferred() {
+    let lab = lab();
+    let all = [POD_A, POD_A2, POD_B];
+    let near = |hints: fn(&mut Backend)| {
+        for (node, third, name, zone) in [(&lab.a, 0, "node-0", "z0"), (&lab.b, 1, "node-1", "z1")] {
+            let services = [Protocol::Tcp, Protocol::Udp].map(|protocol| {
+                let mut service = service(protocol, &all, third);
+                service.backends.iter_mut().for_each(hints);
+                service.see_from(Viewpoint { node: name, zone, pods: node.pod_cidr.parse().unwrap() });
+                service
+            });
+            node.set_services(&services, &[]);
+        }
+    };
+    near(|backend| backend.for_nodes = vec![format!("node-{}", backend.address.octets()[2])]);
+    assert_eq!(answering(&lab.pod_a, (VIP, 80)), names(["a", "a2"]));
+    assert_eq!(answering(&lab.pod_b, (VIP, 80)), names(["b"]));
+    assert_eq!(answering(&lab.outside, (NODE_B, NODE_PORT)), names(["b"]));
+    near(|backend| backend.for_zones = vec![format!("z{}", backend.address.octets()[2])]);
+    assert_eq!(answering(&lab.a.ns, (VIP, 80)), names(["a", "a2"]));
+    // One without a hint: all are for all.
+    near(|backend| {
+        if backend.address != POD_A2 {
+            backend.for_zones = vec![format!("z{}", backend.address.octets()[2])];
+        }
+    });
+    assert_eq!(answering(&lab.pod_b, (VIP, 80)), names(["a", "a2", "b"]));
+}
+
+/// Endpoints that end serve while there is no other, and outsiders by the policy `Local` on their node.
+#[test]
+fn ending_endpoints_serve_alone() {
+    let lab = lab();
+    let ending = |gone: &'static [Ipv4Addr], local| {
+        lab.serve(&[POD_A, POD_B], move |service| {
+            service.external_local = local;
+            for backend in &mut service.backends {
+                backend.ending = gone.contains(&backend.address);
+            }
+        });
+    };
+    ending(&[POD_A], false);
+    for ns in [&lab.pod_a2, &lab.pod_b, &lab.a.ns] {
+        assert_eq!(answering(ns, (VIP, 80)), names(["b"]));
+    }
+    ending(&[POD_A], true);
+    assert_eq!(answering(&lab.outside, (NODE_A, NODE_PORT)), names(["a"]));
+    assert_eq!(answering(&lab.pod_a2, (VIP, 80)), names(["b"]));
+    ending(&[POD_A, POD_B], false);
+    assert_eq!(answering(&lab.pod_a2, (VIP, 80)), names(["a", "b"]));
+}
+
+/// Firewalls of other programs that drop what is forwarded: Docker's, ufw's, and one of the host's own.
 #[test]
 fn firewalls_that_drop_are_named_with_what_lets_pods_pass() {
     let docker = "iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -A FORWARD -j DOCKER-USER; \
         iptables -A DOCKER-USER -j RETURN";
     let own = "nft 'table inet own { chain ways { type filter hook forward priority 0; policy drop; }; }'";
-    for (name, set_up) in [("ip filter FORWARD", docker), ("inet own ways", own)] {
+    let ufw = "iptables -P FORWARD DROP; iptables -N ufw-before-forward; iptables -N ufw-reject-forward; \
+        iptables -A FORWARD -j ufw-before-forward; iptables -A FORWARD -j ufw-reject-forward; \
+        iptables -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; \
+        iptables -A ufw-before-forward -m conntrack --ctstate INVALID -j DROP; \
+        iptables -A ufw-before-forward -p icmp --icmp-type echo-request -j ACCEPT; \
+        iptables -A ufw-reject-forward -j REJECT";
+    for (name, set_up) in [("ip filter FORWARD", docker), ("ip filter FORWARD", ufw), ("inet own ways", own)]
+    {
         let lab = lab();
         lab.serve(&[POD_A], |_| {});
         let ways = [
@@ -441,7 +492,8 @@ fn firewalls_that_drop_are_named_with_what_lets_pods_pass() {
         let (_, commands) = remedy.split_once("let pods pass: ").unwrap();
         let commands = commands.lines().next().unwrap().split(" (").next().unwrap();
         // As it is told where Docker runs.
-        for command in commands.replace("-I FORWARD", "-I DOCKER-USER").split("; ") {
+        let chain = if set_up == docker { "-I DOCKER-USER" } else { "-I FORWARD" };
+        for command in commands.replace("-I FORWARD", chain).split("; ") {
             lab.a.ns.command("sh", &["-c", command]);
         }
         for (from, ns, to) in ways {

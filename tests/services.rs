@@ -330,6 +330,21 @@ spec: {type: LoadBalancer, externalTrafficPolicy: Local, selector: {at: there}, 
 ---
 apiVersion: v1
 kind: Service
+metadata: {name: foreign}
+spec: {type: LoadBalancer, loadBalancerClass: example.com/other, selector: {at: there}, ports: [{port: 8889, targetPort: web}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: portless}
+spec: {type: LoadBalancer, allocateLoadBalancerNodePorts: false, selector: {at: there}, ports: [{port: 8890, targetPort: web}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: near}
+spec: {trafficDistribution: PreferSameNode, selector: {app: all}, ports: [{port: 80, targetPort: web}]}
+---
+apiVersion: v1
+kind: Service
 metadata: {name: elsewhere}
 spec: {type: ExternalName, externalName: all.default.svc.cluster.local}
 ---
@@ -436,6 +451,23 @@ fn every_kind_of_service_works_on_two_boards_and_over_a_crash() {
         });
     }
     assert_eq!(curl(&master, &["http://192.0.2.2:8888/hostname"]), "there\n");
+    // One without ports of the nodes, and one that is another's business.
+    master.wait_output(&["get", "service", "portless", "-o", "yaml"], "addresses", |text| {
+        text.contains("ip: 192.0.2.2") && !text.contains("nodePort")
+    });
+    assert_eq!(curl(&board, &["http://192.0.2.1:8890/hostname"]), "there\n");
+    assert_eq!(field(&master, &["service", "foreign"], ".status.loadBalancer"), "{}");
+    assert_eq!(code(&board, "http://192.0.2.1:8889/"), "000 7");
+    let port = field(&master, &["service", "foreign"], ".spec.ports[0].nodePort");
+    assert_eq!(curl(&board, &[&format!("http://192.0.2.1:{port}/hostname")]), "there\n");
+    // Each node prefers its own endpoint.
+    for ((what, node), own) in both.into_iter().zip(["one\n", "there\n"]) {
+        wait_for(&format!("{what} to prefer its own"), || {
+            let heard: Vec<_> =
+                (0..12).map(|_| curl(node, &[&format!("http://{}/hostname", vip("near"))])).collect();
+            if heard.iter().all(|name| name == own) { Ok(()) } else { Err(format!("{heard:?}")) }
+        });
+    }
     // Endpoints that somebody wrote down: a program of the other node, also by an external address.
     let mut program = board.space.command(SAMPAN);
     let program = Running(program.args(["demo", "web", "9090"]).stdout(Stdio::null()).spawn().unwrap());

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     clock::Clock as _,
-    http::{self, Limits},
+    http::{self, Limits, Speaks},
     objects::Objects,
     streams::NodeStreams,
     tasks::CancellationToken,
@@ -189,8 +189,9 @@ impl Connection {
         }
         let peer = stream.peer_addr().ok();
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream));
-        let tls = match handshake.await {
-            Ok(Ok(tls)) => tls,
+        // Large, and soon over.
+        let tls = match Box::pin(handshake).await {
+            Ok(Ok(tls)) => Box::new(tls),
             Ok(Err(error)) => return tracing::debug!(%error, ?peer, "TLS handshake"),
             Err(_) => return tracing::debug!(?peer, "TLS handshake took too long"),
         };
@@ -208,7 +209,8 @@ impl Connection {
             let (api, certificate) = (Arc::clone(&api), Arc::clone(&certificate));
             async move { handler::handle(api, &certificate, request).await }
         };
-        let ended = http::serve(tls, LIMITS, &self.api.stop, handle).await;
+        let speaks = Speaks::agreed(tls.get_ref().1.alpn_protocol());
+        let ended = http::serve(tls, speaks, LIMITS, &self.api.stop, handle).await;
         if let Err(error) = ended {
             tracing::trace!(%error, ?peer, "connection ended");
         }

@@ -41,7 +41,7 @@ use self::{
     record::Record,
 };
 use crate::{
-    http::{self, Limits},
+    http::{self, Limits, Speaks},
     net::{cidr::Cidr, routes::IngressTable},
     tasks::CancellationToken,
 };
@@ -183,7 +183,7 @@ impl Server {
                 proxy.record.connections.fetch_add(1, Ordering::Relaxed);
                 let patience = Arc::new(Patience { lost: kill.clone(), ..Patience::default() });
                 let served = connection(&proxy, stream, acceptor, (client, port), stop, &patience, &options);
-                let ended = Box::pin(kill.run_until_cancelled(served)).await;
+                let ended = kill.run_until_cancelled(served).await;
                 if ended.is_none() && !proxy.pool.stop.is_cancelled() {
                     tracing::debug!(%client, "too many requests were taken back");
                 }
@@ -220,11 +220,21 @@ async fn connection(
         }
     }
     let arrival = Arc::new(Arrival::new(client, acceptor.is_some(), port));
+    let limits = Limits { headers: options.head_timeout, ..LIMITS };
     let Some(acceptor) = acceptor else {
-        return serve(proxy, stream, arrival, stop, patience, options).await;
+        return match stop.run_until_cancelled(Speaks::heard(&stream, limits.headers)).await {
+            Some(Ok(speaks)) => Box::pin(serve(proxy, stream, speaks, limits, arrival, stop, patience)).await,
+            Some(Err(error)) => tracing::debug!(%error, %client, "nothing was asked"),
+            None => {}
+        };
     };
-    match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => return serve(proxy, stream, arrival, stop, patience, options).await,
+    // Large, and soon over.
+    match Box::pin(timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))).await {
+        Ok(Ok(stream)) => {
+            let speaks = Speaks::agreed(stream.get_ref().1.alpn_protocol());
+            let stream = Box::new(stream);
+            return Box::pin(serve(proxy, stream, speaks, limits, arrival, stop, patience)).await;
+        }
         Ok(Err(error)) => tracing::debug!(%error, %client, "TLS handshake"),
         Err(_) => tracing::debug!(%client, "TLS handshake took too long"),
     }
@@ -267,10 +277,11 @@ impl Drop for Asked {
 async fn serve<S>(
     proxy: &Arc<Proxy>,
     stream: S,
+    speaks: Speaks,
+    limits: Limits,
     arrival: Arc<Arrival>,
     stop: CancellationToken,
     patience: &Arc<Patience>,
-    options: &Options,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -282,8 +293,7 @@ async fn serve<S>(
             response
         }
     };
-    let limits = Limits { headers: options.head_timeout, ..LIMITS };
-    if let Err(error) = http::serve(stream, limits, &stop, handle).await {
+    if let Err(error) = http::serve(stream, speaks, limits, &stop, handle).await {
         tracing::trace!(%error, client = %arrival.client, "connection ended");
     }
 }

@@ -119,7 +119,8 @@ impl Proxy {
         // What there is to decide is decided at once: little is kept while the backend is waited for.
         let (rule, response) = match self.decide(&table, request, arrival) {
             Decided::Answered(rule, response) => (rule, response),
-            Decided::GoesOn(rule, onward) => (Some(rule), self.pass(rule, onward).await),
+            // In a place of its own: a connection keeps room for what waits here even when nothing is asked.
+            Decided::GoesOn(rule, onward) => (Some(rule), Box::pin(self.pass(rule, onward)).await),
         };
         let answered = Answered {
             status: response.status().as_u16(),

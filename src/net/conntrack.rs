@@ -179,20 +179,11 @@ mod tests {
             dns: None,
         };
         let backend = |last: &u8| Backend::new(Ipv4Addr::new(10, 42, 0, *last), 53, true);
+        let vip = Ipv4Addr::new(10, 43, 0, 7);
+        let backends = endpoints.iter().map(backend).collect();
         let service = ServicePort {
-            name: "default/dns:dns".to_owned(),
-            protocol: Protocol::Udp,
-            port: 5353,
-            cluster_ips: vec![Ipv4Addr::new(10, 43, 0, 7)],
-            external_ips: Vec::new(),
-            balancer_ips: Vec::new(),
             node_port: Some(30053),
-            affinity_seconds: None,
-            external_local: false,
-            internal_local: false,
-            source_ranges: Vec::new(),
-            health_check_port: None,
-            backends: endpoints.iter().map(backend).collect(),
+            ..ServicePort::new("default/dns:dns".to_owned(), Protocol::Udp, 5353, vip, backends)
         };
         let other = HostPort {
             protocol: Protocol::Udp,

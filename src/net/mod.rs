@@ -139,6 +139,31 @@ pub struct Viewpoint<'a> {
 }
 
 impl ServicePort {
+    /// A port with a cluster address and nothing more.
+    pub fn new(
+        name: String,
+        protocol: Protocol,
+        port: u16,
+        cluster_ip: Ipv4Addr,
+        backends: Vec<Backend>,
+    ) -> Self {
+        Self {
+            name,
+            protocol,
+            port,
+            cluster_ips: vec![cluster_ip],
+            external_ips: Vec::new(),
+            balancer_ips: Vec::new(),
+            node_port: None,
+            affinity_seconds: None,
+            external_local: false,
+            internal_local: false,
+            source_ranges: Vec::new(),
+            health_check_port: None,
+            backends,
+        }
+    }
+
     /// Says which backends are on the node, and leaves out those that are meant for others, as
     /// kube-proxy does (KEP-2433, KEP-3015): by node if all ready ones say for which nodes they are and
     /// one is for this, otherwise by zone in the same way. The `Local` policies look at all that are

@@ -271,21 +271,7 @@ pub mod tests {
     }
 
     pub fn service(name: &str, ip: &str, port: u16, endpoints: &[&str]) -> ServicePort {
-        ServicePort {
-            name: name.to_owned(),
-            protocol: Protocol::Tcp,
-            port,
-            cluster_ips: vec![address(ip)],
-            external_ips: Vec::new(),
-            balancer_ips: Vec::new(),
-            node_port: None,
-            affinity_seconds: None,
-            external_local: false,
-            internal_local: false,
-            source_ranges: Vec::new(),
-            health_check_port: None,
-            backends: backends(endpoints),
-        }
+        ServicePort::new(name.to_owned(), Protocol::Tcp, port, address(ip), backends(endpoints))
     }
 
     fn lookup(ruleset: &Ruleset, set: Set, frontend: &str) -> Option<String> {
