@@ -1106,6 +1106,10 @@ async fn nobody_gives_what_they_do_not_have_and_namespaces_have_limits() {
     cluster.ok("create --raw /api/v1/namespaces/box/pods/small/binding -f -", binding).await;
     let zoned = cluster.ok("get pods -n box -l topology.kubernetes.io/zone=east -o name", "").await;
     assert_eq!(zoned.trim(), "pod/small");
+    let placed = pod("placed", "{}, env: []").replace("spec: {", "spec: {nodeName: here, ");
+    cluster.ok("create -f -", &placed).await;
+    let zoned = cluster.ok("get pod placed -n box -o jsonpath={.metadata.labels}", "").await;
+    assert_eq!(zoned, r#"{"topology.kubernetes.io/zone":"east"}"#);
     let refused = cluster.refused("create -f -", &pod("large", "{limits: {cpu: 1}}")).await;
     assert!(refused.contains("maximum cpu usage per Container is 500m, but limit is 1"), "{refused}");
 }

@@ -15,11 +15,12 @@ use super::{
 use crate::{
     clock::{Clock as _, rfc3339_seconds},
     kinds::{
-        Subresource,
+        Subresource, field,
+        pod::BINDING,
         schema::{self, Type},
     },
     objects::{
-        scale,
+        Binding, scale,
         token::{Bound, TokenSpec},
     },
 };
@@ -104,13 +105,14 @@ impl Call {
         binding: &Value,
         options: &crate::objects::WriteOptions,
     ) -> Result<Reply, Refusal> {
-        let target = &binding["target"];
-        let node = target["name"].as_str().unwrap_or_default();
-        if node.is_empty() || !matches!(target["kind"].as_str(), None | Some("" | "Node")) {
-            return Err(Refusal::bad_request("target: a Binding must name a Node"));
+        if binding["metadata"]["name"].as_str() != Some(pod) {
+            return Err(Refusal::bad_request("name in URL does not match name in Binding object"));
         }
-        let uid = binding["metadata"]["uid"].as_str().filter(|uid| !uid.is_empty());
-        self.api.objects.bind(self.namespace(), pod, uid, node, options).await?;
+        let errors = (BINDING.strategy.validate)(binding);
+        if !errors.is_empty() {
+            return Err(Refusal::Failed(field::aggregate(&errors)));
+        }
+        self.api.objects.bind(self.namespace(), pod, &Binding::of(binding), options).await?;
         self.value(StatusCode::CREATED, &success())
     }
 

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     clock::{Clock, ManualClock},
     kinds::{Kind, Subresource, registry},
-    objects::{DeleteOptions, Objects, WriteOptions},
+    objects::{Binding, DeleteOptions, Objects, WriteOptions},
     patch::merge_patch,
     store::{Key, Store},
 };
@@ -284,7 +284,8 @@ impl Sim {
             }
             if super::pods::node_name(&pod).is_empty() {
                 let Some(node) = self.place(&pod) else { continue };
-                self.objects.bind("default", name, None, node, &self.options).await.unwrap();
+                let binding = Binding { node, ..Binding::default() };
+                self.objects.bind("default", name, &binding, &self.options).await.unwrap();
             }
             let (phase, ready) = match fate(&pod) {
                 Fate::Run => ("Running", true),

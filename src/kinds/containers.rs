@@ -5,7 +5,9 @@ use serde_json::Value;
 use super::{
     ErrorList, FieldError,
     at::At,
-    names, resource_names,
+    names,
+    pod::RESTART_ALL,
+    resource_names,
     volume_sources::{Volumes, check_field_ref, check_no_backsteps, check_relative_path, check_resource_ref},
 };
 
@@ -21,6 +23,8 @@ pub struct PodContext<'a> {
     pub restart_policy: &'a str,
     /// `spec.hostUsers`, which is true by default.
     pub host_users: bool,
+    /// `spec.os`.
+    pub os: At<'a>,
 }
 
 pub const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
@@ -103,8 +107,8 @@ fn check_restart_rules(container: &At<'_>, errors: &mut ErrorList) {
     }
     for rule in rules.items() {
         let (action, codes) = (rule.get("action"), rule.get("exitCodes"));
-        if !["Restart", "RestartAllContainers"].contains(&action.str()) {
-            errors.push(action.not_supported(&["Restart", "RestartAllContainers"]));
+        if !["Restart", RESTART_ALL].contains(&action.str()) {
+            errors.push(action.not_supported(&["Restart", RESTART_ALL]));
         }
         if !codes.is_set() {
             errors.push(codes.required("must be specified"));
@@ -394,6 +398,7 @@ fn check_lifecycle_and_probes(container: &At<'_>, context: &PodContext<'_>, erro
             check_handler(&hook, context, errors);
         }
     }
+    check_stop_signal(&lifecycle.get("stopSignal"), &context.os, errors);
     for kind in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let probe = container.get(kind);
         if !probe.is_set() {
@@ -417,6 +422,38 @@ fn check_lifecycle_and_probes(container: &At<'_>, context: &PodContext<'_>, erro
         } else if threshold.int() != Some(1) {
             errors.push(threshold.invalid("must be 1"));
         }
+    }
+}
+
+/// Signals of Linux but for the real-time ones, without `SIG`.
+const SIGNALS: &str = "ABRT ALRM BUS CHLD CLD CONT FPE HUP ILL INT IO IOT KILL PIPE POLL PROF PWR QUIT \
+    SEGV STKFLT STOP SYS TERM TRAP TSTP TTIN TTOU URG USR1 USR2 VTALRM WINCH XCPU XFSZ";
+
+/// The signals that may end a container of Linux, sorted.
+fn signals() -> Vec<String> {
+    let above = (1..=15).map(|n| format!("RTMIN+{n}"));
+    let below = (1..=14).map(|n| format!("RTMAX-{n}"));
+    let plain = SIGNALS.split(' ').chain(["RTMIN", "RTMAX"]).map(str::to_owned);
+    let mut all: Vec<_> = plain.chain(above).chain(below).map(|name| format!("SIG{name}")).collect();
+    all.sort();
+    all
+}
+
+/// Which signals there are depends on the system that the pod says it is for.
+fn check_stop_signal(signal: &At<'_>, os: &At<'_>, errors: &mut ErrorList) {
+    if !signal.is_set() {
+        return;
+    }
+    match os.get("name").str() {
+        _ if !os.is_set() => {
+            errors.push(signal.forbidden("may not be set for containers with empty `spec.os.name`"));
+        }
+        "windows" => signal.check_one_of(&["SIGKILL", "SIGTERM"], errors),
+        "linux" => {
+            let all = signals();
+            signal.check_one_of(&all.iter().map(String::as_str).collect::<Vec<_>>(), errors);
+        }
+        _ => {}
     }
 }
 

@@ -1,6 +1,6 @@
 //! Pods, and the Binding of a pod to a node.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, ContainerRestartRuleOnExitCodes, Pod};
 use serde_json::{Value, json};
 
 use super::{
@@ -65,6 +65,31 @@ pub const BINDING: Kind = Kind {
 pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// The action of a rule that makes a pod begin anew.
+pub const RESTART_ALL: &str = "RestartAllContainers";
+
+/// What the first rule of a container that is for an end with `code` does.
+pub fn restart_action(container: &Container, code: i32) -> Option<&str> {
+    let is_for = |codes: &ContainerRestartRuleOnExitCodes| {
+        (codes.operator == "In") == codes.values.iter().flatten().any(|v| *v == code)
+    };
+    let mut rules = container.restart_policy_rules.iter().flatten();
+    rules.find(|rule| rule.exit_codes.as_ref().is_some_and(is_for)).map(|rule| &*rule.action)
+}
+
+/// Whether a container that ended with `code` runs again, by its own rules and policy or by the
+/// pod's policy (upstream's `ContainerShouldRestart`).
+pub fn restarts(container: &Container, policy_of_pod: &str, code: i32) -> bool {
+    if matches!(restart_action(container, code), Some("Restart" | RESTART_ALL)) {
+        return true;
+    }
+    match container.restart_policy.as_deref().unwrap_or(policy_of_pod) {
+        "Never" => false,
+        "OnFailure" => code != 0,
+        _ => true,
+    }
 }
 
 /// Whether the pod has ended: its phase is Succeeded or Failed.
@@ -344,6 +369,14 @@ mod tests {
                 "spec.containers[0].restartPolicyRules[0].exitCodes.operator: Unsupported value: \"Is\": supported values: \"In\", \"NotIn\"",
             ),
             (
+                c(json!({"lifecycle": {"stopSignal": "SIGUSR1"}})),
+                "spec.containers[0].lifecycle.stopSignal: Forbidden: may not be set for containers with empty `spec.os.name`",
+            ),
+            (
+                json!({"os": {"name": "windows"}, "containers": [{"name": "c", "image": "i", "lifecycle": {"stopSignal": "SIGUSR1"}}]}),
+                "spec.containers[0].lifecycle.stopSignal: Unsupported value: \"SIGUSR1\": supported values: \"SIGKILL\", \"SIGTERM\"",
+            ),
+            (
                 c(json!({"livenessProbe": {}})),
                 "spec.containers[0].livenessProbe: Required value: must specify a handler type",
             ),
@@ -385,8 +418,9 @@ mod tests {
         }
         let rich = json!({"initContainers": [{"name": "s", "image": "i", "restartPolicy": "Always"}],
             "containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/v"}],
-                "lifecycle": {"preStop": {"sleep": {"seconds": 5}}}, "resources": {"limits": {"cpu": "1"}}}],
+                "lifecycle": {"stopSignal": "SIGRTMIN+15", "preStop": {"sleep": {"seconds": 5}}}, "resources": {"limits": {"cpu": "1"}}}],
             "volumes": [{"name": "v", "projected": {"sources": [{"configMap": {"name": "m"}}]}}],
+            "os": {"name": "linux"},
             "dnsPolicy": "None", "dnsConfig": {"nameservers": ["10.0.0.1"], "searches": ["a_b.c."]},
             "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}]});
         assert_eq!(errors(rich), Vec::<String>::new());

@@ -49,6 +49,7 @@ pub fn check_spec(spec: &At<'_>, pod_name: Option<&str>, claims: &[&str], errors
         grace_seconds: grace.int(),
         restart_policy: spec.get("restartPolicy").str(),
         host_users: spec.get("hostUsers").value != false,
+        os: spec.get("os"),
     };
     check_containers(spec, &context, errors);
     check_pod_resources(spec, errors);

@@ -1,9 +1,16 @@
 //! What may change in a pod: by an update, its ephemeral containers, and a resize
 //! (`ValidatePodUpdate`, `ValidatePodEphemeralContainersUpdate`, `ValidatePodResize`).
 
+use k8s_openapi::api::core::v1::{Container, PodSpec};
 use serde_json::Value;
 
-use super::{ErrorList, FieldError, addresses, at::At, meta, names, remove, replace, resources};
+use super::{
+    ErrorList, FieldError, addresses,
+    at::At,
+    meta, names,
+    pod::{self, RESTART_ALL},
+    remove, replace, resources,
+};
 
 const STATIC_POD: &str = "kubernetes.io/config.mirror";
 const CONTAINER_LISTS: [&str; 2] = ["containers", "initContainers"];
@@ -89,11 +96,18 @@ pub fn check_status(new: &Value, old: &Value) -> ErrorList {
         check_annotations(new, old, errors);
         let (status, old_status) = (new.get("status"), old.get("status"));
         for condition in status.get("conditions").items() {
-            let kind = condition.get("type");
-            // Upstream's path, letter by letter.
-            let at = kind.with_path(condition.path.replacen("status.", "metadata.", 1) + ".Type");
-            at.check(names::qualified, errors);
+            let (kind, generation) = (condition.get("type"), condition.get("observedGeneration"));
+            // Upstream's paths, letter by letter.
+            let path = condition.path.replacen("status.", "metadata.", 1);
+            if generation.int().is_some_and(|g| g < 0) {
+                let at = generation.with_path(format!("{path}.observedGeneration"));
+                errors.push(at.invalid("must be greater than or equal to 0"));
+            }
+            if !["PodScheduled", "Ready", "Initialized"].contains(&kind.str()) {
+                kind.with_path(path + ".Type").check(names::qualified, errors);
+            }
         }
+        check_states(&status, old, errors);
         let nominated = status.get("nominatedNodeName");
         if !nominated.is_empty() && nominated.value != old_status.get("nominatedNodeName").value {
             nominated.check(names::dns_subdomain, errors);
@@ -104,6 +118,41 @@ pub fn check_status(new: &Value, old: &Value) -> ErrorList {
             ips.items().for_each(|ip| ip.get("ip").with_path(ip.path).check(addresses::ip, errors));
         }
     })
+}
+
+/// A container that has ended and is not to run again stays ended.
+fn check_states(status: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
+    let spec: PodSpec = serde_json::from_value(old.get("spec").value.clone()).unwrap_or_default();
+    let policy = spec.restart_policy.as_deref().unwrap_or("Always");
+    let (main, init) = (&spec.containers, spec.init_containers.as_deref().unwrap_or_default());
+    let ends_all = |c: &Container| c.restart_policy_rules.iter().flatten().any(|r| r.action == RESTART_ALL);
+    if init.iter().chain(main).any(ends_all) {
+        return;
+    }
+    let lists: [(&str, Option<&[Container]>); 3] = [
+        ("containerStatuses", Some(main)),
+        ("initContainerStatuses", Some(init)),
+        ("ephemeralContainerStatuses", None),
+    ];
+    let ended = |status: &At<'_>| status.get("state").get("terminated").value.is_object();
+    for (list, containers) in lists {
+        let now = status.get(list);
+        let then = old.get("status").get(list).with_path(&now.path);
+        for was in then.items().filter(ended) {
+            let name = was.get("name").str();
+            let Some(is) = now.items().find(|s| s.get("name").str() == name && !ended(s)) else { continue };
+            let code = was.get("state").get("terminated").get("exitCode").int().unwrap_or(0);
+            let code = i32::try_from(code).unwrap_or(i32::MAX);
+            let runs_again = containers.is_some_and(|all| {
+                let container = all.iter().find(|c| c.name == name).cloned().unwrap_or_default();
+                pod::restarts(&container, policy, code)
+            });
+            if !runs_again {
+                let state = is.with_path(format!("{}.state", was.path));
+                errors.push(state.forbidden("may not be transitioned to non-terminated state"));
+            }
+        }
+    }
 }
 
 fn check_deadline(spec: &At<'_>, old_spec: &At<'_>, errors: &mut ErrorList) {

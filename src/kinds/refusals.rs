@@ -2099,7 +2099,46 @@ fn a_pods_status_is_refused_in_upstreams_words() {
             json!({"podIPs": [{"ip": "x"}]}),
             "status.podIPs[0]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
         ),
+        (
+            json!({"conditions": [{"type": "a b"}]}),
+            "metadata.conditions[0].Type: Invalid value: \"a b\": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
+        ),
     ] {
         assert_eq!(errors(status), [text]);
+    }
+}
+
+#[test]
+fn a_container_that_ended_for_good_stays_ended() {
+    let strategy = &registry::by_resource("pods").expect("a row").strategy;
+    let validate = strategy.validate_part.expect("pods have parts");
+    let rule = |action: &str| json!([{"action": action, "exitCodes": {"operator": "In", "values": [3]}}]);
+    let refused = |policy: &str, container: Value, code: i32| {
+        let mut pod = good("pods");
+        pod["spec"]["restartPolicy"] = policy.into();
+        let name = pod["spec"]["containers"][0]["name"].clone();
+        for (field, value) in container.as_object().expect("fields") {
+            pod["spec"]["containers"][0][field] = value.clone();
+        }
+        let mut old = prepared("pods", pod);
+        let mut new = old.clone();
+        old["status"]["containerStatuses"] =
+            json!([{"name": name, "state": {"terminated": {"exitCode": code}}}]);
+        new["status"]["containerStatuses"] = json!([{"name": name, "state": {"running": {}}}]);
+        texts(&validate(super::Subresource::Status, &new, &old))
+    };
+    let text =
+        "status.containerStatuses[0].state: Forbidden: may not be transitioned to non-terminated state";
+    assert_eq!(refused("Never", json!({}), 1), [text]);
+    assert_eq!(refused("OnFailure", json!({}), 0), [text]);
+    assert_eq!(refused("Always", json!({"restartPolicy": "Never"}), 1), [text]);
+    for (policy, container, code) in [
+        ("Always", json!({}), 0),
+        ("OnFailure", json!({}), 1),
+        ("Never", json!({"restartPolicy": "OnFailure"}), 1),
+        ("Never", json!({"restartPolicy": "Never", "restartPolicyRules": rule("Restart")}), 3),
+        ("Never", json!({"restartPolicy": "Never", "restartPolicyRules": rule("RestartAllContainers")}), 1),
+    ] {
+        assert_eq!(refused(policy, container, code), Vec::<String>::new());
     }
 }

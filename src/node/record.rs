@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, ResourceReq
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    kinds::pod,
     runtime::{ContainerState, Exit},
     tasks::CancellationToken,
 };
@@ -18,8 +19,6 @@ const BACKOFF_FIRST: SignedDuration = SignedDuration::from_secs(10);
 const BACKOFF_MAX: SignedDuration = SignedDuration::from_mins(5);
 /// Without a failure for so long, pauses begin anew.
 const BACKOFF_FORGET: SignedDuration = SignedDuration::from_mins(10);
-/// The action of a rule that makes a pod begin anew.
-const RESTART_ALL: &str = "RestartAllContainers";
 /// The exit code of a container whose end nobody saw (the machine went down).
 pub const LOST_EXIT_CODE: i32 = 255;
 
@@ -142,34 +141,17 @@ impl Wanted {
 
     /// Whether an end with `code` makes the whole pod begin anew, in place.
     pub fn restarts_all(container: &Container, code: i32) -> bool {
-        container.restart_policy_rules.iter().flatten().any(|rule| {
-            rule.action == RESTART_ALL
-                && rule.exit_codes.as_ref().is_some_and(|codes| {
-                    (codes.operator == "In") == codes.values.iter().flatten().any(|v| *v == code)
-                })
-        })
+        pod::restart_action(container, code) == Some(pod::RESTART_ALL)
     }
 
     /// Whether a container that ended with `code` runs again
     /// (`restartPolicy`, and the container's own policy and rules).
     pub fn restarts(&self, role: Role, container: &Container, code: i32) -> bool {
-        let own = container.restart_policy.as_deref();
         match role {
-            Role::Ephemeral => return false,
-            Role::Sidecar => return true,
-            Role::Init | Role::Main => {}
-        }
-        for rule in container.restart_policy_rules.iter().flatten() {
-            let Some(codes) = &rule.exit_codes else { continue };
-            let listed = codes.values.iter().flatten().any(|v| *v == code);
-            if (codes.operator == "In") == listed && matches!(&*rule.action, "Restart" | RESTART_ALL) {
-                return true;
-            }
-        }
-        match (own.unwrap_or_else(|| self.restart_policy()), role) {
-            ("Never", _) => false,
-            ("OnFailure", _) | (_, Role::Init) => code != 0,
-            _ => true,
+            Role::Ephemeral => false,
+            Role::Sidecar => true,
+            Role::Init if code == 0 => pod::restart_action(container, code).is_some(),
+            Role::Init | Role::Main => pod::restarts(container, self.restart_policy(), code),
         }
     }
 }

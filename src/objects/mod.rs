@@ -31,6 +31,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+pub use binding::Binding;
 pub use error::Error;
 pub use events::Said;
 use k8s_openapi::{NamespaceResourceScope, Resource};

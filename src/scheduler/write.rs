@@ -9,7 +9,7 @@ use super::{NAME, preempt::Preemption, snapshot::PodInfo, volumes::Step};
 use crate::{
     clock,
     kinds::{Subresource, registry, volumes},
-    objects::{DeleteOptions, Error, Objects, WriteOptions},
+    objects::{Binding, DeleteOptions, Error, Objects, WriteOptions},
 };
 
 /// What became of a decision.
@@ -43,7 +43,8 @@ fn options() -> WriteOptions {
 }
 
 pub async fn bind(objects: Objects, pod: Arc<PodInfo>, node: String) -> Written {
-    let result = objects.bind(pod.namespace(), pod.name(), Some(pod.uid()), &node, &options()).await;
+    let binding = Binding { node: &node, uid: Some(pod.uid()), ..Binding::default() };
+    let result = objects.bind(pod.namespace(), pod.name(), &binding, &options()).await;
     if result.is_ok() {
         let message = format!("Successfully assigned {}/{} to {node}", pod.namespace(), pod.name());
         event(&objects, &pod, false, "Scheduled", &message).await;

@@ -1,4 +1,5 @@
-//! Priority, DefaultTolerationSeconds, DefaultStorageClass, DefaultIngressClass and RuntimeClass.
+//! Priority, DefaultTolerationSeconds, DefaultStorageClass, DefaultIngressClass, PodTopologyLabels and
+//! RuntimeClass.
 
 use serde_json::{Value, json};
 
@@ -129,6 +130,13 @@ pub fn ingress_class(request: &Request<'_>, ingress: &mut Value) {
     if let Some(class) = default_class(request, "networking.k8s.io/v1", "IngressClass", DEFAULT_INGRESS_CLASS)
     {
         ingress["spec"]["ingressClassName"] = class.into();
+    }
+}
+
+/// A pod that comes with its node is labelled with the node's place.
+pub fn place(request: &Request<'_>, pod: &mut Value) {
+    if request.is_create_of("", "Pod") {
+        request.objects.label_with_place(pod);
     }
 }
 

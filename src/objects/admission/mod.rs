@@ -64,6 +64,7 @@ pub fn mutate(request: &Request<'_>, value: &mut Value) -> Result<(), Error> {
     defaults::tolerations(request, value);
     defaults::storage_class(request, value);
     defaults::ingress_class(request, value);
+    defaults::place(request, value);
     defaults::runtime_class(request, value)
 }
 
