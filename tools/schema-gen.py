@@ -102,7 +102,9 @@ ATOMIC_TYPES = set(
 )
 GRANULAR_FIELDS = {"PersistentVolumeSpec.claimRef"}
 
-# Types that no crate has, `name: field type number, …` (`!` required, `[]` list, `{}` map).
+METRICS = "io.k8s.metrics.pkg.apis.metrics.v1beta1."
+
+# Types that no crate has, `name: field type number, …` (`!` required, `[]` list, `{}` map; 0: JSON only).
 EXTRA_TYPES = """
 io.k8s.apimachinery.pkg.apis.meta.v1.CreateOptions: apiVersion string 0, kind string 0, dryRun []string 1, fieldManager string 3, fieldValidation string 4
 io.k8s.apimachinery.pkg.apis.meta.v1.UpdateOptions: apiVersion string 0, kind string 0, dryRun []string 1, fieldManager string 2, fieldValidation string 3
@@ -117,8 +119,25 @@ io.k8s.apimachinery.pkg.apis.meta.v1.TableRowCondition: type !string 0, status !
 io.k8s.apimachinery.pkg.apis.meta.v1.TableRow: cells ![]any 0, conditions []TableRowCondition 0, object raw 0
 io.k8s.apimachinery.pkg.apis.meta.v1.Table: apiVersion string 0, kind string 0, metadata ListMeta 0, columnDefinitions ![]TableColumnDefinition 0, rows ![]TableRow 0
 io.k8s.apimachinery.pkg.runtime.TypeMeta: apiVersion string 1, kind string 2
+io.k8s.metrics.pkg.apis.metrics.v1beta1.ContainerMetrics: name !string 0, usage !{}quantity 0
+io.k8s.metrics.pkg.apis.metrics.v1beta1.NodeMetrics: apiVersion string 0, kind string 0, metadata ObjectMeta 0, timestamp !time 0, usage !{}quantity 0, window !string 0
+io.k8s.metrics.pkg.apis.metrics.v1beta1.PodMetrics: apiVersion string 0, containers ![]io.k8s.metrics.pkg.apis.metrics.v1beta1.ContainerMetrics 0, kind string 0, metadata ObjectMeta 0, timestamp !time 0, window !string 0
 """
 EXTRA_KINDS = {META + k: ("meta.k8s.io", "v1") for k in ("Table", "PartialObjectMetadata", "PartialObjectMetadataList")}
+EXTRA_KINDS |= {METRICS + k: ("metrics.k8s.io", "v1beta1") for k in ("NodeMetrics", "PodMetrics")}
+EXTRA_LISTS = {METRICS + "NodeMetrics": "NodeMetricsList", METRICS + "PodMetrics": "PodMetricsList"}
+# Their descriptions: of the type, of a field of one type, of a field of them all.
+EXTRA_DOCS = {
+    METRICS + "ContainerMetrics": "ContainerMetrics sets resource usage metrics of a container.",
+    METRICS + "NodeMetrics": "NodeMetrics sets resource usage metrics of a node.",
+    METRICS + "PodMetrics": "PodMetrics sets resource usage metrics of a pod.",
+    METRICS + "ContainerMetrics.name": "Container name corresponding to the one from pod.spec.containers.",
+    METRICS + "PodMetrics.containers": "Metrics for all containers are collected within the same time window.",
+    METRICS + "usage": "The memory usage is the memory working set.",
+    METRICS + "timestamp": "The following fields define time interval from which metrics were collected from the interval [Timestamp-Window, Timestamp].",
+}
+# Fields that all kinds have are described as Pod's.
+EXTRA_DOCS_OF_KINDS = ("apiVersion", "kind", "metadata")
 
 # Protobuf numbers that k8s-pb does not have yet.
 NUMBERS = {
@@ -287,7 +306,7 @@ SCALARS = {
     "crate::ByteString": "Bytes",
     "crate::serde_json::Value": "Json",
 }
-EXTRA_SCALARS = {"string": "String", "bool": "Bool", "int32": "Int32", "int64": "Int64", "raw": "Raw", "any": "Json"}
+EXTRA_SCALARS = {"quantity": "Quantity", "time": "Time", "string": "String", "bool": "Bool", "int32": "Int32", "int64": "Int64", "raw": "Raw", "any": "Json"}
 WIRE = {"String": "string", "Bool": "bool", "Int32": "int32", "Int64": "int64", "Double": "double", "Bytes": "bytes"}
 
 # ---------------------------------------------------------------- reading the crates
@@ -444,14 +463,20 @@ def add_extra(types):
         name, fields = line.split(": ", 1)
         ty = types.setdefault(name, Type(name))
         ty.gvk = EXTRA_KINDS.get(name)
+        ty.list_kind = EXTRA_LISTS.get(name)
+        ty.doc = EXTRA_DOCS.get(name, ty.doc)
         for item in fields.split(", "):
             json, spec, number = item.split()
             required = spec.startswith("!")
             spec = spec.lstrip("!")
-            shape = "List" if spec.startswith("[]") else "One"
-            spec = spec.removeprefix("[]")
-            field = Field(json, EXTRA_SCALARS.get(spec, META + spec), shape, required)
+            shape = {"[]": "List", "{}": "Map"}.get(spec[:2], "One")
+            spec = spec.removeprefix("[]").removeprefix("{}")
+            elem = EXTRA_SCALARS.get(spec) or (spec if spec.startswith("io.") else META + spec)
+            field = Field(json, elem, shape, required)
             field.number = int(number)
+            field.doc = EXTRA_DOCS.get(f"{name}.{json}") or EXTRA_DOCS.get(name.rsplit(".", 1)[0] + "." + json, "")
+            if name in EXTRA_LISTS and json in EXTRA_DOCS_OF_KINDS:
+                field.doc = next(f.doc for f in types["io.k8s.api.core.v1.Pod"].fields if f.name == json)
             ty.fields.append(field)
     for ty in list(types.values()):
         if getattr(ty, "list_kind", None):
@@ -466,7 +491,7 @@ def add_extra(types):
                 ("items", ty.name, "List", 2, f"The {kind} objects."),
             ):
                 field = Field(json, elem, shape, json == "items")
-                field.number, field.doc = number, doc
+                field.number, field.doc = 0 if ty.name in EXTRA_LISTS else number, doc
                 lst.fields.append(field)
 
 

@@ -98,7 +98,7 @@ fn is_served(path: &str) -> bool {
 
 /// Whether there is a group, in a version if one is asked for.
 fn is_group(group: &str, version: Option<&str>) -> bool {
-    let mut kinds = KINDS.iter().chain(usage::KINDS).filter(|kind| !kind.group.is_empty());
+    let mut kinds = usage::served().filter(|kind| !kind.group.is_empty());
     kinds.any(|kind| kind.group == group && version.is_none_or(|version| kind.version == version))
 }
 
@@ -231,7 +231,7 @@ fn paths() -> Vec<String> {
             ])
             .map(str::to_owned)
             .collect();
-    for kind in KINDS.iter().chain(usage::KINDS).filter(|k| !k.group.is_empty()) {
+    for kind in usage::served().filter(|k| !k.group.is_empty()) {
         paths.push(format!("/apis/{}", kind.group));
         paths.push(format!("/apis/{}/{}", kind.group, kind.version));
     }

@@ -40,14 +40,7 @@ use std::{
 pub use server::Server;
 use tokio_util::task::TaskTracker;
 
-use crate::{
-    config::Cidr,
-    kinds::{Kind, registry},
-    objects::Objects,
-    streams::NodeStreams,
-    tasks::CancellationToken,
-    usage::Table,
-};
+use crate::{config::Cidr, objects::Objects, streams::NodeStreams, tasks::CancellationToken, usage::Table};
 
 /// What the API server is told.
 #[derive(Debug, Clone)]
@@ -88,11 +81,4 @@ struct Api {
     pub sessions: TaskTracker,
     /// `host:port` that clients are told to use.
     pub address: SocketAddr,
-}
-
-/// The row under which a kind's objects are stored.
-fn stored_kind(kind: &'static Kind) -> &'static Kind {
-    kind.stored_as
-        .and_then(|stored| registry::by_path(stored.group, stored.version, stored.plural))
-        .unwrap_or(kind)
 }

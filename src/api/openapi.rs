@@ -12,13 +12,11 @@ use super::{
     reply::{self, Reply},
     request::Query,
     status::Refusal,
+    usage::served,
 };
 use crate::{
     clock::Clock as _,
-    kinds::{
-        registry::KINDS,
-        schema::openapi::{self, V2_PROTOBUF, V2_PROTOBUF_OLD},
-    },
+    kinds::schema::openapi::{self, V2_PROTOBUF, V2_PROTOBUF_OLD},
 };
 
 const JSON: &str = "application/json";
@@ -40,7 +38,7 @@ impl Document {
             ["v2"] => Some(Self::V2),
             ["v3"] => Some(Self::Index),
             ["v3", ref name @ ..] => {
-                Some(name.join("/")).filter(|name| openapi::has_v3(KINDS, name)).map(Self::Part)
+                Some(name.join("/")).filter(|name| openapi::has_v3(served(), name)).map(Self::Part)
             }
             _ => None,
         }
@@ -49,7 +47,7 @@ impl Document {
     pub fn answer(self, api: &Api, headers: &HeaderMap, query: &Query) -> Result<Reply, Refusal> {
         match self {
             Self::V2 => v2(headers),
-            Self::Index => Ok(reply::json(StatusCode::OK, &openapi::v3_index(KINDS))),
+            Self::Index => Ok(reply::json(StatusCode::OK, &openapi::v3_index(served()))),
             Self::Part(name) => v3(api, headers, query, &name),
         }
     }
@@ -61,18 +59,18 @@ fn failed(error: std::io::Error) -> Refusal {
 
 fn v2(headers: &HeaderMap) -> Result<Reply, Refusal> {
     let protobuf = accepts(headers, V2_PROTOBUF) || accepts(headers, V2_PROTOBUF_OLD);
-    answer(headers, if protobuf { V2_PROTOBUF } else { JSON }, &openapi::hash(KINDS), || {
+    answer(headers, if protobuf { V2_PROTOBUF } else { JSON }, &openapi::hash(served()), || {
         if protobuf {
-            return openapi::v2_protobuf(KINDS).map_err(failed);
+            return openapi::v2_protobuf(served()).map_err(failed);
         }
         let mut text = Vec::new();
-        openapi::v2_json(KINDS, &mut text).map_err(failed)?;
+        openapi::v2_json(served(), &mut text).map_err(failed)?;
         Ok(text)
     })
 }
 
 fn v3(api: &Api, headers: &HeaderMap, query: &Query, name: &str) -> Result<Reply, Refusal> {
-    let hash = openapi::v3_hash(KINDS, name);
+    let hash = openapi::v3_hash(served(), name);
     let asked = query.filled("hash");
     if asked.is_some_and(|asked| asked != hash) {
         let mut moved = reply::reply(StatusCode::MOVED_PERMANENTLY, JSON, reply::full(""));
@@ -83,7 +81,7 @@ fn v3(api: &Api, headers: &HeaderMap, query: &Query, name: &str) -> Result<Reply
     }
     let mut document = answer(headers, JSON, &hash, || {
         let mut text = Vec::new();
-        openapi::v3(KINDS, name, &mut text).map_err(failed)?;
+        openapi::v3(served(), name, &mut text).map_err(failed)?;
         Ok(text)
     })?;
     if asked.is_some() {

@@ -1,5 +1,10 @@
 //! Objects in the form a client asked for: whole, as a Table, as metadata only.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -9,27 +14,13 @@ use super::{
     status::Refusal,
 };
 use crate::{
-    kinds::{Column, Kind},
+    kinds::{Kind, registry, schema::openapi},
     store::Object,
 };
 
-/// The columns of a kind that names none.
-const DEFAULT_COLUMNS: &[Column] = &[
-    Column {
-        name: "Name",
-        kind: "string",
-        format: "name",
-        description: "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
-        priority: 0,
-    },
-    Column {
-        name: "Age",
-        kind: "date",
-        format: "",
-        description: "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
-        priority: 0,
-    },
-];
+/// The heads of Tables by the name of the kind's type, once they were asked for: their descriptions lie
+/// packed among the documents'.
+static HEADS: Mutex<BTreeMap<&str, Arc<Value>>> = Mutex::new(BTreeMap::new());
 
 /// How much of an object a Table's rows carry (`includeObject`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +84,7 @@ impl Renderer {
             Shape::Metadata | Shape::MetadataList => self.metadata(value),
             Shape::Table => {
                 let metadata = json!({"resourceVersion": value["metadata"]["resourceVersion"]});
-                let columns = if headers { self.columns() } else { Value::Null };
+                let columns = if headers { (*self.columns()).clone() } else { Value::Null };
                 json!({"kind": "Table", "apiVersion": self.meta_version(), "metadata": metadata,
                     "columnDefinitions": columns, "rows": [self.row(value)]})
             }
@@ -128,15 +119,9 @@ impl Renderer {
         json!({"kind": "PartialObjectMetadata", "apiVersion": self.meta_version(), "metadata": value["metadata"].take()})
     }
 
-    fn columns(&self) -> Value {
-        let columns = if self.kind.columns.is_empty() { DEFAULT_COLUMNS } else { self.kind.columns };
-        columns
-            .iter()
-            .map(|c| {
-                json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description,
-                    "priority": c.priority})
-            })
-            .collect()
+    fn columns(&self) -> Arc<Value> {
+        let mut heads = HEADS.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(heads.entry(self.kind.schema).or_insert_with(|| Arc::new(head(self.kind))))
     }
 
     fn row(&self, value: Value) -> Value {
@@ -153,7 +138,7 @@ impl Renderer {
     }
 
     /// A list as pieces of JSON text, so that a long one is never in memory twice.
-    pub fn list(&self, metadata: &Value, items: &[std::sync::Arc<Object>]) -> Vec<Bytes> {
+    pub fn list(&self, metadata: &Value, items: &[Arc<Object>]) -> Vec<Bytes> {
         let comma = Bytes::from_static(b",");
         let mut pieces = Vec::with_capacity(items.len() * 2 + 2);
         let (head, tail) = match self.accepted.shape {
@@ -182,7 +167,11 @@ impl Renderer {
             ),
         };
         pieces.push(head.into());
-        for (index, object) in items.iter().enumerate() {
+        let mut items: Vec<&Arc<Object>> = items.iter().collect();
+        if let (Some(rank), Shape::Table) = (self.kind.strategy.table_rank, self.accepted.shape) {
+            items.sort_by_cached_key(|object| rank(&object.value()));
+        }
+        for (index, object) in items.into_iter().enumerate() {
             if index > 0 {
                 pieces.push(comma.clone());
             }
@@ -199,7 +188,7 @@ impl Renderer {
     }
 
     /// The list as one tree (YAML, pretty printing).
-    pub fn list_tree(&self, metadata: &Value, items: &[std::sync::Arc<Object>]) -> Value {
+    pub fn list_tree(&self, metadata: &Value, items: &[Arc<Object>]) -> Value {
         serde_json::from_slice(&self.list(metadata, items).concat()).unwrap_or_default()
     }
 
@@ -207,6 +196,20 @@ impl Renderer {
     pub fn is_text(&self, pretty: bool) -> bool {
         self.accepted.encoding == Encoding::Json && !pretty
     }
+}
+
+/// The columns of a kind's Tables.
+fn head(kind: &'static Kind) -> Value {
+    let paths = kind.columns.iter().map(|c| c.description);
+    let described = openapi::descriptions(registry::stored(kind).schema, paths).unwrap_or_default();
+    let columns = kind.columns.iter().zip(described.into_iter().chain(std::iter::repeat(String::new())));
+    columns
+        .map(|(c, said)| {
+            let description = if c.description.contains(' ') { c.description } else { &said };
+            json!({"name": c.name, "type": c.kind, "format": c.format, "description": description,
+                "priority": c.priority})
+        })
+        .collect()
 }
 
 /// The conditions of the row of a pod that has come to its end.

@@ -74,6 +74,7 @@ pub fn protobuf(value: &Value) -> Option<Vec<u8>> {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     let of_meta = || schema::lookup(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}"));
     let ty = schema::lookup_kind(group, version, kind).or_else(of_meta)?;
+    ty.fields.iter().find(|field| field.number != 0)?;
     match proto::encode_object(value, ty) {
         Ok(bytes) => Some(bytes),
         Err(error) => {

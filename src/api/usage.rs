@@ -20,13 +20,18 @@ use super::{
 };
 use crate::{
     clock::rfc3339_seconds,
-    kinds::{Kind, labels::Selector, metrics, quantity::Quantity},
+    kinds::{Kind, labels::Selector, metrics, quantity::Quantity, registry},
     objects::Error,
     usage::ContainerUse,
 };
 
 /// The rows that discovery shows.
 pub static KINDS: &[Kind] = &[metrics::NODE_METRICS, metrics::POD_METRICS];
+/// All rows that are served: the table's and these.
+pub fn served() -> impl Iterator<Item = &'static Kind> + Clone {
+    registry::KINDS.iter().chain(KINDS)
+}
+
 /// The group of [`KINDS`].
 pub const GROUP: &str = "metrics.k8s.io";
 /// How long a first question waits for the nodes.

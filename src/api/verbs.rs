@@ -15,7 +15,7 @@ use super::{
     request::{Query, RequestInfo, ResourcePath},
     select::{Filter, Page, PageState, WatchOptions, encode_token},
     status::{self, Refusal},
-    stored_kind, streaming,
+    streaming,
     watching::Watching,
 };
 use crate::{
@@ -80,7 +80,7 @@ pub async fn handle(
     let headers = request.headers().clone();
     let mut call = Call {
         api: Arc::clone(api),
-        stored: stored_kind(kind),
+        stored: registry::stored(kind),
         info,
         path,
         kind,

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     clock::SharedClock,
-    kinds::schema::proto,
+    kinds::{registry, schema::proto},
     objects,
     store::{Event, EventKind, Object, Store, StoreError, Watch},
     tasks::CancellationToken,
@@ -62,7 +62,7 @@ impl Watching {
         stop: CancellationToken,
         counted: Watched,
     ) -> Result<Self, Refusal> {
-        let stored = super::stored_kind(filter.kind).resource();
+        let stored = registry::stored(filter.kind).resource();
         let mut initial = VecDeque::new();
         let mut failed = None;
         let from = if let Some(from) = options.from {

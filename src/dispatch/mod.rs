@@ -120,6 +120,25 @@ pub struct Options {
     pub origins: Option<Origins>,
 }
 
+#[cfg(test)]
+impl Options {
+    /// Of a small cluster without names and without a node of the master's own.
+    fn sample() -> Self {
+        Self {
+            cluster: "c".to_owned(),
+            epoch: 0,
+            cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+            node_prefix: 24,
+            service_cidr: "10.43.0.0/16".parse().unwrap(),
+            cluster_dns: String::new(),
+            cluster_domain: String::new(),
+            endpoints: Vec::new(),
+            own_node: None,
+            origins: None,
+        }
+    }
+}
+
 /// The pods of every node, by namespace and name; follows the store's events.
 type PodsOf = HashMap<String, BTreeSet<(Arc<str>, Arc<str>)>>;
 

@@ -80,23 +80,6 @@ fn node_name(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref()
 }
 
-/// Whether a node may act for a service account: it runs this very pod, which uses the account.
-pub fn runs_on(
-    objects: &Objects,
-    node: &str,
-    namespace: &str,
-    name: &str,
-    uid: &str,
-    service_account: &str,
-) -> bool {
-    objects.get_typed::<Pod>(namespace, name).is_some_and(|pod| {
-        let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).unwrap_or("default");
-        node_name(&pod) == Some(node)
-            && pod.metadata.uid.as_deref() == Some(uid)
-            && account == service_account
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;

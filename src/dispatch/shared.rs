@@ -293,21 +293,6 @@ mod tests {
     use super::*;
     use crate::{clock::SystemClock, kinds::registry, objects::WriteOptions, store::Store};
 
-    fn options() -> Options {
-        Options {
-            cluster: "c".to_owned(),
-            epoch: 0,
-            cluster_cidr: "10.42.0.0/16".parse().unwrap(),
-            node_prefix: 24,
-            service_cidr: "10.43.0.0/16".parse().unwrap(),
-            cluster_dns: String::new(),
-            cluster_domain: String::new(),
-            endpoints: Vec::new(),
-            own_node: None,
-            origins: None,
-        }
-    }
-
     #[tokio::test]
     async fn a_thousand_peers_are_few_items_and_a_change_is_one_message() {
         let dir = tempfile::tempdir().unwrap();
@@ -322,7 +307,7 @@ mod tests {
         for n in 0..130 {
             create(n).await;
         }
-        let (options, mut shared) = (options(), Shared::new());
+        let (options, mut shared) = (Options::sample(), Shared::new());
         assert!(shared.refresh(&objects, &options, true));
         let blocks = |shared: &Shared| shared.items.keys().filter(|k| k.kind == ItemKind::Peers).count();
         assert_eq!(blocks(&shared), 3);

@@ -53,21 +53,19 @@ impl World {
         let broker = MemoryBroker::new();
         let (bus, events) = broker.connect("master", topics::master_filters("c"), None);
         let options = Options {
-            cluster: "c".to_owned(),
-            cluster_cidr: "10.42.0.0/16".parse().unwrap(),
-            node_prefix: 24,
-            service_cidr: "10.43.0.0/16".parse().unwrap(),
             cluster_dns: "10.43.0.10".to_owned(),
             cluster_domain: "cluster.local".to_owned(),
-            endpoints: Vec::new(),
             own_node: Some("master".to_owned()),
-            origins: None,
-            epoch: 0,
+            ..Options::sample()
         };
         let tokens: IssueToken = Arc::new(|request| {
-            Box::pin(
-                async move { Ok((format!("token of {}", request.service_account), jiff::Timestamp::MAX)) },
-            )
+            let TokenRequest { node, pod, pod_uid, service_account, .. } = request;
+            let given = if node == "a" {
+                Ok((format!("token of {service_account} for {pod} {pod_uid}"), jiff::Timestamp::MAX))
+            } else {
+                Err(format!("{pod} is not on {node}"))
+            };
+            Box::pin(async move { given })
         });
         let bus: Arc<dyn Bus> = bus;
         let dispatch = Dispatch::new(objects.clone(), options, (bus, events), tokens);
@@ -342,31 +340,30 @@ async fn a_lost_node_is_unknown_and_a_second_board_of_its_name_is_refused() {
 }
 
 #[tokio::test]
-async fn tokens_are_given_for_pods_of_the_asking_node_only() {
+async fn a_node_that_asks_for_a_token_is_named_and_told_why_it_gets_none() {
     let world = World::new();
-    world.pod("p", "a").await;
-    let uid = world.get_pod("p").unwrap().metadata.uid.clone().unwrap();
-    let ask = |id: u64| Up::Ask {
-        id,
-        ask: Ask::Token {
-            namespace: "default".into(),
-            service_account: "default".into(),
-            pod: "p".into(),
-            pod_uid: uid.clone(),
-            audiences: Vec::new(),
-            expiration_seconds: 3600,
-        },
+    let ask = Ask::Token {
+        namespace: "default".into(),
+        service_account: "robot".into(),
+        pod: "p".into(),
+        pod_uid: "u".into(),
+        audiences: Vec::new(),
+        expiration_seconds: 3600,
     };
-    for (node, allowed) in [("a", true), ("b", false)] {
+    let told = [
+        ("a", Answer::Token { token: "token of robot for p u".to_owned(), expires: jiff::Timestamp::MAX }),
+        ("b", Answer::Refused("p is not on b".to_owned())),
+    ];
+    for (node, expected) in told {
         let mut board = world.board(node, "s1");
         board.join().await;
-        board.say(&ask(7)).await;
+        board.say(&Up::Ask { id: 7, ask: ask.clone() }).await;
         let answer = loop {
             if let Down::Answer { id: 7, answer } = board.next().await {
                 break answer;
             }
         };
-        assert_eq!(matches!(answer, Answer::Token { .. }), allowed, "{node}: {answer:?}");
+        assert_eq!(answer, expected, "{node}");
     }
     world.tasks.stop().await;
 }

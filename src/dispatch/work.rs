@@ -198,23 +198,18 @@ impl Context {
                 return self.say(node, &Down::Answer { id, answer });
             }
         };
-        let allowed = pods::runs_on(&self.objects, node, &namespace, &pod, &pod_uid, &service_account);
-        let answer = if allowed {
-            let request = TokenRequest {
-                node: node.to_owned(),
-                namespace,
-                service_account,
-                pod,
-                pod_uid,
-                audiences,
-                expiration_seconds,
-            };
-            match (self.tokens)(request).await {
-                Ok((token, expires)) => Answer::Token { token, expires },
-                Err(reason) => Answer::Refused(reason),
-            }
-        } else {
-            Answer::Refused(format!("no pod {namespace}/{pod} of that service account is on this node"))
+        let request = TokenRequest {
+            node: node.to_owned(),
+            namespace,
+            service_account,
+            pod,
+            pod_uid,
+            audiences,
+            expiration_seconds,
+        };
+        let answer = match (self.tokens)(request).await {
+            Ok((token, expires)) => Answer::Token { token, expires },
+            Err(reason) => Answer::Refused(reason),
         };
         self.say(node, &Down::Answer { id, answer });
     }

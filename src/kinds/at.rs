@@ -119,7 +119,8 @@ impl<'a> At<'a> {
 
     /// Refuses a text that breaks a rule.
     pub fn check(&self, rule: names::Rule, errors: &mut ErrorList) {
-        errors.extend(rule(self.str()).into_iter().map(|detail| self.invalid(detail)));
+        let wrong = rule(self.str()).into_iter();
+        errors.extend(wrong.map(|detail| FieldError::invalid(&self.path, self.str(), detail)));
     }
 
     /// [`At::check`] of a text that must be there.

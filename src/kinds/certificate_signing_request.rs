@@ -259,8 +259,14 @@ fn check_update(part: Option<Subresource>, new: &Value, old: &Value) -> ErrorLis
     })
 }
 
-const COLUMNS: &[Column] =
-    &[NAME, AGE, text("SignerName"), text("Requestor"), text("RequestedDuration"), text("Condition")];
+const COLUMNS: &[Column] = &[
+    NAME,
+    AGE,
+    text("SignerName", "spec.signerName"),
+    text("Requestor", "spec.request"),
+    text("RequestedDuration", "spec.expirationSeconds"),
+    text("Condition", "status.conditions"),
+];
 
 fn cells(csr: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let (spec, status) = (&csr["spec"], &csr["status"]);

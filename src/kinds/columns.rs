@@ -6,32 +6,24 @@ use serde_json::Value;
 use super::Column;
 pub use super::age;
 
-pub const NAME: Column = Column {
-    name: "Name",
-    kind: "string",
-    format: "name",
-    description: "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
-    priority: 0,
-};
+/// Descriptions are paths of the fields that describe them, or else texts of several words.
+pub const NAME: Column = Column { format: "name", ..text("Name", "metadata.name") };
 
-pub const AGE: Column = Column {
-    description: "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.",
-    ..text("Age")
-};
+pub const AGE: Column = text("Age", "metadata.creationTimestamp");
 
 /// A column of texts.
-pub const fn text(name: &'static str) -> Column {
-    Column { name, kind: "string", format: "", description: "", priority: 0 }
+pub const fn text(name: &'static str, description: &'static str) -> Column {
+    Column { name, kind: "string", format: "", description, priority: 0 }
 }
 
 /// A column of whole numbers.
-pub const fn integer(name: &'static str) -> Column {
-    Column { kind: "integer", ..text(name) }
+pub const fn integer(name: &'static str, description: &'static str) -> Column {
+    Column { kind: "integer", ..text(name, description) }
 }
 
 /// A column of `true` and `false`.
-pub const fn boolean(name: &'static str) -> Column {
-    Column { kind: "boolean", ..text(name) }
+pub const fn boolean(name: &'static str, description: &'static str) -> Column {
+    Column { kind: "boolean", ..text(name, description) }
 }
 
 /// A column that only `-o wide` shows.
@@ -83,7 +75,11 @@ pub fn template_cells(spec: &Value, selector: String) -> [Value; 3] {
 }
 
 /// [`template_cells`]' columns.
-pub const TEMPLATE: [Column; 3] = [wide(text("Containers")), wide(text("Images")), wide(text("Selector"))];
+pub const TEMPLATE: [Column; 3] = [
+    wide(text("Containers", "Names of each container in the template.")),
+    wide(text("Images", "Images referenced by each container in the template.")),
+    wide(text("Selector", "spec.selector")),
+];
 
 /// A number or a percentage as text, or `<none>`.
 pub fn int_or_string(value: &Value) -> String {
@@ -107,7 +103,8 @@ pub fn access_modes(modes: &Value) -> String {
 }
 
 /// The columns of kinds that upstream prints without a printer of their own.
-pub const CREATED_COLUMNS: &[Column] = &[NAME, Column { kind: "date", ..text("Created At") }];
+pub const CREATED_COLUMNS: &[Column] =
+    &[NAME, Column { kind: "date", ..text("Created At", "metadata.creationTimestamp") }];
 
 /// The cells of [`CREATED_COLUMNS`].
 pub fn created_cells(object: &Value, _: jiff::Timestamp) -> Vec<Value> {

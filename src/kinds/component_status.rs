@@ -13,7 +13,12 @@ pub const COMPONENT_STATUS: Kind = Kind {
     namespaced: false,
     verbs: &["get", "list"],
     durability: Durability::Virtual,
-    columns: &[NAME, text("Status"), text("Message"), text("Error")],
+    columns: &[
+        NAME,
+        text("Status", "Status of the component conditions"),
+        text("Message", "Message of the component conditions"),
+        text("Error", "Error of the component conditions"),
+    ],
     strategy: Strategy { cells, ..Strategy::PLAIN },
     ..row(
         "",

@@ -12,7 +12,7 @@ use super::{
 
 pub const CONFIG_MAP: Kind = Kind {
     short_names: &["cm"],
-    columns: &[NAME, text("Data"), AGE],
+    columns: &[NAME, text("Data", "data"), AGE],
     strategy: Strategy {
         validate: |object| meta::check(object, true, names::dns_subdomain, check),
         validate_update: |new, old| {

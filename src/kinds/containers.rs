@@ -517,6 +517,9 @@ pub fn check_id(id: &At<'_>, errors: &mut ErrorList) {
     id.check_range(0, i64::from(i32::MAX), errors);
 }
 
+/// The fields of Go's struct.
+const SECURITY_CONTEXT: &str = "Capabilities Privileged SELinuxOptions WindowsOptions RunAsUser RunAsGroup RunAsNonRoot ReadOnlyRootFilesystem AllowPrivilegeEscalation ProcMount SeccompProfile AppArmorProfile";
+
 fn check_security_context(context: &At<'_>, host_users: bool, errors: &mut ErrorList) {
     if !context.is_set() {
         return;
@@ -533,15 +536,14 @@ fn check_security_context(context: &At<'_>, host_users: bool, errors: &mut Error
     check_profiles(context, errors);
     if context.get("allowPrivilegeEscalation").value == false {
         if context.get("privileged").is_true() {
-            errors.push(
-                context.invalid("cannot set `allowPrivilegeEscalation` to false and `privileged` to true"),
-            );
+            let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
+            errors.push(context.invalid(detail).as_struct(SECURITY_CONTEXT));
         }
         let capabilities = context.get("capabilities").get("add");
         if capabilities.items().any(|c| c.str() == "CAP_SYS_ADMIN") {
-            errors.push(context.invalid(
-                "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
-            ));
+            let detail =
+                "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
+            errors.push(context.invalid(detail).as_struct(SECURITY_CONTEXT));
         }
     }
 }

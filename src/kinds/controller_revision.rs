@@ -10,7 +10,7 @@ use super::{
 };
 
 pub const CONTROLLER_REVISION: Kind = Kind {
-    columns: &[NAME, text("Controller"), text("Revision"), AGE],
+    columns: &[NAME, text("Controller", "Controller of the object"), text("Revision", "revision"), AGE],
     strategy: Strategy {
         validate: |object| {
             meta::check(object, true, names::dns_subdomain, |object, errors| {

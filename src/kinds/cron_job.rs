@@ -119,15 +119,15 @@ fn check_change(new: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
 
 const COLUMNS: &[Column] = &[
     NAME,
-    text("Schedule"),
-    text("Timezone"),
-    boolean("Suspend"),
-    integer("Active"),
-    text("Last Schedule"),
+    text("Schedule", "spec.schedule"),
+    text("Timezone", "spec.timeZone"),
+    boolean("Suspend", "spec.suspend"),
+    integer("Active", "status.active"),
+    text("Last Schedule", "status.lastScheduleTime"),
     AGE,
     TEMPLATE[0],
     TEMPLATE[1],
-    TEMPLATE[2],
+    Column { description: "spec.jobTemplate.spec.selector", ..TEMPLATE[2] },
 ];
 
 fn cells(cron: &Value, now: jiff::Timestamp) -> Vec<Value> {

@@ -18,12 +18,12 @@ pub const CSI_DRIVER: Kind = Kind {
     namespaced: false,
     columns: &[
         NAME,
-        boolean("AttachRequired"),
-        boolean("PodInfoOnMount"),
-        boolean("StorageCapacity"),
-        text("TokenRequests"),
-        boolean("RequiresRepublish"),
-        text("Modes"),
+        boolean("AttachRequired", "spec.attachRequired"),
+        boolean("PodInfoOnMount", "spec.podInfoOnMount"),
+        boolean("StorageCapacity", "spec.storageCapacity"),
+        text("TokenRequests", "spec.tokenRequests"),
+        boolean("RequiresRepublish", "spec.requiresRepublish"),
+        text("Modes", "spec.volumeLifecycleModes"),
         AGE,
     ],
     strategy: Strategy {
@@ -48,7 +48,11 @@ pub const CSI_DRIVER: Kind = Kind {
 
 pub const CSI_NODE: Kind = Kind {
     namespaced: false,
-    columns: &[NAME, integer("Drivers"), AGE],
+    columns: &[
+        NAME,
+        integer("Drivers", "Drivers indicates the number of CSI drivers registered on the node"),
+        AGE,
+    ],
     strategy: Strategy {
         validate: |node| {
             meta::check(node, false, names::dns_subdomain, |node, errors| {
@@ -87,7 +91,7 @@ pub const CSI_NODE: Kind = Kind {
 };
 
 pub const CSI_STORAGE_CAPACITY: Kind = Kind {
-    columns: &[NAME, text("StorageClassName"), text("Capacity")],
+    columns: &[NAME, text("StorageClassName", "storageClassName"), text("Capacity", "capacity")],
     strategy: Strategy {
         default: |object| {
             for field in ["capacity", "maximumVolumeSize"] {

@@ -83,18 +83,21 @@ fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
                 _ => {}
             }
         }
-        _ => errors.push(strategy.not_supported(&["RollingUpdate", "OnDelete"])),
+        _ => {
+            let error = strategy.not_supported(&["RollingUpdate", "OnDelete"]);
+            errors.push(error.as_struct("Type= RollingUpdate"));
+        }
     }
 }
 
 const COLUMNS: &[Column] = &[
     NAME,
-    integer("Desired"),
-    integer("Current"),
-    integer("Ready"),
-    integer("Up-to-date"),
-    integer("Available"),
-    text("Node Selector"),
+    integer("Desired", "status.desiredNumberScheduled"),
+    integer("Current", "status.currentNumberScheduled"),
+    integer("Ready", "status.numberReady"),
+    integer("Up-to-date", "status.updatedNumberScheduled"),
+    integer("Available", "status.numberAvailable"),
+    text("Node Selector", "spec.template.spec.nodeSelector"),
     AGE,
     TEMPLATE[0],
     TEMPLATE[1],

@@ -96,12 +96,23 @@ fn check_strategy(strategy: &At<'_>, errors: &mut ErrorList) {
             }
             check_at_most_all(&unavailable, errors);
         }
-        _ => errors.push(strategy.not_supported(&["Recreate", "RollingUpdate"])),
+        _ => {
+            let error = strategy.not_supported(&["Recreate", "RollingUpdate"]);
+            errors.push(error.as_struct("Type= RollingUpdate"));
+        }
     }
 }
 
-const COLUMNS: &[Column] =
-    &[NAME, text("Ready"), text("Up-to-date"), text("Available"), AGE, TEMPLATE[0], TEMPLATE[1], TEMPLATE[2]];
+const COLUMNS: &[Column] = &[
+    NAME,
+    text("Ready", "Number of the pod with ready state"),
+    text("Up-to-date", "status.updatedReplicas"),
+    text("Available", "status.availableReplicas"),
+    AGE,
+    TEMPLATE[0],
+    TEMPLATE[1],
+    TEMPLATE[2],
+];
 
 fn cells(deployment: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let (spec, status) = (&deployment["spec"], &deployment["status"]);

@@ -134,7 +134,8 @@ fn check_endpoint(endpoint: &At<'_>, kind: &str, errors: &mut ErrorList) {
     }
 }
 
-const COLUMNS: &[Column] = &[NAME, text("AddressType"), text("Ports"), text("Endpoints"), AGE];
+const COLUMNS: &[Column] =
+    &[NAME, text("AddressType", "addressType"), text("Ports", "ports"), text("Endpoints", "endpoints"), AGE];
 
 fn cells(slice: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let list = |field: &str| slice[field].as_array().map(Vec::as_slice).unwrap_or_default();

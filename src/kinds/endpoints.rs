@@ -14,7 +14,7 @@ use super::{
 
 pub const ENDPOINTS: Kind = Kind {
     short_names: &["ep"],
-    columns: &[NAME, text("Endpoints"), AGE],
+    columns: &[NAME, text("Endpoints", "subsets"), AGE],
     strategy: Strategy {
         default: |object| {
             for port in each(object, "subsets").flat_map(|s| each(s, "ports")) {

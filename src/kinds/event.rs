@@ -165,15 +165,15 @@ fn selectable_v1(event: &Value) -> Vec<(&'static str, String)> {
 }
 
 const COLUMNS: &[Column] = &[
-    text("Last Seen"),
-    text("Type"),
-    text("Reason"),
-    text("Object"),
-    wide(text("Subobject")),
-    wide(text("Source")),
-    text("Message"),
-    wide(text("First Seen")),
-    wide(text("Count")),
+    text("Last Seen", "lastTimestamp"),
+    text("Type", "type"),
+    text("Reason", "reason"),
+    text("Object", "involvedObject"),
+    wide(text("Subobject", "involvedObject.fieldPath")),
+    wide(text("Source", "source")),
+    text("Message", "message"),
+    wide(text("First Seen", "firstTimestamp")),
+    wide(text("Count", "count")),
     wide(NAME),
 ];
 

@@ -61,6 +61,8 @@ pub struct FieldError {
     pub path: String,
     /// The refused value, shown where the kind of error shows one.
     pub value: Value,
+    /// How upstream's own form of the value reads, where it reads otherwise than `value`.
+    shown: Option<String>,
     pub detail: String,
 }
 
@@ -74,7 +76,7 @@ impl FieldError {
         value: impl Into<Value>,
         detail: impl Into<String>,
     ) -> Self {
-        Self { kind, path: path.into(), value: value.into(), detail: detail.into() }
+        Self { kind, path: path.into(), value: value.into(), shown: None, detail: detail.into() }
     }
 
     pub fn required(path: impl Into<String>, detail: impl Into<String>) -> Self {
@@ -119,13 +121,31 @@ impl FieldError {
         Self::new(FieldErrorKind::TooMany, path, actual, detail)
     }
 
+    /// The same about a struct that upstream shows in its own form: Go's names in Go's order, and what is
+    /// not set as well. Of `fields`, those with `=` are texts, with `0` numbers, the others pointers.
+    #[must_use]
+    pub fn as_struct(mut self, fields: &str) -> Self {
+        let members = fields.split(' ').map(|field| {
+            let name = field.trim_end_matches(['=', '0']);
+            let zero = match field.as_bytes().last() {
+                Some(b'=') => "\"\"",
+                Some(b'0') => "0",
+                _ => "null",
+            };
+            let value = self.value.get(json_name(name)).map_or_else(|| zero.to_owned(), json);
+            format!("\"{name}\":{value}")
+        });
+        self.shown = Some(format!("{{{}}}", members.collect::<Vec<_>>().join(",")));
+        self
+    }
+
     /// The message of a Status cause: everything but the path.
     pub fn body(&self) -> String {
         use FieldErrorKind as K;
         let words = self.kind.words();
         let shown = match self.kind {
             K::Required | K::Refused | K::Forbidden | K::TooLong | K::InternalError => String::new(),
-            _ => format!(": {}", show(&self.value)),
+            _ => format!(": {}", self.shown.clone().unwrap_or_else(|| show(&self.value))),
         };
         let detail = if self.detail.is_empty() { String::new() } else { format!(": {}", self.detail) };
         format!("{words}{shown}{detail}")
@@ -138,12 +158,48 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// A value as Go's `%#v`-like printing in field errors shows it: strings quoted, the rest as JSON.
+/// A value as field errors show it: texts as Go's `%q`, the rest as JSON.
 fn show(value: &Value) -> String {
     match value {
-        Value::String(text) => format!("{text:?}"),
-        other => other.to_string(),
+        Value::String(text) => quoted(text),
+        other => json(other),
     }
+}
+
+/// JSON as Go writes it.
+fn json(value: &Value) -> String {
+    value.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+}
+
+/// The name in JSON of a field of a Go struct: `apiGroup` of `APIGroup`.
+fn json_name(name: &str) -> String {
+    let upper = name.bytes().take_while(u8::is_ascii_uppercase).count();
+    let (head, tail) = name.split_at(if upper > 1 { upper - 1 } else { upper });
+    head.to_ascii_lowercase() + tail
+}
+
+/// Go's `%q`.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for c in text.chars() {
+        match (c, u32::from(c)) {
+            ('"' | '\\', _) => quoted.extend(['\\', c]),
+            ('\u{7}', _) => quoted += "\\a",
+            ('\u{8}', _) => quoted += "\\b",
+            ('\t', _) => quoted += "\\t",
+            ('\n', _) => quoted += "\\n",
+            ('\u{b}', _) => quoted += "\\v",
+            ('\u{c}', _) => quoted += "\\f",
+            ('\r', _) => quoted += "\\r",
+            // A mark is printed where it stands behind something.
+            _ if !['x', c].iter().collect::<String>().escape_debug().any(|e| e == '\\') => quoted.push(c),
+            (_, code @ ..0x80) => quoted += &format!("\\x{code:02x}"),
+            (_, code @ ..0x1_0000) => quoted += &format!("\\u{code:04x}"),
+            (_, code) => quoted += &format!("\\U{code:08x}"),
+        }
+    }
+    quoted.push('"');
+    quoted
 }
 
 /// Upstream's text for several errors: alone as it is, else in brackets, each distinct one once.
@@ -192,6 +248,26 @@ mod tests {
         for (error, text) in cases {
             assert_eq!(error.to_string(), text);
         }
+    }
+
+    #[test]
+    fn values_read_as_go_writes_them() {
+        let cases = [
+            (Value::from("a\"\\\n\0\u{a0}\u{e000}\u{10ffff}"), r#""a\"\\\n\x00\u00a0\ue000\U0010ffff""#),
+            (Value::from("\u{e9} e\u{301}"), "\"\u{e9} e\u{301}\""),
+            (serde_json::json!({"a": "<&>"}), r#"{"a":"\u003c\u0026\u003e"}"#),
+            (Value::Null, "null"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(show(&value), text);
+        }
+        let taint = serde_json::json!({"key": "a", "effect": "NoSchedule", "seLinuxOptions": 1});
+        let error = FieldError::duplicate("taints[1]", taint)
+            .as_struct("Key= Value= Number0 Effect= SELinuxOptions At");
+        assert_eq!(
+            error.to_string(),
+            r#"taints[1]: Duplicate value: {"Key":"a","Value":"","Number":0,"Effect":"NoSchedule","SELinuxOptions":1,"At":null}"#
+        );
     }
 
     #[test]

@@ -17,15 +17,16 @@ pub const FLOW_SCHEMA: Kind = Kind {
     subresources: &[Subresource::Status],
     columns: &[
         NAME,
-        text("PriorityLevel"),
-        text("MatchingPrecedence"),
-        text("DistinguisherMethod"),
+        text("PriorityLevel", "spec.priorityLevelConfiguration.name"),
+        text("MatchingPrecedence", "spec.matchingPrecedence"),
+        text("DistinguisherMethod", "spec.distinguisherMethod"),
         AGE,
-        text("MissingPL"),
+        text("MissingPL", "references a broken or non-existent PriorityLevelConfiguration"),
     ],
     strategy: Strategy {
         default: |schema| set_default_empty(child(schema, "spec"), "matchingPrecedence", PRECEDENCE_DEFAULT),
         validate: |schema| meta::check(schema, false, names::dns_subdomain, check_schema),
+        table_rank: Some(|schema| columns::number(&schema["spec"]["matchingPrecedence"])),
         cells: |schema, now| {
             let spec = &schema["spec"];
             let dangling = schema["status"]["conditions"].as_array().into_iter().flatten();
@@ -49,11 +50,11 @@ pub const PRIORITY_LEVEL_CONFIGURATION: Kind = Kind {
     subresources: &[Subresource::Status],
     columns: &[
         NAME,
-        text("Type"),
-        text("NominalConcurrencyShares"),
-        text("Queues"),
-        text("HandSize"),
-        text("QueueLengthLimit"),
+        text("Type", "spec.type"),
+        text("NominalConcurrencyShares", "spec.limited.nominalConcurrencyShares"),
+        text("Queues", "spec.limited.limitResponse.queuing.queues"),
+        text("HandSize", "spec.limited.limitResponse.queuing.handSize"),
+        text("QueueLengthLimit", "spec.limited.limitResponse.queuing.queueLengthLimit"),
         AGE,
     ],
     strategy: Strategy {

@@ -365,8 +365,15 @@ fn from_stored(mut object: Value) -> Value {
     object
 }
 
-const COLUMNS: &[Column] =
-    &[NAME, text("Reference"), text("Targets"), text("MinPods"), text("MaxPods"), text("Replicas"), AGE];
+const COLUMNS: &[Column] = &[
+    NAME,
+    text("Reference", "spec.scaleTargetRef"),
+    text("Targets", "spec.metrics"),
+    text("MinPods", "spec.minReplicas"),
+    text("MaxPods", "spec.maxReplicas"),
+    text("Replicas", "status.currentReplicas"),
+    AGE,
+];
 
 /// So many metrics are shown in a row.
 const METRICS_SHOWN_MAX: usize = 2;

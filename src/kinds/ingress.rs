@@ -52,7 +52,12 @@ pub const INGRESS: Kind = Kind {
 
 pub const INGRESS_CLASS: Kind = Kind {
     namespaced: false,
-    columns: &[NAME, text("Controller"), text("Parameters"), AGE],
+    columns: &[
+        NAME,
+        text("Controller", "Controller that is responsible for handling this class"),
+        text("Parameters", "A reference to a resource with additional parameters"),
+        AGE,
+    ],
     strategy: Strategy {
         default: |class| {
             if let Some(parameters) = present(class, "spec").and_then(|s| present(s, "parameters")) {
@@ -122,7 +127,9 @@ fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
     let (backend, rules, class) =
         (spec.get("defaultBackend"), spec.get("rules"), spec.get("ingressClassName"));
     if rules.is_empty() && !backend.is_set() {
-        errors.push(spec.invalid("either `defaultBackend` or `rules` must be specified"));
+        errors.push(
+            rules.with_path(&spec.path).invalid("either `defaultBackend` or `rules` must be specified"),
+        );
     }
     if backend.is_set() {
         check_backend(&backend, errors);
@@ -259,7 +266,14 @@ fn check_class(class: &At<'_>, errors: &mut ErrorList) {
     }
 }
 
-const COLUMNS: &[Column] = &[NAME, text("Class"), text("Hosts"), text("Address"), text("Ports"), AGE];
+const COLUMNS: &[Column] = &[
+    NAME,
+    text("Class", "The name of the IngressClass resource that should be used for additional configuration"),
+    text("Hosts", "Hosts that incoming requests are matched against before the ingress rule"),
+    text("Address", "Address is a list containing ingress points for the load-balancer"),
+    text("Ports", "Ports of TLS configurations that open"),
+    AGE,
+];
 
 fn cells(ingress: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let spec = &ingress["spec"];

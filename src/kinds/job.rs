@@ -213,7 +213,7 @@ pub fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
         if mode.str() == "Indexed" {
             check_success_policy(&success, completions.int().unwrap_or(0), errors);
         } else {
-            errors.push(success.invalid("requires indexed completion mode"));
+            errors.push(success.invalid("requires indexed completion mode").as_struct("Rules"));
         }
     }
     let replacement = spec.get("podReplacementPolicy");
@@ -473,9 +473,9 @@ fn remove(parent: &mut Value, child: &str, fields: &[&str]) {
 
 const COLUMNS: &[Column] = &[
     NAME,
-    text("Status"),
-    text("Completions"),
-    text("Duration"),
+    text("Status", "Status of the job."),
+    text("Completions", "status.succeeded"),
+    text("Duration", "Time required to complete the job."),
     AGE,
     TEMPLATE[0],
     TEMPLATE[1],

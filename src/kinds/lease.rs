@@ -25,7 +25,7 @@ const OLDEST_EMULATION_VERSION: &str = "OldestEmulationVersion";
 
 pub const LEASE: Kind = Kind {
     durability: Durability::Memory,
-    columns: &[NAME, text("Holder"), AGE],
+    columns: &[NAME, text("Holder", "spec.holderIdentity"), AGE],
     strategy: Strategy {
         validate: |lease| {
             meta::check(lease, true, names::dns_subdomain, |lease, errors| {

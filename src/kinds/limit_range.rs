@@ -5,7 +5,6 @@ use serde_json::Value;
 use super::{
     ErrorList, FieldError, Kind, Strategy,
     at::At,
-    columns::{CREATED_COLUMNS, created_cells},
     edit::{child, each, present, set_default},
     meta, names,
     quantity::{Quantity, canonicalize_list},
@@ -15,11 +14,9 @@ use super::{
 
 pub const LIMIT_RANGE: Kind = Kind {
     short_names: &["limits"],
-    columns: CREATED_COLUMNS,
     strategy: Strategy {
         default,
         validate: |object| meta::check(object, true, names::dns_subdomain, check),
-        cells: created_cells,
         ..Strategy::PLAIN
     },
     ..row("", "v1", "LimitRange", "limitranges", "limitrange", "io.k8s.api.core.v1.LimitRange")

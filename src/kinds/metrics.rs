@@ -9,11 +9,25 @@ pub const NODE_METRICS: Kind = Kind {
     namespaced: false,
     verbs: VERBS,
     durability: Durability::Virtual,
-    ..row("metrics.k8s.io", "v1beta1", "NodeMetrics", "nodes", "", "")
+    ..row(
+        "metrics.k8s.io",
+        "v1beta1",
+        "NodeMetrics",
+        "nodes",
+        "",
+        "io.k8s.metrics.pkg.apis.metrics.v1beta1.NodeMetrics",
+    )
 };
 
 pub const POD_METRICS: Kind = Kind {
     verbs: VERBS,
     durability: Durability::Virtual,
-    ..row("metrics.k8s.io", "v1beta1", "PodMetrics", "pods", "", "")
+    ..row(
+        "metrics.k8s.io",
+        "v1beta1",
+        "PodMetrics",
+        "pods",
+        "",
+        "io.k8s.metrics.pkg.apis.metrics.v1beta1.PodMetrics",
+    )
 };

@@ -123,6 +123,7 @@ pub struct Column {
     pub kind: &'static str,
     /// `name` for the name column, else empty.
     pub format: &'static str,
+    /// A text of several words, or the path of the field whose description it has.
     pub description: &'static str,
     /// 0 is always shown, 1 with `-o wide`.
     pub priority: i32,
@@ -154,6 +155,8 @@ pub struct Strategy {
     pub selectable: fn(&Value) -> Vec<(&'static str, String)>,
     /// The cells of one row; as many as the kind has columns.
     pub cells: fn(&Value, now: jiff::Timestamp) -> Vec<Value>,
+    /// By what the rows of a Table stand, where it is not the name.
+    pub table_rank: Option<fn(&Value) -> i64>,
 }
 
 impl Strategy {
@@ -168,7 +171,8 @@ impl Strategy {
         validate_part: None,
         warnings: |_| Vec::new(),
         selectable: |_| Vec::new(),
-        cells: name_and_age,
+        cells: columns::created_cells,
+        table_rank: None,
     };
 
     /// Of a kind with a status subresource whose `metadata.generation` upstream leaves unset.
@@ -228,11 +232,6 @@ fn count_generation(new: &mut Value, old: &Value) {
     let same = differing_sections(new, old).next().is_none();
     let generation = old["metadata"]["generation"].as_i64().unwrap_or(1);
     new["metadata"]["generation"] = (generation + i64::from(!same)).into();
-}
-
-/// The cells of a kind with upstream's default columns.
-fn name_and_age(object: &Value, now: jiff::Timestamp) -> Vec<Value> {
-    vec![object["metadata"]["name"].clone(), age(object, now).into()]
 }
 
 /// How long ago the object was created, as kubectl writes durations.

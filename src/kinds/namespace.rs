@@ -15,7 +15,7 @@ pub const NAMESPACE: Kind = Kind {
     namespaced: false,
     verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
     subresources: &[Subresource::Other("finalize"), Subresource::Status],
-    columns: &[NAME, text("Status"), AGE],
+    columns: &[NAME, text("Status", "The status of the namespace"), AGE],
     strategy: Strategy {
         default,
         prepare_create: |namespace| {

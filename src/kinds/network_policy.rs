@@ -17,7 +17,7 @@ use super::{
 
 pub const NETWORK_POLICY: Kind = Kind {
     short_names: &["netpol"],
-    columns: &[NAME, text("Pod-Selector"), AGE],
+    columns: &[NAME, text("Pod-Selector", "spec.podSelector"), AGE],
     strategy: Strategy {
         default,
         validate: |policy| {

@@ -122,15 +122,15 @@ fn check_change(new: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
 
 const COLUMNS: &[Column] = &[
     NAME,
-    text("Status"),
-    text("Roles"),
+    text("Status", "The status of the node"),
+    text("Roles", "The roles of the node"),
     AGE,
-    text("Version"),
-    wide(text("Internal-IP")),
-    wide(text("External-IP")),
-    wide(text("OS-Image")),
-    wide(text("Kernel-Version")),
-    wide(text("Container-Runtime")),
+    text("Version", "status.nodeInfo.kubeletVersion"),
+    wide(text("Internal-IP", "status.addresses")),
+    wide(text("External-IP", "status.addresses")),
+    wide(text("OS-Image", "status.nodeInfo.osImage")),
+    wide(text("Kernel-Version", "status.nodeInfo.kernelVersion")),
+    wide(text("Container-Runtime", "status.nodeInfo.containerRuntimeVersion")),
 ];
 
 /// `Ready`, `NotReady,SchedulingDisabled`.
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(
             texts,
             [
-                "metadata.taints[1]: Duplicate value: {\"effect\":\"NoSchedule\",\"key\":\"a\"}: taints must be unique by key and effect pair"
+                "metadata.taints[1]: Duplicate value: {\"Key\":\"a\",\"Value\":\"\",\"Effect\":\"NoSchedule\",\"TimeAdded\":null}: taints must be unique by key and effect pair"
             ]
         );
     }

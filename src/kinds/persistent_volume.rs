@@ -203,16 +203,16 @@ fn check_change(new: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
 
 const COLUMNS: &[Column] = &[
     NAME,
-    text("Capacity"),
-    text("Access Modes"),
-    text("Reclaim Policy"),
-    text("Status"),
-    text("Claim"),
-    text("StorageClass"),
-    text("VolumeAttributesClass"),
-    text("Reason"),
+    text("Capacity", "spec.capacity"),
+    text("Access Modes", "spec.accessModes"),
+    text("Reclaim Policy", "spec.persistentVolumeReclaimPolicy"),
+    text("Status", "status.phase"),
+    text("Claim", "spec.claimRef"),
+    text("StorageClass", "StorageClass of the pv"),
+    text("VolumeAttributesClass", "VolumeAttributesClass of the pv"),
+    text("Reason", "status.reason"),
     AGE,
-    wide(text("VolumeMode")),
+    wide(text("VolumeMode", "spec.volumeMode")),
 ];
 
 fn cells(volume: &Value, now: jiff::Timestamp) -> Vec<Value> {

@@ -147,14 +147,14 @@ fn check_change(new: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
 
 const COLUMNS: &[Column] = &[
     NAME,
-    text("Status"),
-    text("Volume"),
-    text("Capacity"),
-    text("Access Modes"),
-    text("StorageClass"),
-    text("VolumeAttributesClass"),
+    text("Status", "status.phase"),
+    text("Volume", "spec.volumeName"),
+    text("Capacity", "status.capacity"),
+    text("Access Modes", "status.accessModes"),
+    text("StorageClass", "StorageClass of the pvc"),
+    text("VolumeAttributesClass", "VolumeAttributesClass of the pvc"),
     AGE,
-    wide(text("VolumeMode")),
+    wide(text("VolumeMode", "spec.volumeMode")),
 ];
 
 fn cells(claim: &Value, now: jiff::Timestamp) -> Vec<Value> {

@@ -10,14 +10,17 @@ use super::{
 
 pub const COLUMNS: &[Column] = &[
     NAME,
-    text("Ready"),
-    text("Status"),
-    text("Restarts"),
+    text("Ready", "The aggregate readiness state of this pod for accepting traffic."),
+    text("Status", "The aggregate status of the containers in this pod."),
+    text(
+        "Restarts",
+        "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted.",
+    ),
     AGE,
-    wide(text("IP")),
-    wide(text("Node")),
-    wide(text("Nominated Node")),
-    wide(text("Readiness Gates")),
+    wide(text("IP", "status.podIP")),
+    wide(text("Node", "spec.nodeName")),
+    wide(text("Nominated Node", "status.nominatedNodeName")),
+    wide(text("Readiness Gates", "spec.readinessGates")),
 ];
 
 /// Restarts of some containers, and when the last of them was.

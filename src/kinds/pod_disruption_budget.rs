@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    Column, ErrorList, FieldError, Kind, Strategy, Subresource,
+    Column, ErrorList, Kind, Strategy, Subresource,
     at::At,
     columns::{self, AGE, NAME, int_or_string, integer, number, text},
     meta::{self, check_label_selector},
@@ -44,7 +44,9 @@ fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
     let bounds = ["minAvailable", "maxUnavailable"].map(|field| spec.get(field));
     if bounds.iter().all(At::is_set) {
         let detail = "minAvailable and maxUnavailable cannot be both set";
-        errors.push(FieldError::invalid(&spec.path, spec.value.clone(), detail));
+        errors.push(
+            spec.invalid(detail).as_struct("MinAvailable Selector MaxUnavailable UnhealthyPodEvictionPolicy"),
+        );
     }
     for bound in bounds.iter().filter(|b| b.is_set()) {
         check_int_or_percent(bound, errors);
@@ -54,8 +56,13 @@ fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
     spec.get("unhealthyPodEvictionPolicy").check_one_of(&["AlwaysAllow", "IfHealthyBudget"], errors);
 }
 
-const COLUMNS: &[Column] =
-    &[NAME, text("Min Available"), text("Max Unavailable"), integer("Allowed Disruptions"), AGE];
+const COLUMNS: &[Column] = &[
+    NAME,
+    text("Min Available", "The minimum number of pods that must be available."),
+    text("Max Unavailable", "The maximum number of pods that may be unavailable."),
+    integer("Allowed Disruptions", "Calculated number of pods that may be disrupted at this time."),
+    AGE,
+];
 
 fn cells(object: &Value, now: jiff::Timestamp) -> Vec<Value> {
     vec![

@@ -128,6 +128,9 @@ fn check_host_name(spec: &At<'_>, errors: &mut ErrorList) {
     }
 }
 
+/// The fields of Go's PodResourceClaim.
+const RESOURCE_CLAIM: &str = "Name= ResourceClaimName ResourceClaimTemplateName";
+
 fn check_resource_claims(claims: &At<'_>, errors: &mut ErrorList) {
     let mut seen: Vec<&str> = Vec::new();
     for claim in claims.items() {
@@ -140,12 +143,16 @@ fn check_resource_claims(claims: &At<'_>, errors: &mut ErrorList) {
         seen.push(name.str());
         let fields = ["resourceClaimName", "resourceClaimTemplateName"].map(|f| claim.get(f));
         match fields.iter().filter(|f| f.is_set()).count() {
-            0 => errors
-                .push(claim.invalid("must specify one of: `resourceClaimName`, `resourceClaimTemplateName`")),
+            0 => {
+                let detail = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
+                errors.push(claim.invalid(detail).as_struct(RESOURCE_CLAIM));
+            }
             1 => {}
-            _ => errors.push(claim.invalid(
-                "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
-            )),
+            _ => {
+                let detail =
+                    "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
+                errors.push(claim.invalid(detail).as_struct(RESOURCE_CLAIM));
+            }
         }
         for field in fields.iter().filter(|f| f.is_set()) {
             field.check(names::dns_subdomain, errors);

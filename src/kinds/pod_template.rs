@@ -20,7 +20,12 @@ const TOKEN_SECONDS: i64 = 3600;
 const GRACE_PERIOD_SECONDS: i64 = 30;
 
 pub const POD_TEMPLATE: Kind = Kind {
-    columns: &[NAME, text("Containers"), text("Images"), text("Pod Labels")],
+    columns: &[
+        NAME,
+        text("Containers", "Names of each container in the template."),
+        text("Images", "Images referenced by each container in the template."),
+        text("Pod Labels", "The labels for the pod template."),
+    ],
     strategy: Strategy {
         default: |object| default_template(child(object, "template")),
         validate: |object| {

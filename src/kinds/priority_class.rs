@@ -12,7 +12,13 @@ use super::{
 pub const PRIORITY_CLASS: Kind = Kind {
     short_names: &["pc"],
     namespaced: false,
-    columns: &[NAME, integer("Value"), boolean("Global-Default"), AGE, text("PreemptionPolicy")],
+    columns: &[
+        NAME,
+        integer("Value", "value"),
+        boolean("Global-Default", "globalDefault"),
+        AGE,
+        text("PreemptionPolicy", "preemptionPolicy"),
+    ],
     strategy: Strategy {
         default: |class| set_default(class, "preemptionPolicy", "PreemptLowerPriority"),
         validate: |class| meta::check(class, false, names::dns_subdomain, check),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     Column, ErrorList, FieldError, Kind, Strategy,
     at::At,
-    columns::{self, AGE, CREATED_COLUMNS, NAME, created_cells, text, wide},
+    columns::{self, AGE, NAME, text, wide},
     edit::{child, each, set_default_empty},
     meta::{self, check_label_selector},
     names,
@@ -17,7 +17,6 @@ const GROUP: &str = "rbac.authorization.k8s.io";
 pub const CLUSTER_ROLE: Kind =
     Kind {
         namespaced: false,
-        columns: CREATED_COLUMNS,
         strategy: Strategy {
             validate: |role| {
                 meta::check(role, false, names::path_segment, |role, errors| {
@@ -32,21 +31,18 @@ pub const CLUSTER_ROLE: Kind =
                     selectors.items().for_each(|selector| check_label_selector(&selector, errors));
                 })
             },
-            cells: created_cells,
             ..Strategy::PLAIN
         },
         ..row(GROUP, "v1", "ClusterRole", "clusterroles", "clusterrole", "io.k8s.api.rbac.v1.ClusterRole")
     };
 
 pub const ROLE: Kind = Kind {
-    columns: CREATED_COLUMNS,
     strategy: Strategy {
         validate: |role| {
             meta::check(role, true, names::path_segment, |role, errors| {
                 role.get("rules").items().for_each(|rule| check_rule(&rule, true, errors));
             })
         },
-        cells: created_cells,
         ..Strategy::PLAIN
     },
     ..row(GROUP, "v1", "Role", "roles", "role", "io.k8s.api.rbac.v1.Role")
@@ -57,7 +53,8 @@ const BINDING: Strategy = Strategy {
     validate_update: |new, old| {
         meta::check_update(new, old, |new, old, errors| {
             if new.get("roleRef").value != old.get("roleRef").value {
-                errors.push(new.get("roleRef").invalid("cannot change roleRef"));
+                let error = new.get("roleRef").invalid("cannot change roleRef");
+                errors.push(error.as_struct("APIGroup= Kind= Name="));
             }
         })
     },
@@ -67,7 +64,7 @@ const BINDING: Strategy = Strategy {
 
 pub const CLUSTER_ROLE_BINDING: Kind = Kind {
     namespaced: false,
-    columns: BINDING_COLUMNS,
+    columns: CLUSTER_BINDING_COLUMNS,
     strategy: Strategy {
         validate: |binding| {
             meta::check(binding, false, names::path_segment, |binding, errors| {
@@ -161,8 +158,23 @@ fn check_binding(binding: &At<'_>, kinds: &[&str], errors: &mut ErrorList) {
     }
 }
 
-const BINDING_COLUMNS: &[Column] =
-    &[NAME, text("Role"), AGE, wide(text("Users")), wide(text("Groups")), wide(text("ServiceAccounts"))];
+const BINDING_COLUMNS: &[Column] = &[
+    NAME,
+    text("Role", "roleRef"),
+    AGE,
+    wide(text("Users", "Users in the roleBinding")),
+    wide(text("Groups", "Groups in the roleBinding")),
+    wide(text("ServiceAccounts", "ServiceAccounts in the roleBinding")),
+];
+
+const CLUSTER_BINDING_COLUMNS: &[Column] = &[
+    NAME,
+    text("Role", "roleRef"),
+    AGE,
+    wide(text("Users", "Users in the clusterRoleBinding")),
+    wide(text("Groups", "Groups in the clusterRoleBinding")),
+    wide(text("ServiceAccounts", "ServiceAccounts in the clusterRoleBinding")),
+];
 
 fn binding_cells(binding: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let part = |v: &Value| v.as_str().unwrap_or_default().to_owned();

@@ -1,10 +1,10 @@
 //! The table itself, and the ways to find a row.
 
 use super::{
-    Durability, Kind, Strategy, certificate_signing_request as csr, component_status, config_map,
-    controller_revision, cron_job, csi, daemon_set, deployment, endpoint_slice, endpoints, event,
-    flow_control, horizontal_pod_autoscaler as hpa, ingress, job, lease, limit_range, namespace,
-    network_policy, node, persistent_volume, persistent_volume_claim, pod, pod_disruption_budget,
+    Durability, Kind, Strategy, certificate_signing_request as csr, columns::CREATED_COLUMNS,
+    component_status, config_map, controller_revision, cron_job, csi, daemon_set, deployment, endpoint_slice,
+    endpoints, event, flow_control, horizontal_pod_autoscaler as hpa, ingress, job, lease, limit_range,
+    namespace, network_policy, node, persistent_volume, persistent_volume_claim, pod, pod_disruption_budget,
     pod_template, priority_class, rbac, replica_set, replication_controller, resource_quota, reviews,
     runtime_class, secret, service, service_account, service_cidr, stateful_set, storage_class,
     volume_attachment,
@@ -98,7 +98,7 @@ pub(super) const fn row(
         schema,
         durability: Durability::Disk,
         stored_as: None,
-        columns: &[],
+        columns: CREATED_COLUMNS,
         strategy: Strategy::PLAIN,
     }
 }
@@ -106,6 +106,11 @@ pub(super) const fn row(
 /// The row of a path (`apps`, `v1`, `deployments`).
 pub fn by_path(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|k| k.plural == plural && k.version == version && k.group == group)
+}
+
+/// The row under which a kind's objects are stored.
+pub fn stored(kind: &'static Kind) -> &'static Kind {
+    kind.stored_as.and_then(|s| by_path(s.group, s.version, s.plural)).unwrap_or(kind)
 }
 
 /// The row of an object (`apps/v1`, `Deployment`).

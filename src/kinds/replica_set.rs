@@ -56,9 +56,9 @@ fn default(object: &mut Value) {
 /// ReplicaSets and ReplicationControllers look the same.
 pub const COLUMNS: &[Column] = &[
     NAME,
-    integer("Desired"),
-    integer("Current"),
-    integer("Ready"),
+    integer("Desired", "spec.replicas"),
+    integer("Current", "status.replicas"),
+    integer("Ready", "status.readyReplicas"),
     AGE,
     TEMPLATE[0],
     TEMPLATE[1],

@@ -135,7 +135,15 @@ fn check(quota: &At<'_>, errors: &mut ErrorList) {
     }
 }
 
-const COLUMNS: &[Column] = &[NAME, text("Request"), text("Limit"), AGE];
+const COLUMNS: &[Column] = &[
+    NAME,
+    text("Request", "Request represents a minimum amount of cpu/memory that a container may consume."),
+    text(
+        "Limit",
+        "Limits control the maximum amount of cpu/memory that a container may use independent of contention on the node.",
+    ),
+    AGE,
+];
 
 fn cells(quota: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let status = &quota["status"];

@@ -14,7 +14,7 @@ use super::{
 
 pub const RUNTIME_CLASS: Kind = Kind {
     namespaced: false,
-    columns: &[NAME, text("Handler"), AGE],
+    columns: &[NAME, text("Handler", "handler"), AGE],
     strategy: Strategy {
         default: |class| {
             if let Some(fixed) = present(class, "overhead").and_then(|o| present(o, "podFixed")) {

@@ -7,7 +7,7 @@ use super::{
 };
 
 pub static SCALE: Kind = Kind {
-    columns: &[NAME, integer("Desired"), integer("Available"), AGE],
+    columns: &[NAME, integer("Desired", "spec.replicas"), integer("Available", "status.replicas"), AGE],
     strategy: Strategy {
         cells: |scale, now| {
             vec![

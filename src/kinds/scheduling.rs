@@ -147,11 +147,11 @@ pub fn check_tolerations(tolerations: &At<'_>, errors: &mut ErrorList) {
                     errors.push(FieldError::invalid(&operator.path, value.str(), wrong.join(";")));
                 }
             }
-            "Exists" if !value.is_empty() => errors.push(FieldError::invalid(
-                &operator.path,
-                value.str(),
-                "value must be empty when `operator` is 'Exists'",
-            )),
+            "Exists" if !value.is_empty() => {
+                let at = toleration.with_path(&operator.path);
+                let error = at.invalid("value must be empty when `operator` is 'Exists'");
+                errors.push(error.as_struct("Key= Operator= Value= Effect= TolerationSeconds"));
+            }
             "Exists" => {}
             _ => errors.push(operator.not_supported(&["Equal", "Exists"])),
         }
@@ -173,7 +173,7 @@ pub fn check_taints(taints: &At<'_>, errors: &mut ErrorList) {
         effect.check_required_one_of(TAINT_EFFECTS, errors);
         let pair = (key.str(), effect.str());
         if seen.contains(&pair) {
-            let mut error = taint.duplicate();
+            let mut error = taint.duplicate().as_struct("Key= Value= Effect= TimeAdded");
             "taints must be unique by key and effect pair".clone_into(&mut error.detail);
             errors.push(error);
         }

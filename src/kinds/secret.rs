@@ -14,7 +14,7 @@ use super::{
 };
 
 pub const SECRET: Kind = Kind {
-    columns: &[NAME, text("Type"), text("Data"), AGE],
+    columns: &[NAME, text("Type", "type"), text("Data", "data"), AGE],
     strategy: Strategy {
         default,
         validate: |object| meta::check(object, true, names::dns_subdomain, check),

@@ -303,7 +303,9 @@ fn check_ports(ports: &At<'_>, kind: &str, errors: &mut ErrorList) {
         }
         let pair = (protocol, port.get("port").int());
         if pairs.contains(&pair) {
-            errors.push(FieldError::duplicate(&port.path, json!({"protocol": pair.0, "port": pair.1})));
+            let key = json!({"protocol": pair.0, "port": pair.1});
+            let error = FieldError::duplicate(&port.path, key);
+            errors.push(error.as_struct("Name= Protocol= AppProtocol Port0 TargetPort0 NodePort0"));
         }
         pairs.push(pair);
     }
@@ -453,12 +455,12 @@ fn warnings(service: &Value) -> Vec<String> {
 
 const COLUMNS: &[Column] = &[
     NAME,
-    text("Type"),
-    text("Cluster-IP"),
-    text("External-IP"),
-    text("Port(s)"),
+    text("Type", "spec.type"),
+    text("Cluster-IP", "spec.clusterIP"),
+    text("External-IP", "spec.externalIPs"),
+    text("Port(s)", "spec.ports"),
     AGE,
-    wide(text("Selector")),
+    wide(text("Selector", "spec.selector")),
 ];
 
 /// The addresses of a load balancer's status, by comma.

@@ -13,7 +13,7 @@ use super::{
 pub const SERVICE_CIDR: Kind = Kind {
     namespaced: false,
     subresources: &[Subresource::Status],
-    columns: &[NAME, text("CIDRs"), AGE],
+    columns: &[NAME, text("CIDRs", "spec.cidrs"), AGE],
     strategy: Strategy {
         prepare_create: |new| new["status"] = json!({}),
         validate: |object| meta::check(object, false, names::dns_subdomain, check),
@@ -47,13 +47,16 @@ pub const SERVICE_CIDR: Kind = Kind {
 pub const IP_ADDRESS: Kind = Kind {
     short_names: &["ip"],
     namespaced: false,
-    columns: &[NAME, text("ParentRef")],
+    columns: &[NAME, text("ParentRef", "spec.parentRef")],
     strategy: Strategy {
         validate: |object| meta::check(object, false, addresses::ip, check_address),
         validate_update: |new, old| {
             meta::check_update(new, old, |new, old, errors| {
                 let [now, then] = [new, old].map(|o| o.get("spec").get("parentRef"));
-                now.check_immutable(&then, errors);
+                if now.value != then.value {
+                    let error = now.invalid("field is immutable");
+                    errors.push(error.as_struct("Group= Resource= Namespace= Name="));
+                }
             })
         },
         cells: |object, _| {

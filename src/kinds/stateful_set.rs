@@ -75,7 +75,8 @@ fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
     match strategy.get("type").str() {
         "OnDelete" => {
             if rolling.is_set() {
-                errors.push(rolling.invalid("only allowed for updateStrategy 'RollingUpdate'"));
+                let error = rolling.invalid("only allowed for updateStrategy 'RollingUpdate'");
+                errors.push(error.as_struct("Partition0 MaxUnavailable"));
             }
         }
         "RollingUpdate" => {
@@ -86,7 +87,10 @@ fn check_spec(spec: &At<'_>, errors: &mut ErrorList) {
                 check_at_most_all(&unavailable, errors);
             }
         }
-        _ => errors.push(strategy.invalid("must be 'RollingUpdate' or 'OnDelete'")),
+        _ => {
+            let error = strategy.invalid("must be 'RollingUpdate' or 'OnDelete'");
+            errors.push(error.as_struct("Type= RollingUpdate"));
+        }
     }
     let retention = spec.get("persistentVolumeClaimRetentionPolicy");
     for when in ["whenDeleted", "whenScaled"] {
@@ -130,7 +134,8 @@ fn check_change(new: &At<'_>, old: &At<'_>, errors: &mut ErrorList) {
     }
 }
 
-const COLUMNS: &[Column] = &[NAME, text("Ready"), AGE, TEMPLATE[0], TEMPLATE[1]];
+const COLUMNS: &[Column] =
+    &[NAME, text("Ready", "Number of the pod with ready state"), AGE, TEMPLATE[0], TEMPLATE[1]];
 
 fn cells(object: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let [names, images, _] = template_cells(&object["spec"], String::new());

@@ -17,10 +17,10 @@ pub const STORAGE_CLASS: Kind = Kind {
     namespaced: false,
     columns: &[
         NAME,
-        text("Provisioner"),
-        text("ReclaimPolicy"),
-        text("VolumeBindingMode"),
-        text("AllowVolumeExpansion"),
+        text("Provisioner", "provisioner"),
+        text("ReclaimPolicy", "reclaimPolicy"),
+        text("VolumeBindingMode", "volumeBindingMode"),
+        text("AllowVolumeExpansion", "allowVolumeExpansion"),
         AGE,
     ],
     strategy: Strategy {
@@ -55,7 +55,7 @@ pub const STORAGE_CLASS: Kind = Kind {
 pub const VOLUME_ATTRIBUTES_CLASS: Kind = Kind {
     short_names: &["vac"],
     namespaced: false,
-    columns: &[NAME, text("DriverName"), AGE],
+    columns: &[NAME, text("DriverName", "driverName"), AGE],
     strategy: Strategy {
         validate: |class| {
             meta::check(class, false, names::dns_subdomain, |class, errors| {

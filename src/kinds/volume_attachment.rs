@@ -13,10 +13,10 @@ pub const VOLUME_ATTACHMENT: Kind = Kind {
     subresources: &[Subresource::Status],
     columns: &[
         NAME,
-        Column { format: "name", ..text("Attacher") },
-        text("PV"),
-        text("Node"),
-        boolean("Attached"),
+        Column { format: "name", ..text("Attacher", "spec.attacher") },
+        text("PV", "spec.source.persistentVolumeName"),
+        text("Node", "spec.nodeName"),
+        boolean("Attached", "status.attached"),
         AGE,
     ],
     strategy: Strategy {

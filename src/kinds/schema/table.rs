@@ -4499,7 +4499,39 @@ pub static TYPES: &[Type] = &[
         f("namespace", Elem::String, Shape::One, 1, [0, 0], 0, 0),
         f("port", Elem::Int32, Shape::One, 3, [0, 0], P, 0),
     ]),
+    t("io.k8s.metrics.pkg.apis.metrics.v1beta1.ContainerMetrics", "", "", false, false, None, &[
+        f("name", Elem::String, Shape::One, 0, [0, 0], R, 0),
+        f("usage", Elem::Quantity, Shape::Map, 0, [0, 0], R, 0),
+    ]),
+    t("io.k8s.metrics.pkg.apis.metrics.v1beta1.NodeMetrics", "metrics.k8s.io", "v1beta1", true, false, None, &[
+        f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
+        f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
+        f("metadata", T(698), Shape::One, 0, [0, 0], A, 0),
+        f("timestamp", Elem::Time, Shape::One, 0, [0, 0], R, 0),
+        f("usage", Elem::Quantity, Shape::Map, 0, [0, 0], R, 0),
+        f("window", Elem::String, Shape::One, 0, [0, 0], R, 0),
+    ]),
+    t("io.k8s.metrics.pkg.apis.metrics.v1beta1.NodeMetricsList", "metrics.k8s.io", "v1beta1", true, false, None, &[
+        f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
+        f("items", T(728), Shape::List, 0, [0, 0], R, 0),
+        f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
+        f("metadata", T(694), Shape::One, 0, [0, 0], A, 0),
+    ]),
+    t("io.k8s.metrics.pkg.apis.metrics.v1beta1.PodMetrics", "metrics.k8s.io", "v1beta1", true, false, None, &[
+        f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
+        f("containers", T(727), Shape::List, 0, [0, 0], R, 0),
+        f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
+        f("metadata", T(698), Shape::One, 0, [0, 0], A, 0),
+        f("timestamp", Elem::Time, Shape::One, 0, [0, 0], R, 0),
+        f("window", Elem::String, Shape::One, 0, [0, 0], R, 0),
+    ]),
+    t("io.k8s.metrics.pkg.apis.metrics.v1beta1.PodMetricsList", "metrics.k8s.io", "v1beta1", true, false, None, &[
+        f("apiVersion", Elem::String, Shape::One, 0, [0, 0], 0, 0),
+        f("items", T(730), Shape::List, 0, [0, 0], R, 0),
+        f("kind", Elem::String, Shape::One, 0, [0, 0], 0, 0),
+        f("metadata", T(694), Shape::One, 0, [0, 0], A, 0),
+    ]),
 ];
 
 /// Changes with the table and with the descriptions.
-pub(super) const FINGERPRINT: &str = "f66783db24e777f758c0be3bceb955844cc1acef8ae85fb464c7a348e57b1963";
+pub(super) const FINGERPRINT: &str = "7f293e7cab770a95661fef39c25afd96cd3d9a87772d54247917653baa2e9968";

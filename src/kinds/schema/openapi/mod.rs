@@ -168,6 +168,15 @@ pub fn v2_protobuf<'a>(kinds: impl IntoIterator<Item = &'a Kind> + Clone) -> io:
     Ok(document.finish())
 }
 
+/// What the documents say of fields of a type, by their paths (`spec.replicas`); empty where nothing is said.
+pub fn descriptions<'a>(schema: &str, paths: impl IntoIterator<Item = &'a str>) -> io::Result<Vec<String>> {
+    let schemas = Schemas::load(Dialect::V2, [])?;
+    Ok(paths
+        .into_iter()
+        .map(|path| schemas.description(schema, path).unwrap_or_default().to_owned())
+        .collect())
+}
+
 const TITLE: &str = "Kubernetes";
 const VERSION: &str = "v1.36.0";
 const INFO: &str = r#"{"title":"Kubernetes","version":"v1.36.0"}"#;
@@ -196,11 +205,13 @@ fn write_object<K: AsRef<str>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinds::registry::KINDS;
+    use crate::kinds::{metrics, registry::KINDS};
+
+    static MEASURED: [Kind; 2] = [metrics::NODE_METRICS, metrics::POD_METRICS];
 
     fn group(group: &str, version: &str) -> Value {
         let mut out = Vec::new();
-        assert!(v3(KINDS, &prefix(group, version), &mut out).unwrap());
+        assert!(v3(KINDS.iter().chain(&MEASURED), &prefix(group, version), &mut out).unwrap());
         serde_json::from_slice(&out).unwrap()
     }
 
@@ -311,8 +322,20 @@ mod tests {
 
     #[test]
     fn every_reference_of_every_document_resolves() {
-        for kind in KINDS {
+        for kind in KINDS.iter().chain(&MEASURED) {
             let document = group(kind.group, kind.version);
+            // What `kubectl explain` looks for.
+            let own = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
+            let mut schemas = document["components"]["schemas"].as_object().unwrap().values();
+            let is_own = |schema: &&Value| {
+                schema["x-kubernetes-group-version-kind"].as_array().is_some_and(|all| all.contains(&own))
+            };
+            let schema = schemas.find(is_own).unwrap_or_else(|| panic!("no type of {own}"));
+            let fields = schema["properties"].as_object().unwrap();
+            assert!(schema["description"].is_string(), "{own}");
+            for (name, field) in fields.iter().filter(|(name, _)| *name != "window") {
+                assert!(field["description"].is_string(), "{own} {name}");
+            }
             let mut found = Vec::new();
             references(&document, &mut found);
             for reference in found {
@@ -374,6 +397,23 @@ mod tests {
         // A text that stands in several versions is kept once.
         let definitions = document["definitions"].as_object().unwrap();
         assert!(definitions.values().all(|d| !d.to_string().contains("\\u0001")));
+    }
+
+    #[test]
+    fn the_columns_of_tables_are_described_by_their_fields() {
+        let said =
+            descriptions("io.k8s.api.core.v1.Pod", ["status.podIP", "metadata.name", "spec.none"]).unwrap();
+        assert!(said[0].starts_with("podIP address allocated to the pod."), "{}", said[0]);
+        assert!(said[1].starts_with("Name must be unique within a namespace."), "{}", said[1]);
+        assert_eq!(said[2], "");
+        let schemas = Schemas::load(Dialect::V2, []).unwrap();
+        for kind in KINDS {
+            let stored = crate::kinds::registry::stored(kind).schema;
+            for path in kind.columns.iter().map(|c| c.description).filter(|text| !text.contains(' ')) {
+                let said = schemas.description(stored, path);
+                assert!(said.is_some_and(|text| !text.is_empty()), "{stored} {path}");
+            }
+        }
     }
 
     #[test]

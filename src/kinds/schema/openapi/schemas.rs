@@ -64,6 +64,21 @@ impl Schemas {
         }
     }
 
+    /// The description of the field at a path below a type.
+    pub fn description(&self, name: &str, path: &str) -> Option<&str> {
+        let mut index = position(name)?;
+        let mut steps = path.split('.').peekable();
+        while let Some(step) = steps.next() {
+            let fields = TYPES[index].fields;
+            let at = fields.binary_search_by(|field| field.name.cmp(step)).ok()?;
+            if steps.peek().is_none() {
+                return Some(self.text(self.first[index] + 1 + at as u32));
+            }
+            index = target(fields[at].elem)?;
+        }
+        None
+    }
+
     /// A type's name and definition.
     pub fn definition(&self, index: usize) -> (&'static str, Value) {
         let ty = &TYPES[index];
