@@ -823,6 +823,26 @@ async fn what_every_cluster_has_comes_back() {
         return;
     }
     let cluster = Cluster::start().await;
+    let healthy = cluster.ok("get cs --no-headers", "").await;
+    let healthy: Vec<_> = healthy.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+    assert_eq!(
+        healthy,
+        ["controller-manager", "etcd-0", "scheduler"].map(|name| vec![name, "Healthy", "ok"])
+    );
+    // What a role or binding has lost comes back with the next start, unless it is to be left alone.
+    let without = |field: &str| format!(r#"-p={{"{field}":null}}"#);
+    cluster.ok(&format!("patch clusterrole system:discovery {}", without("rules")), "").await;
+    cluster.ok(&format!("patch clusterrolebinding system:discovery {}", without("subjects")), "").await;
+    cluster.ok("annotate clusterrole system:basic-user rbac.authorization.kubernetes.io/autoupdate=false --overwrite", "").await;
+    cluster.ok(&format!("patch clusterrole system:basic-user {}", without("rules")), "").await;
+    cluster.objects.bootstrap("192.0.2.1:6443".parse().unwrap()).await.unwrap();
+    let told = async |what: &str| cluster.ok(&format!("get {what}"), "").await;
+    assert!(
+        told("clusterrole system:discovery -o jsonpath={.rules[*].nonResourceURLs}").await.contains("/api")
+    );
+    let subjects = told("clusterrolebinding system:discovery -o jsonpath={.subjects[*].name}").await;
+    assert_eq!(subjects.trim(), "system:authenticated");
+    assert_eq!(told("clusterrole system:basic-user -o jsonpath={.rules}").await.trim(), "");
     cluster.ok("delete svc kubernetes", "").await;
     cluster.ok("delete endpoints kubernetes", "").await;
     cluster.ok("delete endpointslices kubernetes", "").await;

@@ -88,7 +88,7 @@ pub async fn handle(
         query,
         headers,
         user,
-        warnings: Vec::new(),
+        warnings: kind.deprecated.map(str::to_owned).into_iter().collect(),
     };
     let verb = call.info.verb;
     if subresource.is_none() && !kind.verbs.contains(&verb) {

@@ -13,6 +13,7 @@ pub const COMPONENT_STATUS: Kind = Kind {
     namespaced: false,
     verbs: &["get", "list"],
     durability: Durability::Virtual,
+    deprecated: Some("v1 ComponentStatus is deprecated in v1.19+"),
     columns: &[
         NAME,
         text("Status", "Status of the component conditions"),

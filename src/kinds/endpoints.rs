@@ -14,6 +14,7 @@ use super::{
 
 pub const ENDPOINTS: Kind = Kind {
     short_names: &["ep"],
+    deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
     columns: &[NAME, text("Endpoints", "subsets"), AGE],
     strategy: Strategy {
         default: |object| {
@@ -22,9 +23,6 @@ pub const ENDPOINTS: Kind = Kind {
             }
         },
         validate: |object| meta::check(object, true, names::dns_subdomain, check),
-        warnings: |_| {
-            vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned()]
-        },
         cells: |object, now| {
             vec![columns::name(object), endpoints(object).into(), columns::age(object, now).into()]
         },

@@ -315,6 +315,8 @@ pub struct Kind {
     /// Where the objects are stored when it is not under this row: another row's
     /// `(group, version, plural)` and the conversions from and to it (HPA v1, events.k8s.io).
     pub stored_as: Option<StoredAs>,
+    /// What every answer about it warns of, when the kind is on its way out.
+    pub deprecated: Option<&'static str>,
     pub columns: &'static [Column],
     pub strategy: Strategy,
 }

@@ -98,6 +98,7 @@ pub(super) const fn row(
         schema,
         durability: Durability::Disk,
         stored_as: None,
+        deprecated: None,
         columns: CREATED_COLUMNS,
         strategy: Strategy::PLAIN,
     }
@@ -233,15 +234,19 @@ clusterroles.rbac.authorization.k8s.io: Name*, Created At@\n\
             };
             kind.columns.iter().map(column).collect::<Vec<_>>().join(", ")
         };
-        let now = jiff::Timestamp::UNIX_EPOCH;
+        let now = jiff::Timestamp::from_second(120).expect("a time");
         for kind in KINDS.iter().filter(|k| k.verbs.contains(&"list")) {
             let stored = kind.stored_as.map_or((kind.plural, kind.group), |s| (s.plural, s.group));
             let resource =
                 if stored.1.is_empty() { stored.0.to_owned() } else { format!("{}.{}", stored.0, stored.1) };
             assert_eq!(Some(shown(kind).as_str()), printed.get(resource.as_str()).copied(), "{resource}");
-            let empty = serde_json::json!({"metadata": {"name": "x"}, "spec": {}, "status": {}});
+            let metadata = serde_json::json!({"name": "x", "creationTimestamp": "1970-01-01T00:00:00Z"});
+            let empty = serde_json::json!({"metadata": metadata, "spec": {}, "status": {}});
             let cells = (kind.strategy.cells)(&empty, now);
             assert_eq!(cells.len(), kind.columns.len(), "{resource}");
+            for (column, cell) in kind.columns.iter().zip(cells).filter(|(c, _)| c.name == "Age") {
+                assert_eq!(cell, "2m", "{resource} {}", column.name);
+            }
         }
     }
 }

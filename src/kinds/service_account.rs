@@ -2,7 +2,7 @@
 
 use super::{
     Kind, Strategy, Subresource,
-    columns::{AGE, NAME},
+    columns::{self, AGE, NAME},
     meta, names,
     registry::row,
 };
@@ -13,6 +13,7 @@ pub const SERVICE_ACCOUNT: Kind = Kind {
     columns: &[NAME, AGE],
     strategy: Strategy {
         validate: |object| meta::check(object, true, names::dns_subdomain, |_, _| {}),
+        cells: |account, now| vec![columns::name(account), columns::age(account, now).into()],
         ..Strategy::PLAIN
     },
     ..row(

@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::api::rbac::v1::PolicyRule;
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::MissedTickBehavior};
 
-use super::{Error, Objects, WriteOptions, roles};
+use super::{Error, Objects, WriteOptions, rbac, roles};
 use crate::{
     clock,
     kinds::{Subresource, flow_control, registry},
@@ -25,6 +26,40 @@ const NAME: &str = "kubernetes";
 
 /// How often it is looked after what must not be missing (upstream's reconciler of its Service).
 const KEEP_PERIOD: Duration = Duration::from_secs(10);
+
+/// Whether upstream's defaults come back (`rbac.AutoUpdateAnnotationKey`).
+const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
+
+/// What `kubectl get componentstatuses` tells: parts of this process, which answers when they run.
+const COMPONENTS: &[&str] = &["controller-manager", "etcd-0", "scheduler"];
+
+/// Adds the rules of `wanted` that a role does not cover; of an aggregated role, the way it is gathered.
+fn add_rules(role: &mut Value, wanted: &Value) {
+    if wanted["aggregationRule"].is_object() {
+        role["aggregationRule"] = wanted["aggregationRule"].clone();
+        return;
+    }
+    let rules = |role: &Value| -> Vec<PolicyRule> {
+        serde_json::from_value(role["rules"].clone()).unwrap_or_default()
+    };
+    let (held, wanted) = (rules(role), rules(wanted));
+    let missing = rbac::uncovered(&held, &wanted);
+    if !missing.is_empty() {
+        let all: Vec<_> = held.iter().chain(missing).collect();
+        role["rules"] = json!(all);
+    }
+}
+
+/// Adds the subjects of `wanted` that a binding does not name.
+fn add_subjects(binding: &mut Value, wanted: &Value) {
+    let mut all = binding["subjects"].as_array().cloned().unwrap_or_default();
+    for subject in wanted["subjects"].as_array().into_iter().flatten() {
+        if !all.contains(subject) {
+            all.push(subject.clone());
+        }
+    }
+    binding["subjects"] = all.into();
+}
 
 fn writer() -> WriteOptions {
     WriteOptions::system("apiserver").tracked_as("kube-apiserver")
@@ -53,6 +88,11 @@ impl Objects {
         }
         for (version, kind, object) in flow_control::mandatory() {
             self.ensure(version, kind, "", object, &options).await?;
+        }
+        for name in COMPONENTS {
+            let condition = json!({"type": "Healthy", "status": "True", "message": "ok"});
+            let status = json!({"metadata": {"name": name}, "conditions": [condition]});
+            self.ensure("v1", "ComponentStatus", "", status, &options).await?;
         }
         self.ensure_roles(&options).await?;
         self.ensure_service_cidr(&options).await?;
@@ -137,12 +177,33 @@ impl Objects {
     async fn ensure_roles(&self, options: &WriteOptions) -> Result<(), Error> {
         const VERSION: &str = "rbac.authorization.k8s.io/v1";
         for role in roles::cluster_roles() {
-            self.ensure(VERSION, "ClusterRole", "", role, options).await?;
+            self.reconcile(VERSION, "ClusterRole", role, options, add_rules).await?;
         }
         for binding in roles::cluster_role_bindings() {
-            self.ensure(VERSION, "ClusterRoleBinding", "", binding, options).await?;
+            self.reconcile(VERSION, "ClusterRoleBinding", binding, options, add_subjects).await?;
         }
         Ok(())
+    }
+
+    /// Makes an object, or gives it again what it should grant, unless it says that it is to be left alone.
+    async fn reconcile(
+        &self,
+        api_version: &str,
+        kind: &str,
+        wanted: Value,
+        options: &WriteOptions,
+        add: fn(&mut Value, &Value),
+    ) -> Result<(), Error> {
+        self.ensure(api_version, kind, "", wanted.clone(), options).await?;
+        let Some(kind) = registry::by_type(api_version, kind) else { return Ok(()) };
+        let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
+        let change = |object: &mut Value| {
+            if object["metadata"]["annotations"][AUTO_UPDATE] != "false" {
+                add(object, &wanted);
+            }
+            Ok(())
+        };
+        self.modify(kind, None, "", name, options, change).await.map(drop)
     }
 
     async fn ensure(
