@@ -48,6 +48,16 @@ pub fn authorize(objects: &Objects, user: &User, info: &RequestInfo) -> Result<(
     Ok(())
 }
 
+/// Refuses to create on another verb's way what `user` may not create.
+pub fn authorize_creation(objects: &Objects, user: &User, info: &RequestInfo) -> Result<(), Refusal> {
+    let what = Attributes { verb: "create", ..attributes(info) };
+    decide(objects, user, &what).map(drop).map_err(|why| {
+        let resource = info.resource.as_ref().map(ResourcePath::resource).unwrap_or_default();
+        let message = format!("{resource} {:?} is forbidden: {why}", what.name);
+        Refusal::Forbidden { resource, name: what.name.to_owned(), message }
+    })
+}
+
 /// `pods "x" is forbidden: User "jane" cannot get resource "pods" in API group "" in the namespace "a"`.
 pub fn forbidden(user: &User, info: &RequestInfo, reason: &str) -> Refusal {
     let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };

@@ -5,6 +5,7 @@ use hyper::StatusCode;
 use serde_json::Value;
 
 use super::{
+    authz,
     body::{self, FieldValidation},
     negotiate::{self, Encoding},
     reply::Reply,
@@ -198,6 +199,13 @@ impl Call {
                 patch::keep_times(&mut value, live);
             }
             self.refuse_escalation(&value, live.as_ref())?;
+            if live.is_none() {
+                authz::authorize_creation(&objects, &self.user, &self.info)?;
+            }
+            let warnings = match self.subresource {
+                None => (self.kind.strategy.warnings)(&value),
+                Some(_) => Vec::new(),
+            };
             let value = self.to_stored(value);
             let outcome = match &current {
                 Some(_) => {
@@ -214,6 +222,7 @@ impl Call {
                     return self.value(StatusCode::OK, &scale::of(&object.value()));
                 }
                 Ok(object) => {
+                    self.warnings.extend(warnings);
                     let code = if current.is_some() { StatusCode::OK } else { StatusCode::CREATED };
                     return self.object(code, &object);
                 }

@@ -7,7 +7,7 @@ use hyper::{HeaderMap, Request, StatusCode, body::Incoming};
 use serde_json::{Value, json};
 
 use super::{
-    Api,
+    Api, authz,
     body::{self, Expected, FieldValidation},
     negotiate::{self, Accepted, Encoding, Shape},
     render::{IncludeObject, Renderer},
@@ -22,7 +22,7 @@ use crate::{
     clock::Clock as _,
     ids::Revision,
     kinds::{
-        Durability, FieldError, Kind, Subresource, registry,
+        Durability, FieldError, Kind, Subresource, registry, remove,
         scale::SCALE,
         schema::{self, proto},
     },
@@ -422,12 +422,45 @@ impl Call {
         self.warnings.extend((self.kind.strategy.warnings)(&value));
         let objects = &self.api.objects;
         let name = &self.path.name;
-        let old = objects.get(self.stored, self.namespace(), name)?;
+        let old = match objects.get(self.stored, self.namespace(), name) {
+            Err(error) if error.is_not_found() && self.may_appear() => {
+                return self.create_by_put(value, &options).await;
+            }
+            old => old?,
+        };
+        let revision = value["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+        if self.kind.updated_with_revision && matches!(revision, "" | "0") {
+            let detail = "must be specified for an update";
+            let errors = vec![FieldError::invalid("metadata.resourceVersion", 0, detail)];
+            return Err(
+                objects::Error::Invalid { kind: self.kind.resource(), name: name.clone(), errors }.into()
+            );
+        }
         self.refuse_escalation(&value, Some(&old.value()))?;
         let value = self.to_stored(value);
         let updated =
             objects.update(self.stored, self.subresource, self.namespace(), name, value, &options).await?;
         self.object(StatusCode::OK, &updated)
+    }
+
+    /// Whether a PUT may make the object that it is about.
+    fn may_appear(&self) -> bool {
+        self.subresource.is_none() && self.kind.created_by_put
+    }
+
+    async fn create_by_put(&self, mut value: Value, options: &WriteOptions) -> Result<Reply, Refusal> {
+        authz::authorize_creation(&self.api.objects, &self.user, &self.info)?;
+        self.refuse_escalation(&value, None)?;
+        let meta = &mut value["metadata"];
+        if let Some(uid) = meta["uid"].as_str().filter(|uid| !uid.is_empty()) {
+            let message = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: ");
+            let (resource, name) = (self.stored.resource(), self.path.name.clone());
+            return Err(objects::Error::Conflict { resource, name, message }.into());
+        }
+        remove(meta, "resourceVersion");
+        let value = self.to_stored(value);
+        let created = self.api.objects.create(self.stored, self.namespace(), value, options).await?;
+        self.object(StatusCode::CREATED, &created)
     }
 
     /// DeleteOptions of the body and the query.

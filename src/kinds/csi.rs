@@ -16,6 +16,7 @@ use super::{
 
 pub const CSI_DRIVER: Kind = Kind {
     namespaced: false,
+    updated_with_revision: true,
     columns: &[
         NAME,
         boolean("AttachRequired", "spec.attachRequired"),
@@ -48,6 +49,7 @@ pub const CSI_DRIVER: Kind = Kind {
 
 pub const CSI_NODE: Kind = Kind {
     namespaced: false,
+    updated_with_revision: true,
     columns: &[
         NAME,
         integer("Drivers", "Drivers indicates the number of CSI drivers registered on the node"),
@@ -91,6 +93,7 @@ pub const CSI_NODE: Kind = Kind {
 };
 
 pub const CSI_STORAGE_CAPACITY: Kind = Kind {
+    updated_with_revision: true,
     columns: &[NAME, text("StorageClassName", "storageClassName"), text("Capacity", "capacity")],
     strategy: Strategy {
         default: |object| {

@@ -14,6 +14,7 @@ use super::{
 
 pub const ENDPOINTS: Kind = Kind {
     short_names: &["ep"],
+    created_by_put: true,
     deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
     columns: &[NAME, text("Endpoints", "subsets"), AGE],
     strategy: Strategy {

@@ -14,6 +14,7 @@ use super::{
 pub const EVENT: Kind = Kind {
     short_names: &["ev"],
     durability: Durability::Memory,
+    created_by_put: true,
     columns: COLUMNS,
     strategy: Strategy {
         default: |event| {

@@ -25,6 +25,8 @@ const OLDEST_EMULATION_VERSION: &str = "OldestEmulationVersion";
 
 pub const LEASE: Kind = Kind {
     durability: Durability::Memory,
+    created_by_put: true,
+    updated_with_revision: true,
     columns: &[NAME, text("Holder", "spec.holderIdentity"), AGE],
     strategy: Strategy {
         validate: |lease| {

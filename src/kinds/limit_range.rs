@@ -19,6 +19,7 @@ pub const LIMIT_RANGE: Kind = Kind {
         validate: |object| meta::check(object, true, names::dns_subdomain, check),
         ..Strategy::PLAIN
     },
+    created_by_put: true,
     ..row("", "v1", "LimitRange", "limitranges", "limitrange", "io.k8s.api.core.v1.LimitRange")
 };
 

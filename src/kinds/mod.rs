@@ -315,6 +315,10 @@ pub struct Kind {
     /// Where the objects are stored when it is not under this row: another row's
     /// `(group, version, plural)` and the conversions from and to it (HPA v1, events.k8s.io).
     pub stored_as: Option<StoredAs>,
+    /// Whether a PUT makes an object that is not there (upstream's `AllowCreateOnUpdate`).
+    pub created_by_put: bool,
+    /// Whether an update must say of which revision it is (not upstream's `AllowUnconditionalUpdate`).
+    pub updated_with_revision: bool,
     /// What every answer about it warns of, when the kind is on its way out.
     pub deprecated: Option<&'static str>,
     pub columns: &'static [Column],

@@ -15,6 +15,7 @@ use super::{
 pub const POD_DISRUPTION_BUDGET: Kind = Kind {
     short_names: &["pdb"],
     subresources: &[Subresource::Status],
+    updated_with_revision: true,
     columns: COLUMNS,
     strategy: Strategy {
         prepare_create: |new| {

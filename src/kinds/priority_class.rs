@@ -40,7 +40,9 @@ pub const PRIORITY_CLASS: Kind = Kind {
                 text_or(&class["preemptionPolicy"], ""),
             ]
         },
-        ..Strategy::SPEC_ONLY
+        // Upstream's never counts up.
+        prepare_create: |class| class["metadata"]["generation"] = 1.into(),
+        ..Strategy::PLAIN
     },
     ..row(
         "scheduling.k8s.io",

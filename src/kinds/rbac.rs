@@ -17,6 +17,7 @@ const GROUP: &str = "rbac.authorization.k8s.io";
 pub const CLUSTER_ROLE: Kind =
     Kind {
         namespaced: false,
+        created_by_put: true,
         strategy: Strategy {
             validate: |role| {
                 meta::check(role, false, names::path_segment, |role, errors| {
@@ -37,6 +38,7 @@ pub const CLUSTER_ROLE: Kind =
     };
 
 pub const ROLE: Kind = Kind {
+    created_by_put: true,
     strategy: Strategy {
         validate: |role| {
             meta::check(role, true, names::path_segment, |role, errors| {
@@ -64,6 +66,7 @@ const BINDING: Strategy = Strategy {
 
 pub const CLUSTER_ROLE_BINDING: Kind = Kind {
     namespaced: false,
+    created_by_put: true,
     columns: CLUSTER_BINDING_COLUMNS,
     strategy: Strategy {
         validate: |binding| {
@@ -84,6 +87,7 @@ pub const CLUSTER_ROLE_BINDING: Kind = Kind {
 };
 
 pub const ROLE_BINDING: Kind = Kind {
+    created_by_put: true,
     columns: BINDING_COLUMNS,
     strategy: Strategy {
         validate: |binding| {

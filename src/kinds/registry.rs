@@ -98,6 +98,8 @@ pub(super) const fn row(
         schema,
         durability: Durability::Disk,
         stored_as: None,
+        created_by_put: false,
+        updated_with_revision: false,
         deprecated: None,
         columns: CREATED_COLUMNS,
         strategy: Strategy::PLAIN,

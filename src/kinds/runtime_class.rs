@@ -14,6 +14,8 @@ use super::{
 
 pub const RUNTIME_CLASS: Kind = Kind {
     namespaced: false,
+    created_by_put: true,
+    updated_with_revision: true,
     columns: &[NAME, text("Handler", "handler"), AGE],
     strategy: Strategy {
         default: |class| {

@@ -20,6 +20,7 @@ pub const SERVICE: Kind = Kind {
     short_names: &["svc"],
     categories: &["all"],
     subresources: &[Subresource::Other("proxy"), Subresource::Status],
+    created_by_put: true,
     columns: COLUMNS,
     strategy: Strategy {
         default,

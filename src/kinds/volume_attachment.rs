@@ -11,6 +11,7 @@ use super::{
 pub const VOLUME_ATTACHMENT: Kind = Kind {
     namespaced: false,
     subresources: &[Subresource::Status],
+    updated_with_revision: true,
     columns: &[
         NAME,
         Column { format: "name", ..text("Attacher", "spec.attacher") },

@@ -130,6 +130,7 @@ impl Objects {
             "name",
             "namespace",
             "generateName",
+            "generation",
             "uid",
             "creationTimestamp",
             "deletionTimestamp",
