@@ -424,7 +424,7 @@ fn links_graces_programs_and_local_volumes_are_as_said() {
     let disk = node.dir.path().join("disk");
     std::fs::create_dir_all(&disk).unwrap();
     node.apply(&format!(
-        r#"
+        r"
 apiVersion: v1
 kind: Service
 metadata: {{name: web}}
@@ -446,7 +446,7 @@ apiVersion: v1
 kind: PersistentVolumeClaim
 metadata: {{name: claim}}
 spec: {{accessModes: [ReadWriteOnce], storageClassName: by-hand, resources: {{requests: {{storage: 1Mi}}}}}}
-"#,
+",
         disk = disk.display(),
         node = node.name,
     ));
