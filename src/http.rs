@@ -23,7 +23,8 @@ use tokio::{
 
 use crate::{memory, tasks::CancellationToken};
 
-/// Bytes of a request's head.
+/// Bytes of a request's head. Of HTTP/1.1 hyper counts what it has before it reads on, so that up to twice
+/// as much may pass.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
 /// What HTTP/2 begins with, and nothing else does.
 const PREFACE: &[u8; 3] = b"PRI";
