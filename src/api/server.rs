@@ -207,7 +207,8 @@ impl Connection {
         let api = Arc::clone(&self.api);
         let handle = |request| {
             let (api, certificate) = (Arc::clone(&api), Arc::clone(&certificate));
-            async move { handler::handle(api, &certificate, request).await }
+            // In a place of its own, which goes when the answer begins: a watch keeps its connection's.
+            Box::pin(async move { handler::handle(api, &certificate, request).await })
         };
         let speaks = Speaks::agreed(tls.get_ref().1.alpn_protocol());
         let ended = http::serve(tls, speaks, LIMITS, &self.api.stop, handle).await;
