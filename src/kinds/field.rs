@@ -193,9 +193,9 @@ fn quoted(text: &str) -> String {
             ('\r', _) => quoted += "\\r",
             // A mark is printed where it stands behind something.
             _ if !['x', c].iter().collect::<String>().escape_debug().any(|e| e == '\\') => quoted.push(c),
-            (_, code @ ..0x80) => quoted += &format!("\\x{code:02x}"),
-            (_, code @ ..0x1_0000) => quoted += &format!("\\u{code:04x}"),
-            (_, code) => quoted += &format!("\\U{code:08x}"),
+            (_, code @ ..0x80) => quoted.extend([format!("\\x{code:02x}")]),
+            (_, code @ ..0x1_0000) => quoted.extend([format!("\\u{code:04x}")]),
+            (_, code) => quoted.extend([format!("\\U{code:08x}")]),
         }
     }
     quoted.push('"');
