@@ -26,6 +26,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::{
     body::{BodyError, Upload},
+    head,
     wire::{self, Answer, Decoder, Framing, WireError},
 };
 
@@ -194,7 +195,7 @@ impl Outgoing {
         Self {
             head,
             bare: *method == Method::HEAD,
-            idempotent: wire::is_idempotent(method),
+            idempotent: method.is_idempotent(),
             framing,
             body: (!empty).then_some(body),
             written: 0,
@@ -247,7 +248,7 @@ impl Outgoing {
         }
         self.gathered.extend_from_slice(b"0\r\n");
         for (name, value) in trailers.into_iter().flatten() {
-            wire::encode_header(&mut self.gathered, name, value);
+            head::encode_header(&mut self.gathered, name, value);
         }
         self.gathered.extend_from_slice(b"\r\n");
         Ok(())

@@ -152,6 +152,17 @@ impl Forwarded {
     }
 }
 
+fn put(out: &mut BytesMut, parts: &[&[u8]]) {
+    for part in parts {
+        out.extend_from_slice(part);
+    }
+}
+
+/// A header's line in a head or among trailers.
+pub fn encode_header(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
+    put(out, &[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+}
+
 /// A head for a backend, but for its last lines: those that tell of the body, and the empty one.
 pub fn encode(
     (method, target): (&Method, &str),
@@ -164,17 +175,16 @@ pub fn encode(
     let named = named(headers);
     let known = forwarded.lines.len() + target.len() + 2 * authority.len() + 128;
     let mut out = BytesMut::with_capacity(known + headers.len() * HEADER_BYTES);
-    let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
-    put(&[method.as_str().as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\nhost: "]);
-    put(&[authority.as_bytes(), b"\r\nx-forwarded-host: ", authority.as_bytes(), b"\r\n"]);
-    put(&[forwarded.lines.as_bytes()]);
+    put(&mut out, &[method.as_str().as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\nhost: "]);
+    put(&mut out, &[authority.as_bytes(), b"\r\nx-forwarded-host: ", authority.as_bytes(), b"\r\n"]);
+    put(&mut out, &[forwarded.lines.as_bytes()]);
     for (name, value) in headers {
         if goes_on(name, &named) {
-            put(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"]);
+            encode_header(&mut out, name, value);
         }
     }
     if let Some(protocol) = upgrade {
-        put(&[b"connection: upgrade\r\nupgrade: ", protocol.as_bytes(), b"\r\n"]);
+        put(&mut out, &[b"connection: upgrade\r\nupgrade: ", protocol.as_bytes(), b"\r\n"]);
     }
     out
 }

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::{
-    HeaderMap, Method, StatusCode,
+    HeaderMap, StatusCode,
     body::Frame,
     header::{self, HeaderName, HeaderValue},
 };
@@ -69,12 +69,6 @@ pub fn end_head(out: &mut BytesMut, framing: Option<Framing>) {
         }
         Some(Framing::Chunked) => out.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n"),
         Some(Framing::ToEnd) | None => out.extend_from_slice(b"\r\n"),
-    }
-}
-
-pub fn encode_header(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
-    for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-        out.extend_from_slice(part);
     }
 }
 
@@ -318,15 +312,6 @@ fn trailers(read: &mut BytesMut) -> Result<Option<HeaderMap>, WireError> {
     };
     read.advance(length);
     Ok(Some(trailers))
-}
-
-/// Whether a request of this method may be sent again when nobody knows whether it has arrived
-/// (RFC 9110 section 9.2.2).
-pub fn is_idempotent(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
-    )
 }
 
 #[cfg(test)]

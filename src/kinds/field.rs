@@ -1,6 +1,6 @@
 //! Field errors in upstream's words (`k8s.io/apimachinery/pkg/util/validation/field`).
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde_json::Value;
 
@@ -193,9 +193,9 @@ fn quoted(text: &str) -> String {
             ('\r', _) => quoted += "\\r",
             // A mark is printed where it stands behind something.
             _ if !['x', c].iter().collect::<String>().escape_debug().any(|e| e == '\\') => quoted.push(c),
-            (_, code @ ..0x80) => quoted.extend([format!("\\x{code:02x}")]),
-            (_, code @ ..0x1_0000) => quoted.extend([format!("\\u{code:04x}")]),
-            (_, code) => quoted.extend([format!("\\U{code:08x}")]),
+            (_, code @ ..0x80) => write!(quoted, "\\x{code:02x}").expect("text takes all"),
+            (_, code @ ..0x1_0000) => write!(quoted, "\\u{code:04x}").expect("text takes all"),
+            (_, code) => write!(quoted, "\\U{code:08x}").expect("text takes all"),
         }
     }
     quoted.push('"');
