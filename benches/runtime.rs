@@ -5,7 +5,7 @@
 //! `cargo test --bench runtime` (development build) or `cargo bench --bench runtime` (release).
 
 use std::{
-    fs,
+    fs, iter,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
@@ -210,10 +210,12 @@ async fn run() {
     runtime.kill("idle").await.unwrap();
     exit_of(&runtime, "idle").await;
     runtime.remove("idle").await.unwrap();
-    crowd(&runtime, |n| spec(&format!("idle{n}"), "sleep", Seccomp::Unconfined)).await;
+    crowd(dir.path(), &runtime, |n| spec(&format!("idle{n}"), "sleep", Seccomp::Unconfined)).await;
     runtime.remove_sandbox("pod").await.unwrap();
-    for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-        let root = hierarchy.path().join(format!("sampan-bench-{}", std::process::id()));
+    let v2 = iter::once(PathBuf::from("/sys/fs/cgroup"));
+    let v1 = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|hierarchy| hierarchy.path());
+    for hierarchy in v2.chain(v1) {
+        let root = hierarchy.join(format!("sampan-bench-{}", std::process::id()));
         // crun's parent, which it leaves, and ours.
         let _ = fs::remove_dir(root.join("crun"));
         let _ = fs::remove_dir(root);
@@ -222,11 +224,14 @@ async fn run() {
 
 /// What each of many idle containers costs the group that the daemon is in: the monitor with its kernel
 /// memory. The containers themselves are in groups of their own.
-async fn crowd(runtime: &ShimRuntime, spec: impl Fn(usize) -> ContainerSpec) {
-    let group = PathBuf::from(format!("/sys/fs/cgroup/memory/sampan-bench-{}/daemon", std::process::id()));
-    if fs::create_dir_all(&group).is_err() {
+async fn crowd(dir: &Path, runtime: &ShimRuntime, spec: impl Fn(usize) -> ContainerSpec) {
+    let hierarchy = Path::new("/sys/fs/cgroup/memory");
+    if !hierarchy.join("memory.usage_in_bytes").exists() {
+        println!("an idle container, all in   only read where cgroup v1 counts memory");
         return;
     }
+    let group = hierarchy.join(format!("sampan-bench-{}/daemon", std::process::id()));
+    fs::create_dir_all(&group).unwrap();
     let join = |group: &Path| fs::write(group.join("cgroup.procs"), std::process::id().to_string());
     join(&group).unwrap();
     let usage = || -> i64 {
@@ -243,6 +248,8 @@ async fn crowd(runtime: &ShimRuntime, spec: impl Fn(usize) -> ContainerSpec) {
             before = usage();
         }
         runtime.start(&spec(n)).await.unwrap();
+        // Only here it is kept.
+        fs::remove_file(dir.join(format!("run/containers/{}/config.json", spec(n).id))).unwrap();
     }
     // Monitors give memory back when nothing has happened for ten seconds.
     tokio::time::sleep(Duration::from_secs(11)).await;
@@ -254,7 +261,7 @@ async fn crowd(runtime: &ShimRuntime, spec: impl Fn(usize) -> ContainerSpec) {
         exit_of(runtime, &id).await;
         runtime.remove(&id).await.unwrap();
     }
-    join(Path::new("/sys/fs/cgroup/memory")).unwrap();
+    join(hierarchy).unwrap();
     let _ = fs::remove_dir(&group);
 }
 

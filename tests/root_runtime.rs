@@ -351,6 +351,32 @@ async fn a_container_is_attached_to() {
 }
 
 #[tokio::test]
+async fn a_monitor_at_rest_gives_memory_back_and_wakes_up() {
+    let ground = Ground::new("rest");
+    let runtime = ground.runtime();
+    runtime.ensure_sandbox(&Ground::sandbox()).await.unwrap();
+    let mut spec = ground.container("c", &["sh", "-c", "read x; echo got $x; exit 2"]);
+    spec.stdin = true;
+    runtime.start(&spec).await.unwrap();
+    let line = ground.processes().into_iter().find(|line| line.contains("sampan-shim shim ")).unwrap();
+    let pid = line.split(':').next().unwrap().to_owned();
+    // KiB of the program's pages and of page tables.
+    let size = |key: &str| -> u64 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let (pages, tables) = (size("RssFile"), size("VmPTE"));
+    eventually("memory is given back", || size("RssFile") < pages / 2 && size("VmPTE") < tables).await;
+    let mut session = runtime.attach(&spec.id).await.unwrap();
+    session.stdin.take().unwrap().write_all(b"it\n").await.unwrap();
+    assert_eq!(text(&mut session.stdout).await, "got it\n");
+    assert_eq!(exit_of(&runtime, &spec.id).await.code, 2);
+    assert_eq!(entries(&ground.log("c")), ["stdout F got it"]);
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
 async fn volumes_are_mounted_as_asked() {
     let ground = Ground::new("mounts");
     let runtime = ground.runtime();

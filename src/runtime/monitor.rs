@@ -229,9 +229,6 @@ pub fn watch_over(folder: &Folder, handover: Handover, streams: Streams) -> io::
     let mut rests = false;
     while !monitor.round(alive, if rests { PollTimeout::NONE } else { PollTimeout::from(QUIET_MS) })? {
         rests = monitor.quiet;
-        if rests {
-            sys::shed();
-        }
     }
 
     crash::point(crash::SHIM);
@@ -332,7 +329,11 @@ impl Monitor {
                 }
             }
         }
-        poll(&mut fds, timeout)?;
+        if timeout.is_none() {
+            sys::poll_at_rest(&mut fds)?;
+        } else {
+            poll(&mut fds, timeout)?;
+        }
         let ready = fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
         Ok(sources.iter().zip(ready).filter(|(_, ready)| *ready).map(|(source, _)| *source).collect())
     }

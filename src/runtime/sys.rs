@@ -14,6 +14,7 @@ use super::devices::Instruction;
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag},
+    poll::{PollFd, PollTimeout, poll},
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal},
     unistd::{ForkResult, Pid},
 };
@@ -333,18 +334,51 @@ pub fn place(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives back what this process has touched and can do without: the page tables of its program (the pages
-/// are the file's, and shared), and the stack below. Both come again as they are needed. For a process
-/// without threads.
-pub fn shed() {
-    let _ = map_program_again();
-    let _ = drop_stack_below();
+/// Waits without a bound of time for one of `fds`, after giving back what this process has touched and can
+/// do without: the page tables of its program (the pages are the file's, and shared), and the stack below.
+/// Both come again as they are needed. For a process without threads.
+pub fn poll_at_rest(fds: &mut [PollFd<'_>]) -> nix::Result<libc::c_int> {
+    // Everything else is done before, and freed after: each function that runs between the program's being
+    // mapped again and the wait has a page table of its own.
+    // SAFETY: takes a plain number.
+    let page_bytes = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) });
+    let program = File::open("/proc/self/exe").and_then(|file| Ok((read_only_parts()?, file)));
+    if let Ok((parts, file)) = &program {
+        for part in parts {
+            part.map_again(file);
+        }
+    }
+    if let Ok(page_bytes) = page_bytes {
+        drop_stack_below(page_bytes);
+    }
+    poll(fds, PollTimeout::NONE)
 }
 
-/// Maps the read-only parts of the program over themselves: the same file at the same place.
-fn map_program_again() -> io::Result<()> {
+/// A read-only part of the program as it is mapped.
+struct ProgramPart {
+    start: *mut libc::c_void,
+    bytes: usize,
+    protection: libc::c_int,
+    offset: libc::off_t,
+}
+
+impl ProgramPart {
+    /// Maps the same bytes of `program` over themselves. What the kernel refuses stays as it is.
+    fn map_again(&self, program: &File) {
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
+        // SAFETY: the kernel has said that this file lies here with these rights, and none of its pages was
+        // ever writable: what is read and executed there is the same before and after.
+        let _ = unsafe {
+            libc::mmap(self.start, self.bytes, self.protection, flags, program.as_raw_fd(), self.offset)
+        };
+    }
+}
+
+/// The constants and the code of the program that runs.
+fn read_only_parts() -> io::Result<Vec<ProgramPart>> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
-    let program = File::open("/proc/self/exe")?;
+    let number = |text| usize::from_str_radix(text, 16).map_err(io::Error::other);
+    let mut parts = Vec::with_capacity(4);
     let mut first = None;
     for line in maps.lines() {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -358,40 +392,32 @@ fn map_program_again() -> io::Result<()> {
             "r-xp" => libc::PROT_READ | libc::PROT_EXEC,
             _ => break,
         };
-        let number = |text| usize::from_str_radix(text, 16).map_err(io::Error::other);
         let (start, end) = range.split_once('-').unwrap_or_default();
-        let (start, end, offset) = (number(start)?, number(end)?, number(offset)?);
-        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
-        let place = std::ptr::with_exposed_provenance_mut(start);
-        // SAFETY: the kernel has just said that this file lies here with these rights, and none of its
-        // pages was ever writable: what is read and executed there is the same before and after.
-        let mapped = unsafe {
-            libc::mmap(place, end - start, protection, flags, program.as_raw_fd(), offset as libc::off_t)
-        };
-        if mapped == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        let (start, end) = (number(start)?, number(end)?);
+        parts.push(ProgramPart {
+            start: std::ptr::with_exposed_provenance_mut(start),
+            bytes: end - start,
+            protection,
+            offset: number(offset)? as libc::off_t,
+        });
         if access == "r-xp" {
             break;
         }
     }
-    Ok(())
+    Ok(parts)
 }
 
 /// Forgets the pages of the stack that only calls which have returned have used.
 #[inline(never)]
-fn drop_stack_below() -> io::Result<()> {
+fn drop_stack_below(page_bytes: usize) {
     /// How deep such calls have been at most (bytes), and the part next to here that is left alone: more
     /// than this call and the one it makes use.
     const DEPTH_BYTES: usize = 256 << 10;
-    const NEAR_BYTES: usize = 8 << 10;
-    // SAFETY: takes a plain number.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
+    const NEAR_BYTES: usize = 2 << 10;
     let here = 0_u8;
-    let end = (std::ptr::from_ref(&here).addr() - NEAR_BYTES) / page * page;
+    let end = (std::ptr::from_ref(&here).addr() - NEAR_BYTES) / page_bytes * page_bytes;
     let start = std::ptr::with_exposed_provenance_mut(end - DEPTH_BYTES);
     // SAFETY: no frame is alive below this one but that of the call itself, which is within the part that
     // is left alone; what is not mapped there is skipped.
-    Errno::result(unsafe { libc::madvise(start, DEPTH_BYTES, libc::MADV_DONTNEED) })?;
-    Ok(())
+    let _ = unsafe { libc::madvise(start, DEPTH_BYTES, libc::MADV_DONTNEED) };
 }
