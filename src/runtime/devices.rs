@@ -47,7 +47,9 @@ const MOVE: u8 = 0xb4;
 const MOVE_REGISTER: u8 = 0xbc;
 const AND: u8 = 0x54;
 const SHIFT_RIGHT: u8 = 0x74;
+const SHIFT_RIGHT_BY: u8 = 0x7c;
 const JUMP_NE: u8 = 0x55;
+const JUMP_GREATER: u8 = 0x25;
 const EXIT: u8 = 0x95;
 
 /// Puts the filter on the group whose folder this is.
@@ -103,6 +105,29 @@ fn op(code: u8, destination: u8, source: u8, offset: i16, immediate: u32) -> Ins
     Instruction { code, registers: destination | source << 4, offset, immediate: immediate as i32 }
 }
 
+/// Rules that differ in their minor numbers only.
+struct Group {
+    rule: Rule,
+    /// The minors, a bit each; `None` where the rule alone says it.
+    minors: Option<u32>,
+}
+
+/// Every branch costs the kernel's check of the program a state, at each container's start: the less the
+/// better.
+fn groups(rules: &[Rule]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for rule in rules {
+        let bit = rule.minor.and_then(|minor| 1u32.checked_shl(minor));
+        let alike =
+            |group: &&mut Group| group.minors.is_some() && Rule { minor: rule.minor, ..group.rule } == *rule;
+        match (bit, groups.iter_mut().find(alike)) {
+            (Some(bit), Some(Group { minors: Some(bits), .. })) => *bits |= bit,
+            _ => groups.push(Group { rule: *rule, minors: bit }),
+        }
+    }
+    groups
+}
+
 /// Registers: 2 the access that is asked for, 3 the type, 4 major, 5 minor.
 fn compile(rules: &[Rule]) -> Vec<Instruction> {
     let mut program = vec![
@@ -113,16 +138,26 @@ fn compile(rules: &[Rule]) -> Vec<Instruction> {
         op(LOAD_WORD, 4, 1, 4, 0),
         op(LOAD_WORD, 5, 1, 8, 0),
     ];
-    for rule in rules {
+    for Group { rule, minors } in groups(rules) {
         // (instruction, whether it jumps to the next rule)
-        let mut block = vec![
-            (op(JUMP_NE, 3, 0, 0, rule.kind), true),
+        let mut block = vec![(op(JUMP_NE, 3, 0, 0, rule.kind), true)];
+        block.extend(rule.major.map(|major| (op(JUMP_NE, 4, 0, 0, major), true)));
+        block.extend([
             (op(MOVE_REGISTER, 0, 2, 0, 0), false),
             (op(AND, 0, 0, 0, !rule.access), false),
             (op(JUMP_NE, 0, 0, 0, 0), true),
-        ];
-        block.extend(rule.major.map(|major| (op(JUMP_NE, 4, 0, 0, major), true)));
-        block.extend(rule.minor.map(|minor| (op(JUMP_NE, 5, 0, 0, minor), true)));
+        ]);
+        match (minors, rule.minor) {
+            (Some(bits), _) => block.extend([
+                (op(JUMP_GREATER, 5, 0, 0, u32::BITS - 1), true),
+                (op(MOVE, 0, 0, 0, bits), false),
+                (op(SHIFT_RIGHT_BY, 0, 5, 0, 0), false),
+                (op(AND, 0, 0, 0, 1), false),
+                (op(JUMP_NE, 0, 0, 0, 1), true),
+            ]),
+            (None, Some(minor)) => block.push((op(JUMP_NE, 5, 0, 0, minor), true)),
+            (None, None) => {}
+        }
         block.extend([(op(MOVE, 0, 0, 0, 1), false), (op(EXIT, 0, 0, 0, 0), false)]);
         let length = block.len();
         program.extend(block.into_iter().enumerate().map(|(n, (mut instruction, jumps))| {
@@ -155,6 +190,9 @@ mod tests {
                 MOVE_REGISTER => registers[to] = registers[from],
                 AND => registers[to] &= i.immediate as u32,
                 SHIFT_RIGHT => registers[to] >>= i.immediate,
+                SHIFT_RIGHT_BY => registers[to] >>= registers[from],
+                JUMP_GREATER if registers[to] > i.immediate as u32 => pc += i.offset as usize,
+                JUMP_GREATER => {}
                 JUMP_NE if registers[to] != i.immediate as u32 => pc += i.offset as usize,
                 JUMP_NE => {}
                 EXIT => return registers[0] == 1,
@@ -172,24 +210,30 @@ mod tests {
 
     #[test]
     fn only_usual_and_listed_devices_open() {
-        let serial = Device {
-            path: "/dev/ttyUSB0".into(),
+        let device = |path: &str, major, minor| Device {
+            path: path.into(),
             block: false,
-            major: 188,
-            minor: 0,
+            major,
+            minor,
             mode: 0o660,
             uid: 0,
             gid: 0,
             access: "rw".into(),
         };
-        let program = compile(&rules(&[serial]));
+        let program = compile(&rules(&[device("/dev/ttyUSB0", 188, 0), device("/dev/radio0", 81, 64)]));
         for (kind, access, major, minor, expected) in [
             (CHARACTER, READ | WRITE, 1, 3, true),
             (CHARACTER, READ, 1, 1, false),
+            (CHARACTER, READ, 1, 9, true),
+            (CHARACTER, READ, 1, 35, false),
+            (CHARACTER, READ | WRITE, 5, 2, true),
+            (CHARACTER, READ, 5, 3, false),
             (CHARACTER, READ | WRITE, 136, 77, true),
             (CHARACTER, READ | WRITE, 188, 0, true),
             (CHARACTER, READ | WRITE | MAKE, 188, 0, false),
             (CHARACTER, READ, 188, 1, false),
+            (CHARACTER, READ, 81, 64, true),
+            (CHARACTER, READ, 81, 96, false),
             (BLOCK, READ, 8, 0, false),
             (BLOCK, READ, 1, 3, false),
             (BLOCK, MAKE, 8, 0, true),
