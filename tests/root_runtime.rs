@@ -5,6 +5,7 @@ mod ground;
 
 use std::{
     fs,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -65,6 +66,30 @@ async fn what_cannot_run_says_why() {
     let error = run(&runtime, &spec).await.error.unwrap();
     assert!(error.contains("error mounting \"/no/such\" to rootfs at \"/x\": no such file"), "{error}");
     ground.assert_nothing_left(&runtime).await;
+}
+
+/// The tests of this file that need no controller, where cgroups of version 2 are all there is. This
+/// machine may have its controllers in version 1.
+#[test]
+fn containers_run_with_cgroups_of_version_2() {
+    const ONLY_V2: &str = "mount --make-rprivate / && umount -R /sys/fs/cgroup && \
+                           mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" \"$@\"";
+    let tests = [
+        "a_container_runs_logs_and_ends_with_its_code",
+        "what_cannot_run_says_why",
+        "signals_come_in_order_and_kill_ends_all",
+        "commands_run_beside_a_container",
+        "filters_and_capabilities_are_the_containers",
+        "a_dead_monitor_takes_its_container_along",
+    ];
+    let status = Command::new("unshare")
+        .args(["-m", "sh", "-c", ONLY_V2])
+        .arg(std::env::current_exe().unwrap())
+        .arg("--exact")
+        .args(tests)
+        .status()
+        .unwrap();
+    assert!(status.success());
 }
 
 #[tokio::test]

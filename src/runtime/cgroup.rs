@@ -6,7 +6,8 @@
 //! Source: the kernel's Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     os::{fd::IntoRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
@@ -37,6 +38,20 @@ pub enum Cgroups {
     /// Mount points by controller name.
     V1(Vec<(String, PathBuf)>),
     V2(PathBuf),
+}
+
+/// What this process takes is charged to another group than its own. In version 2 it is a member of that
+/// group, and ends with it.
+pub struct Charge {
+    /// The members of the group that it has left.
+    before: Option<fs::File>,
+}
+
+impl Charge {
+    /// Goes back to where this process was a member. What it has taken stays charged as it is.
+    pub fn end(self) -> io::Result<()> {
+        self.before.map_or(Ok(()), |mut members| members.write_all(b"0"))
+    }
 }
 
 /// One file to write: (controller, file, value).
@@ -153,12 +168,20 @@ impl Cgroups {
         Ok(Self::V1(mounts.iter().map(open).collect::<io::Result<_>>()?))
     }
 
-    /// Charges what a process takes from now on to the group.
-    pub fn charge(&self, path: &str, pid: u32) -> io::Result<()> {
-        match self.folder("memory", path) {
-            Some(folder) => fs::write(folder.join("cgroup.procs"), pid.to_string()),
-            None => Ok(()),
+    /// Charges what this process takes from now on to the group, until [`Charge::end`] where that matters.
+    pub fn charge(&self, path: &str) -> io::Result<Charge> {
+        let before = match self {
+            Self::V1(_) => None,
+            Self::V2(root) => {
+                let groups = fs::read_to_string("/proc/self/cgroup")?;
+                let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+                Some(fs::File::options().write(true).open(root.join(own).join("cgroup.procs"))?)
+            }
+        };
+        if let Some(folder) = self.folder("memory", path) {
+            fs::write(folder.join("cgroup.procs"), std::process::id().to_string())?;
         }
+        Ok(Charge { before })
     }
 
     /// Sets all limits of an existing group; what is `None` becomes unlimited.

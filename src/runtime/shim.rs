@@ -217,7 +217,7 @@ fn create(folder: &mut Folder, record: &Record) -> Result<(Handover, Streams), S
     );
     cgroups.create(&record.cgroup, &others).map_err(say("create cgroup"))?;
     cgroups.kill_together_on_oom(&record.cgroup);
-    cgroups.charge(&record.cgroup, std::process::id()).map_err(say("join cgroup"))?;
+    let charge = cgroups.charge(&record.cgroup).map_err(say("join cgroup"))?;
     let nodes = if c.privileged { host_devices() } else { listed_devices(record)? };
     if let (false, Some(group)) = (c.privileged, cgroups.folder("devices", &record.cgroup)) {
         let limit = if cgroups.is_v2() { devices::attach } else { devices::restrict };
@@ -293,6 +293,8 @@ fn create(folder: &mut Folder, record: &Record) -> Result<(Handover, Streams), S
         near = (stdin_near, Some(stdout_near), Some(stderr_near));
     }
 
+    // What libcontainer cannot finish it ends with the whole group.
+    charge.end().map_err(say("leave cgroup"))?;
     let built = builder.as_init(&folder.0).with_systemd(false).with_detach(true).build();
     let mut container = match built {
         Ok(container) => container,
