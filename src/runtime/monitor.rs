@@ -348,7 +348,8 @@ impl Monitor {
         }
     }
 
-    /// Reads one chunk of the container's output.
+    /// Reads one chunk of the container's output. Never inlined: the chunk would lie on the stack of who waits.
+    #[inline(never)]
     fn output(&mut self, n: usize) {
         let mut chunk = [0; CHUNK_BYTES];
         let output = &mut self.outputs[n];
@@ -394,6 +395,7 @@ impl Monitor {
         }
     }
 
+    #[inline(never)]
     fn client(&mut self, n: usize) {
         // Only one chunk of input may wait for the container.
         if self.clients[n].role == Some(Role::Input) && !self.pending.is_empty() {
