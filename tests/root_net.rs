@@ -60,6 +60,39 @@ fn attach_is_idempotent_and_repairs() {
 }
 
 #[test]
+fn links_of_pods_carry_what_the_nodes_own_does() {
+    let (outer, ns) = (Ns::new(), Ns::new());
+    outer.cable("port-a", &ns, "eth0");
+    outer.cable("port-b", &ns, "eth1");
+    ns.ip("addr add 192.0.2.1/24 dev eth0");
+    ns.ip("addr add 198.51.100.1/24 dev eth1");
+    ns.ip("link set eth0 mtu 1400");
+    ns.ip("route add default via 192.0.2.9");
+    let node = Node::start(ns, 0);
+    let mut last = 1;
+    let mut is_now = |mtu: &str| {
+        last += 1;
+        let pod = node.pod(&format!("pod-{last}"), ip(10, 42, 0, last));
+        let link = pod.ip("-o link show eth0");
+        assert!(link.contains(&format!("mtu {mtu} ")), "{mtu}: {link}");
+    };
+    is_now("1400");
+    is_now("1400");
+    node.ns.ip("link set eth0 mtu 1380");
+    is_now("1380");
+    node.ns.ip("link set eth1 mtu 1300");
+    node.ns.ip("route replace default via 198.51.100.9");
+    is_now("1300");
+    // More news than anybody keeps.
+    for _ in 0..100 {
+        node.ns.ip("link set eth0 mtu 1379 alias some-other-name");
+        node.ns.ip("link set eth0 mtu 1380");
+    }
+    node.ns.ip("link set eth1 mtu 1290");
+    is_now("1290");
+}
+
+#[test]
 fn detach_and_stop_leave_nothing() {
     let node = Node::start(Ns::new(), 0);
     let pods: Vec<_> = (2..6).map(|n| node.pod(&format!("pod-{n}"), ip(10, 42, 0, n))).collect();
@@ -76,30 +109,6 @@ fn detach_and_stop_leave_nothing() {
     assert_eq!(node.ns.ip("route"), "");
     assert!(!node.ns.ip("-4 addr").contains("10.4"));
     wait(node.net.stop()).unwrap();
-}
-
-/// As Docker has it: what is forwarded is dropped, unless a chain for its users lets it pass.
-#[test]
-fn another_programs_firewall_is_found_and_can_be_told_to_let_pods_pass() {
-    let node = Node::start(Ns::new(), 0);
-    let (a, _a) = serving_pod(&node, "a", ip(10, 42, 0, 2));
-    let (b, _b) = serving_pod(&node, "b", ip(10, 42, 0, 3));
-    node.ns.command(
-        "nft",
-        &["table ip filter { chain DOCKER-USER { }; \
-           chain FORWARD { type filter hook forward priority 0; policy drop; jump DOCKER-USER; }; }"],
-    );
-    let found = || node.ns.run(|| sampan::net::dropping_forwarders().unwrap());
-    assert_eq!(found(), ["ip filter FORWARD"]);
-    assert!(a.ask((ip(10, 42, 0, 3), 8080)).is_err());
-    // Probes and the host's own are not forwarded.
-    assert!(node.ns.ask((ip(10, 42, 0, 2), 8080)).is_ok());
-    // What `sampan check` says to do.
-    for direction in ["saddr", "daddr"] {
-        let rule = format!("insert rule ip filter DOCKER-USER ip {direction} 10.42.0.0/16 accept");
-        node.ns.command("nft", &[&rule]);
-    }
-    assert_eq!(b.ask((ip(10, 42, 0, 2), 8080)).unwrap().source, ip(10, 42, 0, 3));
 }
 
 fn peer(number: u8, address: Ipv4Addr) -> Peer {

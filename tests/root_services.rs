@@ -6,82 +6,15 @@ mod lab;
 
 use std::{collections::BTreeSet, io::ErrorKind, net::Ipv4Addr};
 
-use lab::{Node, Ns, Server, ask_over, wait};
+use lab::{
+    Node, Ns, Server, ask_over,
+    two::{NODE_A, NODE_B, NODE_PORT, OUTSIDER, POD_A, POD_A2, POD_B, VIP, ip, lab, service},
+    wait,
+};
 use sampan::net::{
-    Backend, HostPort, Network, Peer, Protocol, ServicePort, Viewpoint,
+    Backend, HostPort, Network, Protocol, ServicePort, Viewpoint,
     policy::{Flow, PodPolicy},
 };
-
-const fn ip(a: u8, b: u8, c: u8, d: u8) -> Ipv4Addr {
-    Ipv4Addr::new(a, b, c, d)
-}
-
-const NODE_A: Ipv4Addr = ip(192, 0, 2, 1);
-const NODE_B: Ipv4Addr = ip(192, 0, 2, 2);
-const OUTSIDER: Ipv4Addr = ip(192, 0, 2, 9);
-const VIP: Ipv4Addr = ip(10, 43, 7, 1);
-const POD_A: Ipv4Addr = ip(10, 42, 0, 2);
-const POD_A2: Ipv4Addr = ip(10, 42, 0, 3);
-const POD_B: Ipv4Addr = ip(10, 42, 1, 2);
-const NODE_PORT: u16 = 30080;
-
-/// Two nodes and an outsider on one switch, two serving pods on the first, one on the second.
-struct Lab {
-    a: Node,
-    b: Node,
-    outside: Ns,
-    pod_a: Ns,
-    pod_b: Ns,
-    pod_a2: Ns,
-    _switch: Ns,
-    _servers: Vec<Server>,
-}
-
-fn lab() -> Lab {
-    let (switch, a, b, outside) = (Ns::new(), Ns::new(), Ns::new(), Ns::new());
-    switch.ip("link add bridge0 type bridge");
-    switch.ip("link set bridge0 up");
-    for (ns, port, address) in
-        [(&a, "port-a", NODE_A), (&b, "port-b", NODE_B), (&outside, "port-o", OUTSIDER)]
-    {
-        switch.cable(port, ns, "eth0");
-        switch.ip(&format!("link set {port} master bridge0"));
-        ns.ip(&format!("addr add {address}/24 dev eth0"));
-    }
-    let (a, b) = (Node::start(a, 0), Node::start(b, 1));
-    let peer =
-        |number: u8, address| Peer::new(&format!("node-{number}"), &format!("10.42.{number}.0/24"), address);
-    wait(a.net.set_peers(&[peer(1, NODE_B)])).unwrap();
-    wait(b.net.set_peers(&[peer(0, NODE_A)])).unwrap();
-    let (pod_a, pod_a2, pod_b) = (a.pod("a", POD_A), a.pod("a2", POD_A2), b.pod("b", POD_B));
-    let servers = [(&pod_a, "a"), (&pod_a2, "a2"), (&pod_b, "b")];
-    let servers = servers.map(|(ns, name)| Server::new(ns, name, 8080)).into();
-    Lab { a, b, outside, pod_a, pod_b, pod_a2, _switch: switch, _servers: servers }
-}
-
-/// A service at [`VIP`]:80 and [`NODE_PORT`], as the node with these pods sees it.
-fn service(protocol: Protocol, endpoints: &[Ipv4Addr], third: u8) -> ServicePort {
-    let backend = |address: &Ipv4Addr| Backend::new(*address, 8080, address.octets()[2] == third);
-    let backends = endpoints.iter().map(backend).collect();
-    ServicePort {
-        node_port: Some(NODE_PORT),
-        ..ServicePort::new(format!("default/web:{protocol:?}"), protocol, 80, VIP, backends)
-    }
-}
-
-impl Lab {
-    /// TCP and UDP on both nodes, changed by `change`.
-    fn serve(&self, endpoints: &[Ipv4Addr], change: impl Fn(&mut ServicePort)) {
-        for (node, third) in [(&self.a, 0), (&self.b, 1)] {
-            let services = [Protocol::Tcp, Protocol::Udp].map(|protocol| {
-                let mut service = service(protocol, endpoints, third);
-                change(&mut service);
-                service
-            });
-            node.set_services(&services, &[]);
-        }
-    }
-}
 
 /// A service whose address is of another ServiceCIDR than the node's own.
 #[test]
@@ -394,10 +327,20 @@ fn foreign_tables_stay_and_our_own_is_repaired() {
         assert_eq!(ours(), one, "after {damage}");
     }
     // A firewall that would drop the pods' packets is found.
-    let blockers = || node.ns.run(|| sampan::net::dropping_forwarders().unwrap());
+    let blockers = || node.ns.run(|| sampan::net::closed_chains().unwrap().forward);
     assert!(blockers().is_empty());
     nft("add chain inet theirs ways { type filter hook forward priority 0; policy drop; }");
     assert_eq!(blockers(), ["inet theirs ways"]);
+    nft("add chain inet theirs ways { type filter hook forward priority 0; policy accept; }");
+    for (rule, stops) in [
+        ("ip saddr 10.42.0.0/16 reject", false),
+        ("counter drop", true),
+        ("ip saddr 10.42.0.0/16 accept", false),
+        ("log prefix \"no\" reject with icmpx admin-prohibited", true),
+    ] {
+        nft(&format!("add rule inet theirs ways {rule}"));
+        assert_eq!(blockers().len(), usize::from(stops), "{rule}");
+    }
     nft("delete chain inet theirs ways");
     nft("delete element inet theirs s { 192.0.2.2 }");
     assert_eq!(nft("list table inet theirs"), theirs);
@@ -488,7 +431,7 @@ fn firewalls_that_drop_are_named_with_what_lets_pods_pass() {
             String::from_utf8(check.unwrap().stdout).unwrap()
         });
         let (_, remedy) =
-            said.split_once(&format!("{name} drops forwarded packets by default")).expect(&said);
+            said.split_once(&format!("{name} stops forwarded packets by default")).expect(&said);
         let (_, commands) = remedy.split_once("let pods pass: ").unwrap();
         let commands = commands.lines().next().unwrap().split(" (").next().unwrap();
         // As it is told where Docker runs.
@@ -548,10 +491,36 @@ fn connections_and_services_outlive_the_daemon() {
     node.set_services(&services, &[]);
     assert_eq!(node.ns.ask((VIP, 80)).unwrap().server, "a");
     talk();
-    // Nor does a table that somebody has damaged, and that is made anew.
-    node.ns.command("nft", &["delete table ip sampan"]);
-    node.set_services(&services, &[]);
+    // Nor does a table that somebody has damaged, and that is made anew. (Not emptied: without any rule
+    // that asks for it the kernel tracks nothing, and an acknowledgement under way, untranslated, would
+    // be answered with a reset.)
+    node.ns.command("nft", &["flush chain ip sampan prerouting; flush chain ip sampan output"]);
     talk();
+    node.set_services(&services, &[]);
+    assert_eq!(pod.ask((VIP, 80)).unwrap().server, "a");
+    talk();
+}
+
+/// As a restart of Debian's `nftables.service` does it.
+#[test]
+fn a_table_that_somebody_deletes_comes_back_by_itself() {
+    let lab = lab();
+    lab.serve(&[POD_A], |_| {});
+    let pod = lab.pod_b.udp();
+    assert_eq!(ask_over(&pod, (VIP, 80)).unwrap().server, "a");
+    let policy = PodPolicy { address: POD_A2, ingress: Some(Vec::new()), egress: None };
+    wait(lab.a.net.set_policies(&[policy])).unwrap();
+    assert!(lab.pod_b.ask((POD_A2, 8080)).is_err());
+    for node in [&lab.a, &lab.b] {
+        node.ns.command("nft", &["flush ruleset"]);
+    }
+    let _ = pod.send(b"?");
+    lab::wait_until("the service is there again", || lab.pod_a2.ask((VIP, 80)).is_ok());
+    lab::wait_until("the pod is isolated again", || lab.pod_b.ask((POD_A2, 8080)).is_err());
+    // What the same socket sent meanwhile was tracked as it was, untranslated.
+    lab::wait_until("the other node has it as well", || lab.b.ns.ask((VIP, 80)).is_ok());
+    let _ = pod.take_error();
+    assert_eq!(ask_over(&pod, (VIP, 80)).unwrap().server, "a");
 }
 
 #[test]

@@ -62,8 +62,10 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// TCP ports the daemon would listen on.
     pub ports: Vec<u16>,
-    /// Chains of other programs that drop forwarded packets, as `ip filter FORWARD`.
-    pub forward_drops: Vec<String>,
+    /// Chains of other programs that drop what no rule of theirs lets pass through the board, as
+    /// `ip filter FORWARD`, or to it.
+    pub closed_forward: Vec<String>,
+    pub closed_input: Vec<String>,
 }
 
 /// What keeps a node from running at all: the rules that a daemon looks at before it starts, none of

@@ -31,10 +31,10 @@ const MODULES: &[(&str, &str)] = &[
 
 /// How the usual firewalls let pods and nodes pass.
 const UFW_REMEDY: &str = "ufw route allow from 10.42.0.0/16; ufw route allow to 10.42.0.0/16; \
-    ufw allow from 10.42.0.0/16; ufw allow 6443,8883/tcp; ufw allow 8472/udp";
+    ufw allow from 10.42.0.0/16; ufw allow 6443,8883,80,443/tcp; ufw allow 8472/udp";
 const FIREWALLD_REMEDY: &str = "firewall-cmd --permanent --zone=trusted --add-source=10.42.0.0/16; \
-    firewall-cmd --permanent --add-port=6443/tcp --add-port=8883/tcp --add-port=8472/udp; \
-    firewall-cmd --reload";
+    firewall-cmd --permanent --add-port=6443/tcp --add-port=8883/tcp --add-port=80/tcp --add-port=443/tcp \
+    --add-port=8472/udp; firewall-cmd --reload";
 
 /// File systems that cannot hold the writable side of an overlay (`statfs` magic numbers,
 /// `linux/magic.h`).
@@ -63,7 +63,8 @@ pub fn all(host: &Host, options: &Options) -> Vec<Finding> {
         wear(host),
         engines(host),
         firewall(host),
-        forwarding(&options.forward_drops),
+        forwarding(&options.closed_forward),
+        input(&options.closed_input),
         legacy_tables(host),
         bridge_netfilter(host),
         default_route(host),
@@ -339,7 +340,8 @@ fn firewall(host: &Host) -> Finding {
         Severity::Warning,
         format!("{} is on and may drop the pods' traffic", all(|f| f.1, " and ")),
         format!(
-            "let pods pass, and the nodes (TCP 6443 and 8883 to the master, UDP 8472 between nodes): {}",
+            "let pods pass, the nodes (TCP 6443 and 8883 to the master, UDP 8472 between nodes) and who \
+             comes to Ingresses (TCP 80 and 443): {}",
             all(|f| f.2, "; ")
         ),
     )
@@ -363,25 +365,72 @@ fn legacy_tables(host: &Host) -> Finding {
     )
 }
 
+/// Tables that a program writes anew from its own settings: those have to be changed, which the finding
+/// `firewall` is about.
+fn is_firewalld(chain: &str) -> bool {
+    chain.starts_with("inet firewalld ")
+}
+
 /// Every chain at the kernel's forward hook has to let a packet pass: ours cannot overrule another's.
-fn forwarding(drops: &[String]) -> Finding {
+fn forwarding(closed: &[String]) -> Finding {
     const ID: &str = "forwarding";
-    let Some(first) = drops.first() else {
+    let remedy = |chain: &String| match chain.as_str() {
+        "ip filter FORWARD" => {
+            "iptables -I FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables -I FORWARD -d 10.42.0.0/16 -j ACCEPT \
+             (where Docker runs, in DOCKER-USER instead of FORWARD: Docker keeps that chain; with ufw: \
+             ufw route allow from 10.42.0.0/16; ufw route allow to 10.42.0.0/16)"
+                .to_owned()
+        }
+        firewalld if is_firewalld(firewalld) => FIREWALLD_REMEDY.to_owned(),
+        _ => format!(
+            "nft insert rule {chain} ip saddr 10.42.0.0/16 accept; \
+             nft insert rule {chain} ip daddr 10.42.0.0/16 accept"
+        ),
+    };
+    if closed.is_empty() {
         return Finding::ok(ID, "no firewall drops forwarded packets by default");
-    };
-    let remedy = if first == "ip filter FORWARD" {
-        "let pods pass: iptables -I FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables -I FORWARD -d 10.42.0.0/16 -j ACCEPT \
-         (where Docker runs, in DOCKER-USER instead of FORWARD: Docker keeps that chain; with ufw: \
-         ufw route allow from 10.42.0.0/16; ufw route allow to 10.42.0.0/16)"
-            .to_owned()
+    }
+    let what = if closed.iter().all(|chain| is_firewalld(chain)) {
+        "pods reach neither other pods nor what is outside"
     } else {
-        format!(
-            "let pods pass: nft insert rule {first} ip saddr 10.42.0.0/16 accept; \
-             nft insert rule {first} ip daddr 10.42.0.0/16 accept"
-        )
+        "pods reach neither each other nor Services nor what is outside, and nobody reaches them but their own node"
     };
-    let summary = format!("{} drops forwarded packets by default: pods are not reached", drops.join(" and "));
-    Finding::bad(ID, Severity::Warning, summary, remedy)
+    let summary = format!("{} stops forwarded packets by default: {what}", closed.join(" and "));
+    let remedies: Vec<_> = closed.iter().map(remedy).collect();
+    Finding::bad(ID, Severity::Warning, summary, format!("let pods pass: {}", remedies.join("; ")))
+}
+
+/// The same for packets to the board itself.
+fn input(closed: &[String]) -> Finding {
+    const ID: &str = "input";
+    let remedy = |chain: &String| match chain.as_str() {
+        "ip filter INPUT" => "iptables -I INPUT -s 10.42.0.0/16 -j ACCEPT; \
+             iptables -I INPUT -p tcp -m multiport --dports 6443,8883,80,443 -j ACCEPT; \
+             iptables -I INPUT -p udp --dport 8472 -j ACCEPT (with ufw: ufw allow from 10.42.0.0/16; \
+             ufw allow 6443,8883,80,443/tcp; ufw allow 8472/udp)"
+            .to_owned(),
+        firewalld if is_firewalld(firewalld) => FIREWALLD_REMEDY.to_owned(),
+        _ => format!(
+            "nft insert rule {chain} ip saddr 10.42.0.0/16 accept; \
+             nft insert rule {chain} tcp dport '{{ 6443, 8883, 80, 443 }}' accept; \
+             nft insert rule {chain} udp dport 8472 accept"
+        ),
+    };
+    if closed.is_empty() {
+        return Finding::ok(ID, "no firewall drops what comes to this board by default");
+    }
+    let summary = format!(
+        "{} stops what comes to this board by default: its pods get no answers from its DNS and its API, other \
+         nodes and Ingress's clients do not reach it",
+        closed.join(" and ")
+    );
+    let remedies: Vec<_> = closed.iter().map(remedy).collect();
+    Finding::bad(
+        ID,
+        Severity::Warning,
+        summary,
+        format!("let pods, nodes and clients in: {}", remedies.join("; ")),
+    )
 }
 
 fn bridge_netfilter(host: &Host) -> Finding {
@@ -595,6 +644,12 @@ mod tests {
         assert!(docker.remedy.contains("DOCKER-USER"), "{docker:?}");
         let other = forwarding(&["inet own fwd".to_owned()]);
         assert!(other.remedy.contains("nft insert rule inet own fwd ip saddr"), "{other:?}");
+        let firewalld = ["inet firewalld filter_FORWARD".to_owned()];
+        assert!(forwarding(&firewalld).remedy.contains("--zone=trusted"));
+        assert_eq!(input(&[]).severity, Severity::Ok);
+        let own = input(&["inet filter input".to_owned()]);
+        assert!(own.remedy.contains("nft insert rule inet filter input tcp dport"), "{own:?}");
+        assert!(input(&["ip filter INPUT".to_owned()]).remedy.contains("ufw allow 6443,8883"));
     }
 
     #[test]

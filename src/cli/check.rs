@@ -31,11 +31,13 @@ pub struct Check {
 
 /// Prints the findings; the exit code is 1 when one of them is an error.
 pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
+    // Whoever may not ask is told to be root.
+    let closed = net::closed_chains().unwrap_or_default();
     let options = check::Options {
         data_dir: args.data_dir.clone(),
         ports: args.ports.clone(),
-        // Whoever may not ask is told to be root.
-        forward_drops: net::dropping_forwarders().unwrap_or_default(),
+        closed_forward: closed.forward,
+        closed_input: closed.input,
     };
     if args.fix
         && let Some(path) =

@@ -131,10 +131,12 @@ fn inspect(host: &Host, role: Role, fixed: bool, force: bool) -> anyhow::Result<
         Role::Server => SERVER_PORTS.to_vec(),
         Role::Agent => AGENT_PORTS.to_vec(),
     };
+    let closed = net::closed_chains().unwrap_or_default();
     let options = check::Options {
         data_dir: "/var/lib/sampan".into(),
         ports,
-        forward_drops: net::dropping_forwarders().unwrap_or_default(),
+        closed_forward: closed.forward,
+        closed_input: closed.input,
     };
     let findings = check::run(host, &options);
     let grave: Vec<_> = findings.iter().filter(|f| f.severity >= Severity::Warning).cloned().collect();

@@ -12,7 +12,7 @@ use k8s_openapi::api::{
     networking::v1::{HTTPIngressPath, Ingress, IngressBackend, IngressClass},
 };
 
-use super::services;
+use super::services::{self, Which};
 use crate::{
     kinds::ingress::{ANNOTATIONS, is_ours},
     net::routes::{BackendProtocol, Captures, IngressCertificate, IngressOptions, IngressRule, IngressTable},
@@ -32,7 +32,7 @@ pub fn tables(objects: &Objects) -> BTreeMap<String, IngressTable> {
         let age = |i: &Ingress| (i.metadata.creation_timestamp.clone(), i.metadata.name.clone());
         age(a).cmp(&age(b))
     });
-    let world = World { objects, slices: services::slices_by_service(objects) };
+    let world = World { objects, slices: Which::All.slices(objects) };
     let mut tables: BTreeMap<String, IngressTable> = BTreeMap::new();
     for ingress in &ingresses {
         let namespace = ingress.metadata.namespace.clone().unwrap_or_default();

@@ -5,12 +5,12 @@ use std::{collections::BTreeSet, sync::Arc};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec, Secret};
 use serde_json::{Value, json};
 
-use super::{Options, shared::Part};
+use super::{Options, services, shared::Part};
 use crate::{
     kinds::{self, placement, registry, volumes},
     mqtt::messages::{Item, ItemKey, ItemKind, NodeConfig},
     objects::Objects,
-    store::Object,
+    store::{self, Object},
 };
 
 /// Whose sets a change reaches.
@@ -58,6 +58,20 @@ pub fn node_of(pod: &Object) -> Option<String> {
 pub fn folder_of(object: &Object) -> Option<String> {
     let volume = object.typed::<PersistentVolume>();
     volumes::local_path_node(&volume).filter(|_| volumes::local_path_doomed(&volume)).map(str::to_owned)
+}
+
+/// The services that a change belongs to; `None` when that cannot be told.
+pub fn services_of(event: &store::Event) -> Option<services::Names> {
+    let key = &event.object.key;
+    match &*key.resource {
+        "services" => Some([(key.namespace.to_string(), key.name.to_string())].into()),
+        "namespaces" => Some([(key.name.to_string(), String::new())].into()),
+        "endpointslices.discovery.k8s.io" => {
+            let states = std::iter::once(&event.object).chain(&event.previous);
+            Some(states.filter_map(|slice| services::service_of(slice)).collect())
+        }
+        _ => None,
+    }
 }
 
 /// Whether a Secret may be an Ingress's certificate.

@@ -601,7 +601,7 @@ impl Dispatch {
                 if &*key.resource == "secrets"
                     && std::iter::once(&event.object).chain(&event.previous).any(|o| items::is_certificate(o))
                 {
-                    self.shared.touch(&[shared::Part::Ingresses]);
+                    self.shared.touch(&[shared::Part::Ingresses], None);
                 }
                 let key = ItemKey::new(kind, &key.namespace, &key.name);
                 // Who refers to an object that was not there holds it as absent.
@@ -622,7 +622,7 @@ impl Dispatch {
                 }
             }
             items::Reach::All(parts) => {
-                self.shared.touch(parts);
+                self.shared.touch(parts, items::services_of(event).as_ref());
                 self.policies_are_stale |= &*key.resource == "namespaces";
             }
             items::Reach::Policies => self.policies_are_stale = true,

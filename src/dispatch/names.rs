@@ -5,35 +5,31 @@ use std::{
     net::Ipv4Addr,
 };
 
-use k8s_openapi::api::{
-    core::v1::{Namespace, Service},
-    discovery::v1::EndpointSlice,
-};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 
-use super::services::slices_by_service;
+use super::services::Which;
 use crate::{
     net::names::{DnsEndpoint, DnsPort, DnsService, DnsTarget},
     objects::Objects,
 };
 
 /// The services of every namespace, also of those without any: their pods have names too.
-pub fn by_namespace(objects: &Objects) -> BTreeMap<String, Vec<DnsService>> {
-    let mut found: BTreeMap<String, Vec<DnsService>> = BTreeMap::new();
-    for namespace in objects.list_typed::<Namespace>(None) {
-        found.entry(namespace.metadata.name.clone().unwrap_or_default()).or_default();
-    }
-    let slices = slices_by_service(objects);
-    for service in objects.list_typed::<Service>(None) {
-        let namespace = service.metadata.namespace.clone().unwrap_or_default();
-        let name = service.metadata.name.clone().unwrap_or_default();
-        let own = slices.get(&(namespace.clone(), name.clone())).into_iter().flatten();
-        let own: Vec<&EndpointSlice> = own.map(AsRef::as_ref).collect();
-        if let Some(target) = target(&service, &own) {
-            found.entry(namespace.clone()).or_default().push(DnsService { namespace, name, target });
+pub fn by_namespace(objects: &Objects, which: Which<'_>) -> BTreeMap<String, Vec<DnsService>> {
+    let mut found = BTreeMap::new();
+    let slices = which.slices(objects);
+    for (namespace, services) in which.with_neighbours(objects) {
+        let mut own = Vec::new();
+        for service in services {
+            let name = service.metadata.name.clone().unwrap_or_default();
+            let key = (namespace.clone(), name);
+            let of_service = slices.get(&key).into_iter().flatten();
+            let of_service: Vec<&EndpointSlice> = of_service.map(AsRef::as_ref).collect();
+            if let Some(target) = target(&service, &of_service) {
+                own.push(DnsService { namespace: key.0, name: key.1, target });
+            }
         }
-    }
-    for services in found.values_mut() {
-        services.sort();
+        own.sort();
+        found.insert(namespace, own);
     }
     found
 }

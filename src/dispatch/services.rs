@@ -1,6 +1,10 @@
 //! Services as the nodes' dataplane and environments need them, from Services and EndpointSlices.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
 use k8s_openapi::api::{
     core::v1::{Namespace, Service, ServiceSpec},
@@ -8,32 +12,99 @@ use k8s_openapi::api::{
 };
 
 use crate::{
+    kinds::registry,
     net::{Backend, Protocol, ServicePort},
     objects::Objects,
+    store::Object,
 };
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The API's own Service, which the environment of every namespace has.
+const MASTER: (&str, &str) = ("default", "kubernetes");
 
-/// EndpointSlices by the namespace and name of their service.
-pub fn slices_by_service(objects: &Objects) -> BTreeMap<(String, String), Vec<Arc<EndpointSlice>>> {
-    let mut slices: BTreeMap<(String, String), Vec<_>> = BTreeMap::new();
-    for slice in objects.list_typed::<EndpointSlice>(None) {
-        let meta = &slice.metadata;
-        if let Some(service) = meta.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME)) {
-            let key = (meta.namespace.clone().unwrap_or_default(), service.clone());
-            slices.entry(key).or_default().push(slice);
+/// Services by namespace and name. One without a name stands for its namespace.
+pub type Names = BTreeSet<(String, String)>;
+
+/// Of which services something is asked.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    All,
+    Of(&'a Names),
+}
+
+impl Which<'_> {
+    /// The namespaces that these services are in, each once; of `All` those that there are.
+    fn namespaces(self, objects: &Objects) -> BTreeSet<String> {
+        match self {
+            Self::All => {
+                let all = objects.list_typed::<Namespace>(None).into_iter();
+                all.map(|namespace| namespace.metadata.name.clone().unwrap_or_default()).collect()
+            }
+            Self::Of(names) => names.iter().map(|(namespace, _)| namespace.clone()).collect(),
         }
     }
-    slices
+
+    fn services(self, objects: &Objects) -> Vec<Arc<Service>> {
+        match self {
+            Self::All => objects.list_typed(None),
+            Self::Of(names) => names.iter().filter_map(|(ns, name)| objects.get_typed(ns, name)).collect(),
+        }
+    }
+
+    /// These services, and all others of their namespaces: none for a namespace that there is not.
+    pub fn with_neighbours(self, objects: &Objects) -> BTreeMap<String, Vec<Arc<Service>>> {
+        let mut found: BTreeMap<String, Vec<Arc<Service>>> = BTreeMap::new();
+        for namespace in self.namespaces(objects) {
+            if objects.get_typed::<Namespace>("", &namespace).is_some() {
+                found.entry(namespace).or_default();
+            }
+        }
+        let services: Vec<Arc<Service>> = match self {
+            Self::All => objects.list_typed(None),
+            Self::Of(_) => {
+                let each = self.namespaces(objects).into_iter();
+                each.flat_map(|namespace| objects.list_typed(Some(&namespace))).collect()
+            }
+        };
+        for service in services {
+            found.entry(service.metadata.namespace.clone().unwrap_or_default()).or_default().push(service);
+        }
+        found
+    }
+
+    /// EndpointSlices by the namespace and name of their service: of these, and of some more.
+    pub fn slices(self, objects: &Objects) -> BTreeMap<(String, String), Vec<Arc<EndpointSlice>>> {
+        let kind = registry::of::<EndpointSlice>();
+        let all = match self {
+            Self::All => objects.list(kind, None).items,
+            Self::Of(_) => {
+                let each = self.namespaces(objects).into_iter();
+                each.flat_map(|namespace| objects.list(kind, Some(&namespace)).items).collect()
+            }
+        };
+        let mut slices: BTreeMap<(String, String), Vec<_>> = BTreeMap::new();
+        for slice in all {
+            if let Some(key) = service_of(&slice) {
+                slices.entry(key).or_default().push(slice.typed());
+            }
+        }
+        slices
+    }
+}
+
+/// The service of an EndpointSlice.
+pub fn service_of(slice: &Object) -> Option<(String, String)> {
+    let (_, name) = slice.meta.labels.iter().find(|(label, _)| &**label == SERVICE_NAME)?;
+    Some((slice.key.namespace.to_string(), name.to_string()))
 }
 
 /// For every service that has an address: namespace, name, ports with their backends. The node a
 /// backend is on is not known here: `local` is what the node itself finds by its pod network.
 /// `answered` is an address that every node answers itself, without backends.
-pub fn ports(objects: &Objects, answered: &str) -> Vec<(String, String, Vec<ServicePort>)> {
-    let slices = slices_by_service(objects);
+pub fn ports(objects: &Objects, answered: &str, which: Which<'_>) -> Vec<(String, String, Vec<ServicePort>)> {
+    let slices = which.slices(objects);
     let mut found = Vec::new();
-    for service in objects.list_typed::<Service>(None) {
+    for service in which.services(objects) {
         let address = service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref());
         if !answered.is_empty() && address == Some(answered) {
             continue;
@@ -156,31 +227,26 @@ pub fn backends(slices: &[&EndpointSlice], port_name: &str, all: bool) -> Vec<Ba
 
 /// The environment that a namespace's services give its pods, and `default/kubernetes` to all
 /// (`k8s.io/kubernetes/pkg/kubelet/envvars`): name to value, by namespace.
-pub fn environment(objects: &Objects) -> BTreeMap<String, BTreeMap<String, String>> {
-    let services = objects.list_typed::<Service>(None);
-    let mut by_namespace: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    let mut master = BTreeMap::new();
-    for service in &services {
-        let (Some(namespace), Some(name), Some(spec)) =
-            (&service.metadata.namespace, &service.metadata.name, &service.spec)
-        else {
-            continue;
-        };
-        let variables = variables(name, spec);
-        if namespace == "default" && name == "kubernetes" {
-            master.clone_from(&variables);
+pub fn environment(objects: &Objects, which: Which<'_>) -> BTreeMap<String, BTreeMap<String, String>> {
+    let of = |service: &Service| match (&service.metadata.name, &service.spec) {
+        (Some(name), Some(spec)) => variables(name, spec),
+        _ => BTreeMap::new(),
+    };
+    let master = objects.get_typed::<Service>(MASTER.0, MASTER.1).map(|service| of(&service));
+    let mut by_namespace = BTreeMap::new();
+    for (namespace, services) in which.with_neighbours(objects) {
+        let mut all: BTreeMap<String, String> = services.iter().flat_map(|service| of(service)).collect();
+        for (name, value) in master.iter().flatten() {
+            all.entry(name.clone()).or_insert_with(|| value.clone());
         }
-        by_namespace.entry(namespace.clone()).or_default().extend(variables);
-    }
-    for namespace in objects.list_typed::<Namespace>(None) {
-        by_namespace.entry(namespace.metadata.name.clone().unwrap_or_default()).or_default();
-    }
-    for variables in by_namespace.values_mut() {
-        for (name, value) in &master {
-            variables.entry(name.clone()).or_insert_with(|| value.clone());
-        }
+        by_namespace.insert(namespace, all);
     }
     by_namespace
+}
+
+/// Whether one of these is in the environment of every namespace.
+pub fn are_in_all_environments(names: &Names) -> bool {
+    names.iter().any(|(namespace, name)| (&**namespace, &**name) == MASTER)
 }
 
 fn variables(name: &str, spec: &ServiceSpec) -> BTreeMap<String, String> {

@@ -1,7 +1,7 @@
 //! The part of every node's set that is the same for all: services, names, Ingresses, peers.
 //!
-//! It is kept up to date by parts, each made anew when one of its sources changed; what nodes hold of
-//! it is one shared map a version. The difference of two versions is computed and written once for all
+//! It is kept up to date by parts, of which what belongs to a changed service is made anew; what nodes
+//! hold of it is one shared map a version. The difference of two versions is computed and written once for all
 //! nodes: a change is one message that the broker multiplies, whatever the number of nodes. Peers go in
 //! blocks of neighbouring pod networks, so that a thousand nodes are a few items.
 
@@ -14,7 +14,13 @@ use std::{
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Node;
 
-use super::{Options, ingress, items::item, link, names, register::NAT_ADDRESS, services};
+use super::{
+    Options, ingress,
+    items::item,
+    link, names,
+    register::NAT_ADDRESS,
+    services::{self, Which},
+};
 use crate::{
     mqtt::messages::{self, Down, Item, ItemKey, ItemKind, SetDigest, SharedChange},
     net::Peer,
@@ -50,17 +56,17 @@ impl Part {
         }
     }
 
-    fn items(self, objects: &Objects, options: &Options) -> Vec<Item> {
+    fn items(self, objects: &Objects, options: &Options, which: Which<'_>) -> Vec<Item> {
         match self {
-            Self::Services => services::ports(objects, &options.cluster_dns)
+            Self::Services => services::ports(objects, &options.cluster_dns, which)
                 .into_iter()
                 .map(|(namespace, name, ports)| item(ItemKind::Service, &namespace, &name, &ports))
                 .collect(),
-            Self::Environment => services::environment(objects)
+            Self::Environment => services::environment(objects, which)
                 .into_iter()
                 .map(|(namespace, env)| item(ItemKind::ServiceEnv, &namespace, "env", &env))
                 .collect(),
-            Self::Names => names::by_namespace(objects)
+            Self::Names => names::by_namespace(objects, which)
                 .into_iter()
                 .map(|(namespace, names)| item(ItemKind::Dns, &namespace, "names", &names))
                 .collect(),
@@ -72,6 +78,13 @@ impl Part {
     }
 }
 
+/// What of a part has to be made anew.
+#[derive(Debug)]
+enum Stale {
+    Whole,
+    Of(services::Names),
+}
+
 /// The hash of every item of a version.
 pub type Hashes = Arc<BTreeMap<ItemKey, String>>;
 
@@ -80,7 +93,7 @@ pub struct Shared {
     items: BTreeMap<ItemKey, Arc<Item>>,
     hashes: Hashes,
     digest: SetDigest,
-    stale: BTreeSet<Part>,
+    stale: BTreeMap<Part, Stale>,
     peers_are_stale: bool,
     /// Rules of Ingresses: not for all, only for nodes that serve them.
     ingress: Vec<Item>,
@@ -100,7 +113,7 @@ impl Shared {
             items: BTreeMap::new(),
             hashes: Hashes::default(),
             digest: SetDigest::default(),
-            stale: Part::ALL.into(),
+            stale: Part::ALL.map(|part| (part, Stale::Whole)).into(),
             peers_are_stale: true,
             ingress: Vec::new(),
             ingress_changed: false,
@@ -110,8 +123,21 @@ impl Shared {
         }
     }
 
-    pub fn touch(&mut self, parts: &[Part]) {
-        self.stale.extend(parts);
+    /// Something has changed that these parts are made of: of these services, or nobody knows of which.
+    pub fn touch(&mut self, parts: &[Part], of: Option<&services::Names>) {
+        for part in parts {
+            let whole = match part {
+                Part::Services | Part::Names => false,
+                Part::Environment => of.is_some_and(services::are_in_all_environments),
+                Part::Ingresses => true,
+            };
+            match (of.filter(|_| !whole), self.stale.get_mut(part)) {
+                (_, Some(Stale::Whole)) => {}
+                (Some(of), Some(Stale::Of(known))) => known.extend(of.iter().cloned()),
+                (Some(of), None) => drop(self.stale.insert(*part, Stale::Of(of.clone()))),
+                (None, _) => drop(self.stale.insert(*part, Stale::Whole)),
+            }
+        }
     }
 
     pub fn touch_peers(&mut self) {
@@ -119,7 +145,7 @@ impl Shared {
     }
 
     pub fn touch_all(&mut self) {
-        self.stale = Part::ALL.into();
+        self.touch(&Part::ALL, None);
         self.peers_are_stale = true;
     }
 
@@ -165,8 +191,12 @@ impl Shared {
     pub fn refresh(&mut self, objects: &Objects, options: &Options, peers: bool) -> bool {
         let before = self.digest;
         let mut changed = false;
-        for part in std::mem::take(&mut self.stale) {
-            let fresh = part.items(objects, options);
+        for (part, stale) in std::mem::take(&mut self.stale) {
+            let which = match &stale {
+                Stale::Whole => Which::All,
+                Stale::Of(names) => Which::Of(names),
+            };
+            let fresh = part.items(objects, options, which);
             if part == Part::Ingresses {
                 let same = |(a, b): (&Item, &Item)| a.key == b.key && a.hash == b.hash;
                 if fresh.len() != self.ingress.len() || !fresh.iter().zip(&self.ingress).all(same) {
@@ -175,10 +205,10 @@ impl Shared {
                 }
                 continue;
             }
-            changed |= self.replace(part.kind(), fresh);
+            changed |= self.replace(part.kind(), which, fresh);
         }
         if peers && std::mem::take(&mut self.peers_are_stale) {
-            changed |= self.replace(ItemKind::Peers, peers_of(objects));
+            changed |= self.replace(ItemKind::Peers, Which::All, peers_of(objects));
         }
         if changed {
             let hashes = Arc::new(self.items.iter().map(|(k, i)| (k.clone(), i.hash.clone())).collect());
@@ -190,10 +220,21 @@ impl Shared {
         changed
     }
 
-    fn replace(&mut self, kind: ItemKind, fresh: Vec<Item>) -> bool {
+    /// Makes the items of a kind that belong to these services be exactly `fresh`.
+    fn replace(&mut self, kind: ItemKind, which: Which<'_>, fresh: Vec<Item>) -> bool {
         let keys: BTreeSet<ItemKey> = fresh.iter().map(|item| item.key.clone()).collect();
-        let gone: Vec<ItemKey> =
-            self.items.keys().filter(|key| key.kind == kind && !keys.contains(*key)).cloned().collect();
+        let belongs = |key: &ItemKey| match which {
+            Which::All => true,
+            Which::Of(names) => names.iter().any(|(namespace, name)| {
+                *namespace == key.namespace && (kind != ItemKind::Service || *name == key.name)
+            }),
+        };
+        let gone: Vec<ItemKey> = self
+            .items
+            .keys()
+            .filter(|key| key.kind == kind && !keys.contains(*key) && belongs(key))
+            .cloned()
+            .collect();
         let mut changed = false;
         for key in gone {
             changed |= self.delete(&key);
@@ -288,10 +329,20 @@ fn peers_of(objects: &Objects) -> Vec<Item> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use k8s_openapi::api::{
+        core::v1::{Namespace, Service},
+        discovery::v1::EndpointSlice,
+    };
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::{clock::SystemClock, kinds::registry, objects::WriteOptions, store::Store};
+    use crate::{
+        clock::SystemClock,
+        dispatch::items,
+        kinds::{Kind, registry},
+        objects::WriteOptions,
+        store::Store,
+    };
 
     #[tokio::test]
     async fn a_thousand_peers_are_few_items_and_a_change_is_one_message() {
@@ -333,5 +384,73 @@ mod tests {
         let now = Arc::clone(shared.hashes());
         assert!(shared.bring_up(&now, 7).is_empty());
         assert!(shared.version("somebody's").is_none());
+    }
+
+    /// Every change of a service, followed by its own items alone, gives what making everything anew does.
+    #[tokio::test]
+    async fn a_change_of_one_service_remakes_what_is_of_that_service() {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = Objects::new(Store::open(&dir.path().join("state.db")).unwrap(), Arc::new(SystemClock));
+        let (options, mut shared) = (Options::sample(), Shared::new());
+        shared.refresh(&objects, &options, true);
+        let service = |name: &str, address: &str, port: u16| {
+            let ports = json!([{"name": "http", "port": port, "protocol": "TCP"}]);
+            json!({"metadata": {"name": name}, "spec": {"clusterIP": address, "clusterIPs": [address], "ports": ports}})
+        };
+        let slice = |name: &str, of: &str, address: &str| {
+            json!({
+                "metadata": {"name": name, "labels": {"kubernetes.io/service-name": of}},
+                "addressType": "IPv4", "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+                "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+            })
+        };
+        let (services, slices) = (registry::of::<Service>(), registry::of::<EndpointSlice>());
+        let namespaces = registry::of::<Namespace>();
+        let named = |name: &str| json!({"metadata": {"name": name}});
+        let headless = service("b", "None", 80);
+        // Which object becomes what: nothing is there before its first time, and `null` is its end.
+        let changes: Vec<(&'static Kind, &str, &str, Value)> = vec![
+            (namespaces, "", "default", named("default")),
+            (namespaces, "", "other", named("other")),
+            (services, "default", "kubernetes", service("kubernetes", "10.43.0.1", 443)),
+            (services, "default", "a", service("a", "10.43.0.2", 80)),
+            (services, "other", "a", service("a", "10.43.0.3", 80)),
+            (services, "other", "b", headless),
+            (slices, "default", "a-1", slice("a-1", "a", "10.42.0.2")),
+            (slices, "other", "b-1", slice("b-1", "b", "10.42.0.3")),
+            (slices, "default", "a-1", slice("a-1", "a", "10.42.0.9")),
+            (slices, "other", "b-1", slice("b-1", "a", "10.42.0.3")),
+            (services, "default", "kubernetes", service("kubernetes", "10.43.0.1", 6443)),
+            (slices, "default", "a-1", Value::Null),
+            (services, "default", "a", Value::Null),
+            (services, "other", "b", Value::Null),
+            (services, "other", "a", Value::Null),
+        ];
+        for (kind, namespace, name, value) in changes {
+            let system = WriteOptions::system("test");
+            let mut watch = objects.store().watch(&kind.resource(), objects.store().revision()).unwrap();
+            if value.is_null() {
+                objects.delete(kind, namespace, name, &Default::default(), &system).await.unwrap();
+            } else if objects.get(kind, namespace, name).is_ok() {
+                objects.update(kind, None, namespace, name, value, &system).await.unwrap();
+            } else {
+                objects.create(kind, namespace, value, &system).await.unwrap();
+            }
+            let event = watch.next().await.unwrap();
+            let reach = items::SOURCES.iter().find(|(resource, _)| *resource == kind.resource()).unwrap().1;
+            let items::Reach::All(parts) = reach else { panic!("{reach:?}") };
+            let of = items::services_of(&event).unwrap();
+            assert_eq!(
+                of.len(),
+                1 + usize::from(event.object.key.name == "b-1".into() && event.previous.is_some())
+            );
+            shared.touch(parts, Some(&of));
+            assert!(shared.refresh(&objects, &options, true), "{namespace}/{name}");
+            let mut anew = Shared::new();
+            anew.refresh(&objects, &options, true);
+            assert_eq!(shared.hashes, anew.hashes, "{namespace}/{name}");
+            assert_eq!(shared.digest, anew.digest);
+        }
+        assert!(shared.items.keys().all(|key| key.kind != ItemKind::Service || key.name == "kubernetes"));
     }
 }

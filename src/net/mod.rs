@@ -10,6 +10,7 @@ mod beyond;
 pub mod cidr;
 mod conntrack;
 pub mod fake;
+mod mtu;
 pub mod names;
 mod netlink;
 mod nftables;
@@ -210,13 +211,22 @@ pub enum Error {
     Invalid(String),
 }
 
-/// Chains of other programs that drop forwarded packets by default: `ip filter FORWARD`.
+/// Chains of other programs that drop or reject what no rule of theirs lets pass: `ip filter FORWARD`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClosedChains {
+    /// Of packets on their way through this node.
+    pub forward: Vec<String>,
+    /// Of packets to this node itself.
+    pub input: Vec<String>,
+}
+
+/// The closed chains of others in the calling thread's network namespace.
 ///
 /// # Errors
 /// The kernel has no nf_tables, or the caller may not ask.
-pub fn dropping_forwarders() -> Result<Vec<String>, Error> {
+pub fn closed_chains() -> Result<ClosedChains, Error> {
     let mut socket = netlink::Socket::open(netlink::Family::Netfilter)?;
-    Ok(nftables::dropping_forwarders(&mut socket)?)
+    Ok(nftables::closed_chains(&mut socket)?)
 }
 
 /// The network as the node sees it. All calls may be repeated.

@@ -30,6 +30,8 @@ use super::{
 const ANSWER_SECONDS_MAX: i64 = 10;
 /// Room for answers (bytes).
 const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
+/// Room for news that nobody has asked for yet (bytes).
+const NEWS_BUFFER_BYTES: usize = 256 << 10;
 /// One `recv` (bytes); the kernel never sends longer datagrams in a dump.
 const DATAGRAM_BYTES: usize = 32 << 10;
 /// Acknowledged messages in one `send`.
@@ -88,21 +90,43 @@ fn failed(operation: &str) -> impl FnOnce(Errno) -> Refusal {
 impl Socket {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open(family: Family) -> Result<Self, Refusal> {
+        Self::open_with(family, 0, RECEIVE_BUFFER_BYTES)
+    }
+
+    /// Opens a route socket that hears what the kernel says to these multicast groups (a bit each).
+    pub fn hearing(groups: u32) -> Result<Self, Refusal> {
+        Self::open_with(Family::Route, groups, NEWS_BUFFER_BYTES)
+    }
+
+    fn open_with(family: Family, groups: u32, room: usize) -> Result<Self, Refusal> {
         let (protocol, name) = match family {
             Family::Route => (SockProtocol::NetlinkRoute, "open a route netlink socket"),
             Family::Netfilter => (SockProtocol::NetlinkNetFilter, "open a netfilter netlink socket"),
         };
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
             .map_err(failed(name))?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed(name))?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups)).map_err(failed(name))?;
         for option in [NETLINK_EXT_ACK, NETLINK_CAP_ACK] {
             sys::set_netlink_option(&fd, option, true)
                 .map_err(|error| failed(name)(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))))?;
         }
-        setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES).map_err(failed(name))?;
+        setsockopt(&fd, sockopt::RcvBufForce, &room).map_err(failed(name))?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_SECONDS_MAX))
             .map_err(failed(name))?;
         Ok(Self { fd, buffer: vec![0; DATAGRAM_BYTES], send_buffer_bytes: 0 })
+    }
+
+    /// Hands everything heard since the last call to `each`; whether nothing was lost.
+    pub fn heard(&mut self, mut each: impl FnMut(Message<'_>)) -> bool {
+        let mut all = true;
+        loop {
+            match self.receive(MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => Messages(&self.buffer[..length]).for_each(&mut each),
+                Err(Errno::EAGAIN) => return all,
+                Err(Errno::ENOBUFS) => all = false,
+                Err(_) => return false,
+            }
+        }
     }
 
     /// Makes room for `bytes` in one `send` and sends them.

@@ -11,7 +11,7 @@ use libc::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use nix::errno::Errno;
 
 use super::{
-    Error,
+    ClosedChains, Error,
     affinity::{Remembered, Stickiness},
     netlink::{Family, Refusal, Socket},
     plan::{Front, differing},
@@ -491,7 +491,8 @@ impl<'a> Change<'a> {
         change.gone.extend(differs(old, new));
         change.added.sort_unstable();
         change.gone.sort_unstable();
-        if change != Self::default() {
+        let leads = |(_, value): &Element<'_>| matches!(value, Value::Balance(_) | Value::Remember(_));
+        if change.added.iter().chain(&change.gone).any(leads) {
             // A chain's name says all that is in it.
             let (stay, were) = (new.own_chains(), old.own_chains());
             let is_in = |name: &str, chains: &[(String, _)]| chains.iter().any(|(other, _)| other == name);
@@ -600,15 +601,29 @@ impl Table {
         self.refused.iter().map(|(what, why)| format!("{} ({why})", what.loss())).collect()
     }
 
-    /// Makes the kernel's table be the wanted one, as far as this kernel has it.
-    pub fn apply(&mut self, wanted: Ruleset) -> Result<(), Error> {
+    /// Looks whether somebody else has changed or deleted our table, and makes it anew then; whether it
+    /// was. One question to the kernel where nobody has changed any table.
+    pub fn repair(&mut self) -> Result<bool, Error> {
+        let Some(seen) = self.applied.as_ref().map(|(_, seen)| *seen) else { return Ok(false) };
+        if self.generation()? == seen {
+            return Ok(false);
+        }
+        let Some(wanted) = self.applied().cloned() else { return Ok(false) };
+        self.apply(wanted)
+    }
+
+    /// Makes the kernel's table be the wanted one, as far as this kernel has it; whether it was made
+    /// anew, and not changed by elements.
+    pub fn apply(&mut self, wanted: Ruleset) -> Result<bool, Error> {
+        let mut anew = false;
         let mut wanted = self.refused.keys().fold(wanted, |wanted, what| what.leave_out(wanted));
         for attempt in 1.. {
-            let result = self.try_apply(&wanted);
+            let result = self.try_apply(&wanted, &mut anew);
             match result {
                 Ok(generation) => {
                     let before = self.applied.replace((wanted, generation)).map(|(before, _)| before);
-                    return Ok(self.forget_stale(before)?);
+                    self.forget_stale(before)?;
+                    return Ok(anew);
                 }
                 // Somebody else's transaction came between ours and the look at the generation.
                 Err(refusal) if refusal.errno == Errno::ERESTART && attempt < ATTEMPTS_MAX => {}
@@ -628,7 +643,7 @@ impl Table {
                 Err(refusal) => return Err(refusal.into()),
             }
         }
-        Ok(())
+        Ok(anew)
     }
 
     /// Makes clients forget endpoints that their service has lost, so that they get others.
@@ -676,8 +691,8 @@ impl Table {
         Ok(())
     }
 
-    /// Returns the generation that the table is from.
-    fn try_apply(&mut self, wanted: &Ruleset) -> Result<u32, Refusal> {
+    /// Returns the generation that the table is from; tells in `anew` when it was made whole.
+    fn try_apply(&mut self, wanted: &Ruleset, anew: &mut bool) -> Result<u32, Refusal> {
         let generation = self.generation()?;
         if let Some((applied, seen)) = &self.applied
             && *seen != generation
@@ -694,7 +709,10 @@ impl Table {
                 }
                 change.transaction(generation)
             }
-            _ => replace(generation, wanted),
+            _ => {
+                *anew = true;
+                replace(generation, wanted)
+            }
         };
         self.socket.commit(&batch)?;
         // Zero is left out when the number wraps.
@@ -740,27 +758,66 @@ impl Table {
     }
 }
 
-/// Chains of others that drop forwarded IPv4 packets unless a rule of theirs says otherwise, as
-/// `ip filter FORWARD`. What our rules accept they drop all the same.
-pub fn dropping_forwarders(socket: &mut Socket) -> Result<Vec<String>, Refusal> {
-    /// `NFPROTO_INET`, `NF_INET_FORWARD`
+/// Chains of others that let an IPv4 packet pass only when a rule of theirs says so: their policy is to
+/// drop, or their last rule drops or rejects all. What our rules accept they drop all the same.
+pub fn closed_chains(socket: &mut Socket) -> Result<ClosedChains, Refusal> {
+    /// `NFPROTO_INET`, `NF_INET_LOCAL_IN`, `NF_INET_FORWARD`
     const INET: u8 = 1;
+    const LOCAL_IN: u32 = 1;
     const FORWARD: u32 = 2;
+    let family = |message: &Message<'_>| match *message.body.first()? {
+        IPV4 => Some("ip"),
+        INET => Some("inet"),
+        _ => None,
+    };
+    let mut request = Batch::new();
+    request.push("list rules", GET_RULE, 0, &[], |w| w.fixed(&generic_header(0, 0)));
+    let ends = socket.dump(&request, |message| {
+        let rule = message.attributes(HEADER_BYTES);
+        let name = format!("{} {} {}", family(&message)?, text(rule.get(1)?), text(rule.get(2)?));
+        (message.kind == NEW_RULE).then(|| (name, stops_all(&rule)))
+    })?;
+    // The last rule of each: they come in their order.
+    let ends: BTreeMap<String, bool> = ends.into_iter().collect();
     let mut request = Batch::new();
     request.push("list chains", GET_CHAIN, 0, &[], |w| w.fixed(&generic_header(0, 0)));
-    socket.dump(&request, |message| {
-        let family = match *message.body.first()? {
-            IPV4 => "ip",
-            INET => "inet",
-            _ => return None,
-        };
+    let chains = socket.dump(&request, |message| {
         let chain = message.attributes(HEADER_BYTES);
         let (table, name) = (chain.get(1).map(text)?, chain.get(3).map(text)?);
-        let forwards = chain.nested(4).get(1).and_then(be_u32) == Some(FORWARD);
+        let hook = chain.nested(4).get(1).and_then(be_u32)?;
         let drops = chain.get(5).and_then(be_u32) == Some(VERDICT_DROP);
-        (message.kind == NEW_CHAIN && forwards && drops && table != TABLE)
-            .then(|| format!("{family} {table} {name}"))
-    })
+        let full = format!("{} {table} {name}", family(&message)?);
+        let closed = drops || ends.get(&full) == Some(&true);
+        (message.kind == NEW_CHAIN && closed && table != TABLE).then_some((hook, full))
+    })?;
+    let at = |wanted: u32| -> Vec<String> {
+        chains.iter().filter(|(hook, _)| *hook == wanted).map(|(_, name)| name.clone()).collect()
+    };
+    Ok(ClosedChains { forward: at(FORWARD), input: at(LOCAL_IN) })
+}
+
+/// Whether a rule without any condition ends a packet's way.
+fn stops_all(rule: &Attributes<'_>) -> bool {
+    let mut stops = false;
+    for (_, expr) in rule.nested(4) {
+        let expr = Attributes(expr);
+        let data = expr.nested(2);
+        match expr.get(1).map(text).as_deref() {
+            Some("counter" | "log") => {}
+            Some("reject") => stops = true,
+            // As `iptables` has it.
+            Some("target") if data.get(1).map(text).as_deref() == Some("REJECT") => stops = true,
+            Some("immediate") => {
+                let code = data.nested(2).nested(DATA_VERDICT).get(1).and_then(be_u32);
+                if code != Some(VERDICT_DROP) {
+                    return false;
+                }
+                stops = true;
+            }
+            _ => return false,
+        }
+    }
+    stops
 }
 
 /// Whether the kernel has all elements and as many rules as `ruleset`.

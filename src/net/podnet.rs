@@ -15,20 +15,21 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
 use super::{
-    Error, HostPort, Network, Peer, Protocol, ServicePort,
+    ClosedChains, Error, HostPort, Network, Peer, Protocol, ServicePort,
     beyond::Beyond,
     cidr::Cidr,
     conntrack::{self, Changed},
+    mtu::Mtu,
     netlink::{Family, Socket},
     nftables::{self, Table},
-    peers::{self, Underlay},
+    peers,
     plan::Plans,
     pod::{self, Attach},
     policy::PodPolicy,
@@ -50,6 +51,10 @@ pub struct Options {
     /// The address of the cluster's DNS, which every node has itself.
     pub dns_address: Option<Ipv4Addr>,
 }
+
+/// Between two looks whether somebody has changed our table: `nft flush ruleset`, as a restart of
+/// Debian's `nftables.service` does it, takes Services and NetworkPolicies away.
+const TABLE_PERIOD: Duration = Duration::from_secs(5);
 
 /// A setting that is there when connection tracking knows SCTP.
 const CONNTRACK_SCTP: &str = "/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established";
@@ -76,6 +81,7 @@ impl PodNet {
             options,
             home,
             route: Socket::open(Family::Route)?,
+            mtu: Mtu::open()?,
             table: Table::open()?,
             plans: Plans::default(),
             node: None,
@@ -83,6 +89,7 @@ impl PodNet {
             local_networks: None,
             beyond: Beyond::default(),
             said: Instant::now(),
+            looked: Instant::now(),
             silent: Arc::default(),
             reaper: wake_reaper,
         };
@@ -100,13 +107,13 @@ impl PodNet {
                 "net",
                 Box::new(move || {
                     loop {
-                        let job = match kernel.beyond.pause() {
+                        let job = match kernel.pause() {
                             None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                            Some(pause) => queue.recv_timeout(pause.saturating_sub(kernel.said.elapsed())),
+                            Some(pause) => queue.recv_timeout(pause),
                         };
                         match job {
                             Ok(job) => job(&mut kernel),
-                            Err(RecvTimeoutError::Timeout) => kernel.say_alive(),
+                            Err(RecvTimeoutError::Timeout) => kernel.do_what_is_due(),
                             Err(RecvTimeoutError::Disconnected) => break,
                         }
                     }
@@ -194,6 +201,7 @@ struct Kernel {
     options: Options,
     home: File,
     route: Socket,
+    mtu: Mtu,
     table: Table,
     plans: Plans,
     node: Option<Node>,
@@ -203,6 +211,8 @@ struct Kernel {
     beyond: Beyond,
     /// When the nodes beyond were last sent to.
     said: Instant,
+    /// When the table was last looked at.
+    looked: Instant,
     silent: Arc<Mutex<BTreeSet<String>>>,
     reaper: mpsc::Sender<Reap>,
 }
@@ -240,14 +250,15 @@ impl Kernel {
             let empty = self.plans.ruleset(self.scope(node), &[], &[]);
             self.table.apply(empty)?;
         }
-        let chains = nftables::dropping_forwarders(self.table.socket())?;
-        if !chains.is_empty() {
+        let ClosedChains { forward, input } = nftables::closed_chains(self.table.socket())?;
+        if !forward.is_empty() || !input.is_empty() {
             let cluster = self.options.cluster_cidr;
             tracing::warn!(
-                ?chains,
+                ?forward,
+                ?input,
                 %cluster,
-                "another program's firewall drops forwarded packets: pods will not be reached; \
-                 `sampan check` says what to do"
+                "another program's firewall drops what it does not know: it has to let pods pass, and nodes; \
+                 `sampan check` says how"
             );
         }
         self.node = Some(node);
@@ -278,7 +289,7 @@ impl Kernel {
 
     fn attach(&mut self, pod_uid: &str, netns: &Path, address: Ipv4Addr) -> Result<(), Error> {
         let node = self.node()?;
-        let mtu = self.underlay_mtu()?;
+        let mtu = self.mtu.get(&mut self.route)?;
         let wanted = Attach { pod_uid, netns, address, node_source: node.address(), mtu };
         pod::attach(&mut self.route, &self.home, &wanted)
     }
@@ -290,19 +301,34 @@ impl Kernel {
         Ok(())
     }
 
-    /// What a pod's link carries (bytes): what the node's own carries. Tunnelled packets that do not
-    /// fit are answered by the kernel, and the sender learns (RFC 1191).
-    fn underlay_mtu(&mut self) -> Result<u32, Error> {
-        let links = route::links(&mut self.route)?;
-        Ok(Underlay::new(&links, &route::underlay_routes(&mut self.route)?).mtu)
-    }
-
     fn set_peers(&mut self, peers: &[Peer]) -> Result<(), Error> {
         let node = self.node()?;
         peers::apply(&mut self.route, node.pod_cidr, peers)?;
         self.beyond.set(node.address(), peers::beyond(node.pod_cidr, peers));
         self.say_alive();
         Ok(())
+    }
+
+    /// How long until something is due that nobody asks for.
+    fn pause(&self) -> Option<Duration> {
+        let left = |since: Instant, period: Duration| period.saturating_sub(since.elapsed());
+        let say = self.beyond.pause().map(|pause| left(self.said, pause));
+        let look = self.table.applied().map(|_| left(self.looked, TABLE_PERIOD));
+        say.into_iter().chain(look).min()
+    }
+
+    fn do_what_is_due(&mut self) {
+        if self.beyond.pause().is_some_and(|pause| self.said.elapsed() >= pause) {
+            self.say_alive();
+        }
+        if self.looked.elapsed() >= TABLE_PERIOD {
+            self.looked = Instant::now();
+            match self.table.repair() {
+                Ok(true) => self.cut_stale(None),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "looking after the service table"),
+            }
+        }
     }
 
     fn say_alive(&mut self) {
@@ -320,12 +346,9 @@ impl Kernel {
         let mut wanted = self.plans.ruleset(scope, services, host_ports);
         wanted.set_policies(&self.policies);
         let changed = Changed::between(self.table.applied(), &wanted);
-        self.table.apply(wanted)?;
+        let anew = self.table.apply(wanted)?;
         self.set_local_networks(services)?;
-        if let Err(error) = conntrack::delete_stale(self.table.socket(), &changed) {
-            // Services work all the same; long-lived UDP clients of gone endpoints do not.
-            tracing::warn!(%error, "UDP connections of gone endpoints are not cut");
-        }
+        self.cut_stale((!anew).then_some(&changed));
         let sctp = services.iter().any(|service| service.protocol == Protocol::Sctp)
             || host_ports.iter().any(|port| port.protocol == Protocol::Sctp);
         let mut shortfalls = self.table.shortfalls();
@@ -335,6 +358,16 @@ impl Kernel {
             );
         }
         Ok(shortfalls)
+    }
+
+    /// Ends UDP connections that a change has made wrong; after a time without our table any may be.
+    fn cut_stale(&mut self, changed: Option<&Changed>) {
+        let all = changed.is_none().then(|| self.table.applied().map(|now| Changed::between(None, now)));
+        let Some(changed) = changed.or(all.as_ref().and_then(Option::as_ref)) else { return };
+        if let Err(error) = conntrack::delete_stale(self.table.socket(), changed) {
+            // Services work all the same; long-lived UDP clients of gone endpoints do not.
+            tracing::warn!(%error, "UDP connections of gone endpoints are not cut");
+        }
     }
 
     /// Makes addresses of services the node's own, so that they are reached without a default route:
@@ -371,7 +404,10 @@ impl Kernel {
         let Some(applied) = self.table.applied() else { return Ok(()) };
         let mut wanted = applied.clone();
         wanted.set_policies(&self.policies);
-        self.table.apply(wanted)
+        if self.table.apply(wanted)? {
+            self.cut_stale(None);
+        }
+        Ok(())
     }
 
     /// Tears everything down as far as it goes; the first failure is returned, all are logged.

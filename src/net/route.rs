@@ -134,6 +134,13 @@ fn link(message: Message<'_>) -> Option<Link> {
     })
 }
 
+/// The group of a link that this is news of; `None` when it is news of something else.
+pub fn group_of(news: Message<'_>) -> Option<u32> {
+    let is_link = news.kind == RTM_NEWLINK || news.kind == RTM_DELLINK;
+    let group = || news.attributes(LINK_HEADER_BYTES).get(IFLA_GROUP).and_then(|value| ne_u32(value, 0));
+    is_link.then(|| group().unwrap_or(0))
+}
+
 /// All links of the socket's namespace.
 pub fn links(socket: &mut Socket) -> Result<Vec<Link>, Refusal> {
     let mut request = Batch::new();
@@ -441,6 +448,11 @@ fn all_routes(socket: &mut Socket, local: bool) -> Result<Vec<(u8, Route)>, Refu
 pub fn own_routes(socket: &mut Socket) -> Result<Vec<Route>, Refusal> {
     let routes = all_routes(socket, false)?.into_iter();
     Ok(routes.filter(|(protocol, _)| *protocol == PROTOCOL).map(|(_, route)| route).collect())
+}
+
+/// Whether this is news of a route that we have made.
+pub fn is_own_route(news: Message<'_>) -> bool {
+    (news.kind == RTM_NEWROUTE || news.kind == RTM_DELROUTE) && news.body.get(5) == Some(&PROTOCOL)
 }
 
 /// The networks that we have made this node's own.

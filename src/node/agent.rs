@@ -548,6 +548,10 @@ impl Agent {
             self.state = None;
         }
         self.seq_of_beat = self.seq;
+        // What could not be set when it changed.
+        self.apply_peers().await;
+        self.apply_policies().await;
+        self.apply_services().await;
         self.tell_silent_peers();
         self.look_at_state();
         self.send_news().await;

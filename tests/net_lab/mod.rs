@@ -2,6 +2,8 @@
 //! that nothing is left behind when the process ends.
 #![allow(dead_code, reason = "each test file uses a part of the laboratory")]
 
+pub mod two;
+
 use std::{
     fs::File,
     io::{Read, Write},
