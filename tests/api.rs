@@ -1113,6 +1113,25 @@ async fn nobody_gives_what_they_do_not_have_and_namespaces_have_limits() {
     cluster.ok("create -f -", &pod("small", "{}")).await;
     let got = cluster.ok("get pod small -n box -o jsonpath={.spec.containers[0].resources}", "").await;
     assert_eq!(got, r#"{"limits":{"cpu":"200m"},"requests":{"cpu":"100m"}}"#);
+    // A pod that runs is bound by them as well when it grows.
+    cluster.ok("create quota cpu -n box --hard=requests.cpu=250m", "").await;
+    let grow = |amount: &str| {
+        let own = format!(r#"{{"cpu":"{amount}"}}"#);
+        format!(
+            r#"patch pod small -n box --subresource=resize -p {{"spec":{{"containers":[{{"name":"c","resources":{{"requests":{own},"limits":{own}}}}}]}}}}"#
+        )
+    };
+    let refused = cluster.refused(&grow("300m"), "").await;
+    assert!(
+        refused.contains(
+            "exceeded quota: cpu, requested: requests.cpu=200m, used: requests.cpu=100m, limited: requests.cpu=250m"
+        ),
+        "{refused}"
+    );
+    cluster.ok("delete quota cpu -n box", "").await;
+    let refused = cluster.refused(&grow("600m"), "").await;
+    assert!(refused.contains("maximum cpu usage per Container is 500m, but limit is 600m"), "{refused}");
+    cluster.ok(&grow("300m"), "").await;
     // A GET that becomes a WebSocket is no mere reading.
     cluster.ok("create role watcher -n box --verb=get --resource=pods/exec,pods/log", "").await;
     cluster.ok("create rolebinding watcher -n box --role=watcher --user=ann", "").await;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{Container, PodSpec, ResourceRequirements},
+    api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus, ResourceRequirements},
     apimachinery::pkg::api::resource::Quantity as ApiQuantity,
 };
 use serde_json::Value;
@@ -28,7 +28,8 @@ pub fn is_pod_level(resource: &str) -> bool {
     matches!(resource, "cpu" | "memory") || resource.starts_with("hugepages-")
 }
 
-fn raise(total: &mut ResourceList, list: &ResourceList) {
+/// Raises the amounts of a total to those of a list.
+pub fn raise(total: &mut ResourceList, list: &ResourceList) {
     for (name, amount) in list {
         let have = total.entry(name.clone()).or_insert(*amount);
         *have = (*have).max(*amount);
@@ -77,10 +78,15 @@ pub fn parse_json(list: &Value) -> ResourceList {
     list.as_object().into_iter().flatten().filter_map(amount).collect()
 }
 
-type Pick = fn(&ResourceRequirements) -> Option<&BTreeMap<String, ApiQuantity>>;
+type ApiList = BTreeMap<String, ApiQuantity>;
+/// Picks requests or limits.
+type Pick = fn(&ResourceRequirements) -> Option<&ApiList>;
 
-fn of_containers(spec: &PodSpec, pick: Pick) -> ResourceList {
-    let amounts = |c: &Container| parse(c.resources.as_ref().and_then(pick));
+const REQUESTS: Pick = |r| r.requests.as_ref();
+const LIMITS: Pick = |r| r.limits.as_ref();
+
+fn of_containers<'a>(spec: &'a PodSpec, pick: impl Fn(&'a Container) -> Option<&'a ApiList>) -> ResourceList {
+    let amounts = |c: &'a Container| parse(pick(c));
     let role = |c: &Container| match c.restart_policy.as_deref() {
         Some("Always") => Role::Sidecar,
         _ => Role::Init,
@@ -92,20 +98,29 @@ fn of_containers(spec: &PodSpec, pick: Pick) -> ResourceList {
 
 /// What a pod's containers need together, whatever the pod asks for itself.
 pub fn container_requests(spec: &PodSpec) -> ResourceList {
-    of_containers(spec, |r| r.requests.as_ref())
+    of_containers(spec, asked(REQUESTS))
+}
+
+/// What a container's manifest says.
+fn asked(pick: Pick) -> impl Fn(&Container) -> Option<&ApiList> {
+    move |c| c.resources.as_ref().and_then(pick)
 }
 
 fn of_spec(spec: &PodSpec, pick: Pick) -> ResourceList {
-    let mut total = of_containers(spec, pick);
-    let pod_level = parse(spec.resources.as_ref().and_then(pick));
-    total.extend(pod_level.into_iter().filter(|(name, _)| is_pod_level(name)));
+    let mut total = of_containers(spec, asked(pick));
+    set_pod_level(&mut total, parse(spec.resources.as_ref().and_then(pick)));
     total
 }
 
+/// The pod's own amounts count in place of its containers'.
+fn set_pod_level(total: &mut ResourceList, own: ResourceList) {
+    total.extend(own.into_iter().filter(|(name, _)| is_pod_level(name)));
+}
+
 /// What a pod needs of a node: its containers' requests (or the pod's own, where given) and its
-/// overhead. The scheduler and the node count with this.
+/// overhead.
 pub fn pod_requests(spec: &PodSpec) -> ResourceList {
-    let mut total = of_spec(spec, |r| r.requests.as_ref());
+    let mut total = of_spec(spec, REQUESTS);
     add(&mut total, &parse(spec.overhead.as_ref()));
     total
 }
@@ -113,13 +128,103 @@ pub fn pod_requests(spec: &PodSpec) -> ResourceList {
 /// What a pod may use at most, where limited: its containers' limits (or the pod's own) and, for
 /// limited resources, its overhead.
 pub fn pod_limits(spec: &PodSpec) -> ResourceList {
-    let mut total = of_spec(spec, |r| r.limits.as_ref());
+    let mut total = of_spec(spec, LIMITS);
+    add_limited(&mut total, spec);
+    total
+}
+
+/// Adds the overhead to what is limited.
+fn add_limited(total: &mut ResourceList, spec: &PodSpec) {
     for (name, amount) in parse(spec.overhead.as_ref()) {
         if let Some(limit) = total.get_mut(&name) {
             *limit += amount;
         }
     }
+}
+
+/// What a pod takes of a node while it is resized: the most of what it asks for, what it has been given
+/// and what is in force; without the first when it cannot have that. The scheduler counts with this
+/// (`PodRequests` with `UseStatusResources`).
+pub fn pod_requests_now(pod: &Pod) -> ResourceList {
+    let Some(spec) = &pod.spec else { return ResourceList::new() };
+    let differs = |status: &&PodStatus| !has_what_it_asks(spec, status, REQUESTS);
+    let Some(status) = pod.status.as_ref().filter(differs) else { return pod_requests(spec) };
+    let infeasible = is_infeasible(status);
+    let given = |c| container_status(status, c).and_then(|s| s.allocated_resources.as_ref());
+    let in_force = |c| container_status(status, c)?.resources.as_ref().and_then(REQUESTS);
+    let wanted = |c| asked(REQUESTS)(c).filter(|_| !infeasible);
+    let mut total = of_containers(spec, |c| given(c).or_else(|| wanted(c)));
+    raise(&mut total, &of_containers(spec, |c| in_force(c).or_else(|| given(c)).or_else(|| wanted(c))));
+    if !infeasible {
+        raise(&mut total, &container_requests(spec));
+    }
+    if let Some(own) = spec.resources.as_ref().and_then(REQUESTS) {
+        let mut most = if infeasible { ResourceList::new() } else { parse(Some(own)) };
+        let in_force = status.resources.as_ref().and_then(REQUESTS);
+        for list in [in_force, status.allocated_resources.as_ref()] {
+            raise(&mut most, &without_overhead(list, spec));
+        }
+        set_pod_level(&mut total, most);
+    }
+    add(&mut total, &parse(spec.overhead.as_ref()));
     total
+}
+
+/// What a pod may use at most while it is resized, as [`pod_requests_now`].
+pub fn pod_limits_now(pod: &Pod) -> ResourceList {
+    let Some(spec) = &pod.spec else { return ResourceList::new() };
+    let differs = |status: &&PodStatus| !has_what_it_asks(spec, status, LIMITS);
+    let Some(status) = pod.status.as_ref().filter(differs) else { return pod_limits(spec) };
+    let infeasible = is_infeasible(status);
+    let in_force = |c| container_status(status, c)?.resources.as_ref().and_then(LIMITS);
+    let mut total = of_containers(spec, |c| in_force(c).or_else(|| asked(LIMITS)(c).filter(|_| !infeasible)));
+    if !infeasible {
+        raise(&mut total, &of_containers(spec, asked(LIMITS)));
+    }
+    if let Some(own) = spec.resources.as_ref().and_then(LIMITS) {
+        let mut most = if infeasible { ResourceList::new() } else { parse(Some(own)) };
+        raise(&mut most, &without_overhead(status.resources.as_ref().and_then(LIMITS), spec));
+        set_pod_level(&mut total, most);
+    }
+    add_limited(&mut total, spec);
+    total
+}
+
+fn container_status<'a>(status: &'a PodStatus, container: &Container) -> Option<&'a ContainerStatus> {
+    let all = status.container_statuses.iter().flatten();
+    let mut all = all.chain(status.init_container_statuses.iter().flatten());
+    all.find(|s| s.name == container.name)
+}
+
+fn is_infeasible(status: &PodStatus) -> bool {
+    let pending = status.conditions.iter().flatten().find(|c| c.type_ == "PodResizePending");
+    pending.is_some_and(|c| c.reason.as_deref() == Some("Infeasible"))
+}
+
+/// Whether the status says nothing but what the manifest says; most pods are never resized.
+fn has_what_it_asks(spec: &PodSpec, status: &PodStatus, pick: Pick) -> bool {
+    let own = |spec: &PodSpec| spec.resources.as_ref().and_then(pick).cloned();
+    let mut all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    status.resources.as_ref().is_none_or(|r| pick(r) == own(spec).as_ref())
+        && status.allocated_resources.is_none()
+        && !is_infeasible(status)
+        && all.all(|c| {
+            let Some(told) = container_status(status, c) else { return true };
+            let wanted = asked(pick)(c);
+            told.allocated_resources.as_ref().is_none_or(|list| asked(REQUESTS)(c) == Some(list))
+                && told.resources.as_ref().and_then(pick).is_none_or(|list| wanted == Some(list))
+        })
+}
+
+/// The amounts of a whole pod in its status, which count its overhead.
+fn without_overhead(list: Option<&ApiList>, spec: &PodSpec) -> ResourceList {
+    let mut list = parse(list);
+    for (name, amount) in parse(spec.overhead.as_ref()) {
+        if let Some(left) = list.get_mut(&name) {
+            *left = (*left - amount).max(Quantity::ZERO);
+        }
+    }
+    list
 }
 
 /// The containers' effective `requests` or `limits` of a pod spec in its JSON form.
@@ -195,6 +300,64 @@ mod tests {
         ];
         for (spec, total, containers) in cases {
             assert_eq!(cpu(&spec), (total, containers), "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_is_resized_takes_the_most_of_what_it_has_and_asks_for() {
+        let cpu = |amount: &str| json!({"cpu": amount});
+        let pod = |asked: &str, given: &str, in_force: &str, reason: &str| -> Pod {
+            let told = |name: &str, given: &str, in_force: &str| {
+                json!({"name": name, "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                    "allocatedResources": cpu(given), "resources": {"requests": cpu(in_force), "limits": cpu(in_force)}})
+            };
+            let all = [told("c", given, in_force), told("other", "100m", "100m")];
+            let mut status = json!({"containerStatuses": all});
+            if !reason.is_empty() {
+                status["conditions"] =
+                    json!([{"type": "PodResizePending", "status": "True", "reason": reason}]);
+            }
+            serde_json::from_value(json!({
+                "spec": {"overhead": cpu("10m"), "containers": [
+                    {"name": "c", "resources": {"requests": cpu(asked), "limits": cpu(asked)}},
+                    {"name": "other", "resources": {"requests": cpu("100m"), "limits": cpu("100m")}},
+                ]},
+                "status": status,
+            }))
+            .unwrap()
+        };
+        for (asked, given, in_force, reason, requests, limits) in [
+            ("1", "1", "1", "", 1110, 1110),
+            ("2", "1", "1", "", 2110, 2110),
+            ("1", "2", "2", "", 2110, 2110),
+            ("1", "1", "2", "", 2110, 2110),
+            ("1", "2", "1", "", 2110, 1110),
+            ("3", "1", "1", "Deferred", 3110, 3110),
+            ("3", "1", "1", "Infeasible", 1110, 1110),
+            ("3", "1", "2", "Infeasible", 2110, 2110),
+        ] {
+            let pod = pod(asked, given, in_force, reason);
+            let milli = |list: &ResourceList| list["cpu"].milli_value();
+            let found = (milli(&pod_requests_now(&pod)), milli(&pod_limits_now(&pod)));
+            assert_eq!(found, (requests, limits), "{asked} {given} {in_force} {reason}");
+        }
+        let whole = |asked: &str, status: Value| -> Pod {
+            let own = json!({"requests": cpu(asked), "limits": cpu(asked)});
+            let spec = json!({"overhead": cpu("10m"), "resources": own, "containers": [{"name": "c"}]});
+            serde_json::from_value(json!({"spec": spec, "status": status})).unwrap()
+        };
+        let has = json!({"allocatedResources": cpu("2010m"), "resources": {"requests": cpu("1010m"), "limits": cpu("1010m")}});
+        let mut never = has.clone();
+        never["conditions"] = json!([{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]);
+        for (asked, status, requests, limits) in [
+            ("1", json!({}), "1010m", "1010m"),
+            ("1", has.clone(), "2010m", "1010m"),
+            ("3", has, "3010m", "3010m"),
+            ("3", never, "2010m", "1010m"),
+        ] {
+            let pod = whole(asked, status);
+            let found = (pod_requests_now(&pod)["cpu"].to_string(), pod_limits_now(&pod)["cpu"].to_string());
+            assert_eq!(found, (requests.to_owned(), limits.to_owned()), "{asked}");
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::Pod;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Error, Objects, admission::Request};
@@ -23,7 +25,8 @@ fn quotas() -> &'static Kind {
 pub fn is_counted(request: &Request<'_>) -> bool {
     let grows = request.old.is_none()
         || (request.subresource.is_none()
-            && matches!(request.kind.kind, "Service" | "PersistentVolumeClaim" | "Pod"));
+            && matches!(request.kind.kind, "Service" | "PersistentVolumeClaim"))
+        || request.is_resize();
     request.kind.namespaced
         && grows
         && !request.objects.list(quotas(), Some(request.namespace)).items.is_empty()
@@ -59,20 +62,11 @@ pub fn check(request: &Request<'_>, value: &Value) -> Result<(), Error> {
         let mut over = (Vec::new(), Vec::new(), Vec::new());
         for (resource, limit) in &hard {
             let zero = Quantity::ZERO;
-            let want = wants.get(resource).copied().unwrap_or(zero);
-            let before = had.get(resource).copied().unwrap_or(zero);
-            if want <= before {
-                continue;
-            }
-            let now = used.get(resource).copied().unwrap_or(zero);
-            let mut total = ResourceList::new();
-            for amount in [now, want] {
-                add(&mut total, &[(resource.clone(), amount)].into());
-            }
-            let mut allowed: ResourceList = [(resource.clone(), *limit)].into();
-            add(&mut allowed, &[(resource.clone(), before)].into());
-            if total[resource] > allowed[resource] {
-                over.0.push(format!("{resource}={want}"));
+            let amount = |list: &ResourceList| list.get(resource).copied().unwrap_or(zero);
+            let more = amount(&wants) - amount(&had);
+            let now = amount(&used);
+            if more > zero && now + more > *limit {
+                over.0.push(format!("{resource}={more}"));
                 over.1.push(format!("{resource}={now}"));
                 over.2.push(format!("{resource}={limit}"));
             }
@@ -138,8 +132,10 @@ fn usage(kind: &Kind, value: &Value) -> ResourceList {
                 return used;
             }
             count("pods", 1);
-            for (which, bare) in [("requests", true), ("limits", false)] {
-                for (resource, amount) in resources::aggregate_json(&value["spec"], which) {
+            let Ok(pod) = Pod::deserialize(value) else { return used };
+            let (requests, limits) = (resources::pod_requests_now(&pod), resources::pod_limits_now(&pod));
+            for (which, bare, all) in [("requests", true, requests), ("limits", false, limits)] {
+                for (resource, amount) in all {
                     if bare && matches!(resource.as_str(), "cpu" | "memory" | "ephemeral-storage") {
                         used.insert(resource.clone(), amount);
                     }

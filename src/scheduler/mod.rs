@@ -183,11 +183,13 @@ impl Scheduler {
         let info = Arc::new(PodInfo::new(pod));
         if !info.node().is_empty() {
             let node = info.node().to_owned();
-            let is_new = !self.snapshot.is_placed(&uid);
-            self.snapshot.place(Arc::clone(&info), &node);
+            let before = self.snapshot.place(Arc::clone(&info), &node);
             self.queue.remove(&uid);
-            if is_new || info.is_deleting() {
+            if before.is_none() || info.is_deleting() {
                 self.queue.wake(Cause::Pods);
+            }
+            if before.is_some_and(|before| info.requests.is_less_than(&before.requests)) {
+                self.queue.wake(Cause::Room);
             }
             return;
         }
@@ -210,7 +212,7 @@ impl Scheduler {
     fn forget_pod(&mut self, uid: &str) {
         self.queue.remove(uid);
         let nominated = self.snapshot.nominated.remove(uid).is_some();
-        if self.snapshot.remove_pod(uid) || nominated {
+        if self.snapshot.remove_pod(uid).is_some() || nominated {
             self.queue.wake(Cause::Room);
             self.queue.wake(Cause::Pods);
             self.queue.wake(Cause::Volumes);

@@ -60,6 +60,14 @@ impl Amounts {
         }
     }
 
+    /// Whether anything is less than in others.
+    pub fn is_less_than(&self, others: &Self) -> bool {
+        self.cpu_milli < others.cpu_milli
+            || self.memory_bytes < others.memory_bytes
+            || self.ephemeral_bytes < others.ephemeral_bytes
+            || others.others.iter().any(|(name, amount)| self.other(name) < *amount)
+    }
+
     pub fn other(&self, name: &str) -> i64 {
         self.others.binary_search_by(|(n, _)| (**n).cmp(name)).map_or(0, |index| self.others[index].1)
     }
@@ -85,9 +93,10 @@ impl PodInfo {
         let spec = pod.spec.as_ref().unwrap_or(&none);
         let anti = spec.affinity.as_ref().and_then(|a| a.pod_anti_affinity.as_ref());
         let terms = anti.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+        let requests = Amounts::of(&resources::pod_requests_now(&pod));
         Self {
-            requests: Amounts::of(&resources::pod_requests(spec)),
-            weight: weight(spec),
+            weight: weight(spec, &requests),
+            requests,
             ports: placement::host_ports(spec),
             anti_affinity: terms.into_iter().flatten().map(|t| Term::new(&pod, t)).collect(),
             claims: claim_names(&pod),
@@ -177,7 +186,7 @@ impl Term {
 /// The labels of namespaces.
 pub type Namespaces = HashMap<String, HashMap<String, String>>;
 
-fn weight(spec: &PodSpec) -> (i64, i64) {
+fn weight(spec: &PodSpec, effective: &Amounts) -> (i64, i64) {
     let of = |container: &Container| {
         let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref());
         let list = resources::parse(requests);
@@ -187,7 +196,6 @@ fn weight(spec: &PodSpec) -> (i64, i64) {
         )
     };
     let sum = spec.containers.iter().map(of).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
-    let effective = Amounts::of(&resources::pod_requests(spec));
     (sum.0.max(effective.cpu_milli), sum.1.max(effective.memory_bytes))
 }
 
@@ -338,9 +346,9 @@ impl Snapshot {
         }
     }
 
-    /// Puts a pod where it is bound to, in place of what was known of it.
-    pub fn place(&mut self, pod: Arc<PodInfo>, node: &str) {
-        self.remove_pod(pod.uid());
+    /// Puts a pod where it is bound to, in place of what was known of it, which is given back.
+    pub fn place(&mut self, pod: Arc<PodInfo>, node: &str) -> Option<Arc<PodInfo>> {
+        let before = self.remove_pod(pod.uid());
         self.nominated.remove(pod.uid());
         self.placed.insert(pod.uid().to_owned(), node.to_owned());
         self.sociable += usize::from(pod.is_sociable());
@@ -349,13 +357,15 @@ impl Snapshot {
             *on.entry(node.to_owned()).or_default() += 1;
         }
         self.nodes.entry(node.to_owned()).or_default().add(pod);
+        before
     }
 
-    /// Forgets a pod; true when it had a place.
-    pub fn remove_pod(&mut self, uid: &str) -> bool {
-        let Some(node) = self.placed.remove(uid) else { return false };
+    /// Forgets a pod; gives it back when it had a place.
+    pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let node = self.placed.remove(uid)?;
+        let mut gone = None;
         if let Some(info) = self.nodes.get_mut(&node) {
-            let gone = info.remove(uid);
+            gone = info.remove(uid);
             self.sociable -= usize::from(gone.as_ref().is_some_and(|pod| pod.is_sociable()));
             if let Some(controller) = gone.as_ref().filter(|p| !p.is_deleting()).and_then(|p| p.controller())
             {
@@ -368,16 +378,12 @@ impl Snapshot {
                 self.nodes.remove(&node);
             }
         }
-        true
+        gone
     }
 
     /// Whether any placed pod looks for other pods or avoids them.
     pub fn has_sociable(&self) -> bool {
         self.sociable > 0
-    }
-
-    pub fn is_placed(&self, uid: &str) -> bool {
-        self.placed.contains_key(uid)
     }
 
     /// All placed pods of known nodes, with their node.

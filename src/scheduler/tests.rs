@@ -301,5 +301,36 @@ async fn pods_are_bound_and_refused_ones_tried_again_when_it_helps() {
         }
     }
     assert!(store.get(&Key::new("pods", "default", "p")).is_some());
+
+    // A pod that is made smaller makes room once its node has taken back what it had.
+    let has = async |amount: &str| {
+        let status = Some(crate::kinds::Subresource::Status);
+        let told = json!([{"name": "c", "image": "a", "imageID": "", "ready": true, "restartCount": 0,
+            "allocatedResources": {"cpu": amount}, "resources": {"requests": {"cpu": amount}}}]);
+        let tell = |pod: &mut Value| {
+            pod["status"]["containerStatuses"] = told.clone();
+            Ok(())
+        };
+        objects.modify(registry::of::<Pod>(), status, "default", "p", &options, tell).await.unwrap();
+    };
+    has("2").await;
+    let next = json!({"metadata": {"name": "q"}, "spec": {"containers": [{"name": "c", "image": "a", "resources": {"requests": {"cpu": "2500m"}}}]}});
+    objects.create(registry::of::<Pod>(), "default", next, &options).await.unwrap();
+    let mut refused = false;
+    loop {
+        let event = tokio::time::timeout(Duration::from_secs(10), events.next()).await.unwrap().unwrap();
+        let pod = event.object.typed::<Pod>();
+        if pod.metadata.name.as_deref() != Some("q") {
+            continue;
+        }
+        if pod.spec.as_ref().unwrap().node_name.is_some() {
+            break;
+        }
+        if condition(&pod) && !refused {
+            refused = true;
+            has("1").await;
+        }
+    }
+    assert!(refused, "there was no room at first");
     tasks.stop().await;
 }

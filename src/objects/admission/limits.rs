@@ -55,7 +55,7 @@ fn fill(container: &mut Value, range: &Value, list: &str, set: &mut Vec<String>)
 
 /// Refuses what is out of bounds.
 pub fn check(request: &Request<'_>, value: &Value) -> Result<(), Error> {
-    let is_pod = request.is_create_of("", "Pod");
+    let is_pod = request.is_create_of("", "Pod") || request.is_resize();
     let is_claim = request.is("", "PersistentVolumeClaim") && request.subresource.is_none();
     if !is_pod && !is_claim {
         return Ok(());

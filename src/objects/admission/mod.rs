@@ -36,6 +36,11 @@ impl Request<'_> {
         self.old.is_none() && self.subresource.is_none() && self.is(group, kind)
     }
 
+    /// Whether a pod is given other resources.
+    pub fn is_resize(&self) -> bool {
+        self.is("", "Pod") && self.subresource == Some(Subresource::Other("resize"))
+    }
+
     fn forbidden(&self, name: &str, message: impl Into<String>) -> Error {
         Error::Forbidden { resource: self.kind.resource(), name: name.to_owned(), message: message.into() }
     }
