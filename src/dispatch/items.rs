@@ -1,13 +1,16 @@
 //! What a node has to know: the items of its set, from the store's view.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec, Secret};
 use serde_json::{Value, json};
 
 use super::{Options, services, shared::Part};
 use crate::{
-    kinds::{self, placement, registry, volumes},
+    kinds::{self, placement, registry, resource_names, volumes},
     mqtt::messages::{Item, ItemKey, ItemKind, NodeConfig},
     objects::Objects,
     store::{self, Object},
@@ -96,6 +99,14 @@ fn expelling_taints(node: &Node) -> Vec<(String, String)> {
         .collect()
 }
 
+/// What a node has beside what it says itself.
+fn extended(node: &Node) -> BTreeMap<String, String> {
+    let all = node.status.as_ref().and_then(|s| s.allocatable.as_ref()).into_iter().flatten();
+    all.filter(|(name, _)| resource_names::is_extended(name))
+        .map(|(name, amount)| (name.clone(), amount.0.clone()))
+        .collect()
+}
+
 /// What one node alone knows: its configuration, its pods (by namespace and name), and what they
 /// refer to.
 pub fn of_node<'a>(
@@ -114,6 +125,7 @@ pub fn of_node<'a>(
         cluster_domain: options.cluster_domain.clone(),
         labels: node.as_ref().and_then(|n| n.metadata.labels.clone()).unwrap_or_default(),
         taints: node.as_deref().map(expelling_taints).unwrap_or_default(),
+        extended: node.as_deref().map(extended).unwrap_or_default(),
         endpoints: options.endpoints.clone(),
     };
     items.push(item(ItemKind::Config, "", name, &config));

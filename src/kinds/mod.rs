@@ -56,7 +56,7 @@ mod refusals;
 pub mod registry;
 mod replica_set;
 mod replication_controller;
-mod resource_names;
+pub mod resource_names;
 mod resource_quota;
 pub mod resources;
 mod reviews;

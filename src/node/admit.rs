@@ -10,6 +10,8 @@ use k8s_openapi::api::core::v1::{Node, PodSpec};
 use super::record::{Verdict, Wanted};
 use crate::kinds::{
     placement::{self, HostPort},
+    quantity::Quantity,
+    resource_names,
     resources::{self, ResourceList},
 };
 
@@ -57,6 +59,13 @@ fn refusal(reason: impl Into<String>, message: impl std::fmt::Display) -> Verdic
 /// Takes a pod or says why not.
 pub fn admit(wanted: &Wanted, ground: &Ground) -> Result<(), Verdict> {
     let spec = &wanted.spec;
+    let labels = wanted.pod.metadata.labels.as_ref();
+    if labels.and_then(|labels| labels.get("kubernetes.io/os")).is_some_and(|os| os != "linux") {
+        return Err(refusal(
+            "PodOSSelectorNodeLabelDoesNotMatch",
+            "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
+        ));
+    }
     if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
         return Err(refusal(
             "PodOSNotSupported",
@@ -111,21 +120,29 @@ pub struct Lack {
 /// What a pod asks of its node, itself among it.
 pub fn requests(spec: &PodSpec) -> ResourceList {
     let mut all = resources::pod_requests(spec);
-    all.insert("pods".to_owned(), crate::kinds::quantity::Quantity::from_value(1));
+    all.insert("pods".to_owned(), Quantity::from_value(1));
     all
 }
 
-/// Whether amounts fit beside what is used. Resources that the node does not know are the
-/// scheduler's business: a device may come later than its pod.
+/// Whether amounts fit beside what is used. An extended resource that the node does not have at all is
+/// not its business: somebody gives it out for the whole cluster.
 pub fn fit(requests: &ResourceList, ground: &Ground) -> Result<(), Lack> {
-    for (resource, amount) in requests.iter().filter(|(_, q)| !q.is_zero()) {
-        let units = |list: &ResourceList| {
-            let quantity = list.get(resource).copied();
-            quantity.map(|q| if resource == "cpu" { q.milli_value() } else { q.value() })
+    // What is told first is what upstream looks at first.
+    let order = |resource: &str| {
+        let first = ["pods", "cpu", "memory", "ephemeral-storage"];
+        first.iter().position(|name| *name == resource).unwrap_or(first.len())
+    };
+    let mut wanted: Vec<_> = requests.iter().filter(|(_, amount)| !amount.is_zero()).collect();
+    wanted.sort_by_key(|(resource, _)| order(resource));
+    for (resource, amount) in wanted {
+        let units = |q: Quantity| if resource == "cpu" { q.milli_value() } else { q.value() };
+        let amount_in = |list: &ResourceList| list.get(resource).copied().map(units);
+        let capacity = match amount_in(&ground.allocatable) {
+            None if resource_names::is_extended(resource) => continue,
+            capacity => capacity.unwrap_or(0),
         };
-        let Some(capacity) = units(&ground.allocatable) else { continue };
-        let used = units(&ground.used).unwrap_or(0);
-        let requested = if resource == "cpu" { amount.milli_value() } else { amount.value() };
+        let used = amount_in(&ground.used).unwrap_or(0);
+        let requested = units(*amount);
         if requested > capacity - used {
             return Err(Lack { resource: resource.clone(), requested, used, capacity });
         }
@@ -222,8 +239,11 @@ pub struct Share {
 }
 
 impl Share {
-    pub fn of(spec: &PodSpec) -> Self {
-        Self { amounts: requests(spec), ports: placement::host_ports(spec) }
+    /// Of a pod that was given `spec` and still has what is `in_force`.
+    pub fn of(spec: &PodSpec, in_force: &PodSpec) -> Self {
+        let mut amounts = requests(spec);
+        resources::raise(&mut amounts, &requests(in_force));
+        Self { amounts, ports: placement::host_ports(spec) }
     }
 }
 
@@ -262,8 +282,8 @@ mod tests {
             pairs.iter().map(|(n, q)| ((*n).to_owned(), q.parse().unwrap())).collect()
         };
         let ground = Ground {
-            allocatable: list(&[("cpu", "2"), ("memory", "1Gi"), ("pods", "3")]),
-            used: list(&[("cpu", "1500m"), ("pods", "1")]),
+            allocatable: list(&[("cpu", "2"), ("memory", "1Gi"), ("pods", "3"), ("example.com/foo", "2")]),
+            used: list(&[("cpu", "1500m"), ("pods", "1"), ("example.com/foo", "1")]),
             used_ports: placement::host_ports(
                 &serde_json::from_value(json!({"containers": [{"name": "o", "ports": [
                     {"containerPort": 1, "hostPort": 80, "protocol": "TCP"},
@@ -288,12 +308,23 @@ mod tests {
         let sysctl = |name: &str| json!({"securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
         let cpu =
             |amount: &str| json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": amount}}}]});
+        let extended = |name: &str, n: i32| json!({"containers": [{"name": "c", "resources": {"requests": {name: n.to_string()}}}]});
         for (spec, expect) in [
             (with(json!({})), "admitted"),
             (cpu("500m"), "admitted"),
             (
                 cpu("600m"),
                 "OutOfcpu: Pod was rejected: Node didn't have enough resource: cpu, requested: 600, used: 1500, capacity: 2000",
+            ),
+            (extended("example.com/foo", 1), "admitted"),
+            (extended("example.com/unknown", 7), "admitted"),
+            (
+                extended("example.com/foo", 2),
+                "OutOfexample.com/foo: Pod was rejected: Node didn't have enough resource: example.com/foo, requested: 2, used: 1, capacity: 2",
+            ),
+            (
+                extended("hugepages-2Mi", 4),
+                "OutOfhugepages-2Mi: Pod was rejected: Node didn't have enough resource: hugepages-2Mi, requested: 4, used: 0, capacity: 0",
             ),
             (with(sysctl("kernel.shm_rmid_forced")), "admitted"),
             (with(sysctl("kernel/msgmax")), "admitted"),
@@ -327,6 +358,7 @@ mod tests {
         ] {
             assert_eq!(verdict(spec, &ground), expect);
         }
+        let empty = Ground { allocatable: ground.allocatable.clone(), ..Ground::default() };
         let taints = json!([
             {"key": "old", "value": "x", "effect": "NoExecute"},
             {"key": "full", "effect": "NoSchedule"},
@@ -334,7 +366,7 @@ mod tests {
         let tainted = Ground {
             node: serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": {"taints": taints}}))
                 .unwrap(),
-            ..Ground::default()
+            ..empty.clone()
         };
         assert_eq!(
             verdict(with(json!({})), &tainted),
@@ -342,7 +374,7 @@ mod tests {
         );
         let tolerations = json!([{"key": "old", "operator": "Exists", "tolerationSeconds": 5}]);
         assert_eq!(verdict(with(json!({"tolerations": tolerations})), &tainted), "admitted");
-        let pressed = Ground { memory_pressure: true, ..Ground::default() };
+        let pressed = Ground { memory_pressure: true, ..empty };
         assert_eq!(
             verdict(with(json!({})), &pressed),
             "Evicted: Pod was rejected: The node had condition: [MemoryPressure]. "

@@ -260,6 +260,17 @@ pub struct Record {
 }
 
 impl Record {
+    /// What is in force of what was given, by name: it differs while a resize is under way.
+    pub fn in_force(&self) -> BTreeMap<String, ResourceRequirements> {
+        if self.resize.in_progress.is_none() {
+            return BTreeMap::new();
+        }
+        let own = self.resources.clone().map(|own| (WHOLE_POD.to_owned(), own));
+        let of_containers =
+            self.containers.iter().filter_map(|(n, c)| Some((n.clone(), c.resources.clone()?)));
+        of_containers.chain(own).collect()
+    }
+
     pub fn container(&self, name: &str) -> ContainerRecord {
         self.containers.get(name).cloned().unwrap_or_default()
     }

@@ -248,7 +248,7 @@ impl Shared {
         let spec = NodeSpec { taints: Some(taints.collect()), ..NodeSpec::default() };
         let metadata = ObjectMeta { name: Some(self.options.node.clone()), labels, ..ObjectMeta::default() };
         admit::Ground {
-            allocatable: info.allocatable.iter().filter_map(parse).collect(),
+            allocatable: info.allocatable.iter().chain(&config.extended).filter_map(parse).collect(),
             used: others.amounts,
             used_ports: others.ports,
             node: Node { metadata, spec: Some(spec), ..Node::default() },

@@ -415,7 +415,9 @@ impl Worker {
         let over = matches!(self.record.status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let mut all = self.shared.allocations();
         if self.record.admitted && !self.record.gone && !over {
-            all.insert(self.wanted.uid.clone(), admit::Share::of(&self.wanted.spec));
+            let mut has = self.wanted.clone();
+            has.allocate(&self.record.in_force());
+            all.insert(self.wanted.uid.clone(), admit::Share::of(&self.wanted.spec, &has.spec));
         } else {
             all.remove(&self.wanted.uid);
         }
@@ -471,6 +473,7 @@ impl Worker {
             && plan::in_force(&self.wanted, &self.record, &self.live)
         {
             self.record.resize.in_progress = None;
+            self.note_allocation();
             let message = resize::message("Pod resize completed", &self.wanted, generation, "");
             self.say(None, false, "ResizeCompleted", message);
         }

@@ -174,6 +174,20 @@ fn what_a_node_advertises_is_given_out_once() {
     node.wait_output(&["get", "pod", "waits", "-o", why], "its reason", |text| {
         text.contains("Insufficient example.com/dongle")
     });
+    // Who has not asked the scheduler asks the node.
+    let forced = user("forced", 1).replace("spec:\n", &format!("spec:\n  nodeName: {}\n", node.name));
+    node.apply(&forced);
+    let verdict = "jsonpath={.status.phase} {.status.reason}: {.status.message}";
+    node.wait_output(&["get", "pod", "forced", "-o", verdict], "the node's refusal", |text| {
+        text == "Failed OutOfexample.com/dongle: Pod was rejected: Node didn't have enough resource: \
+                 example.com/dongle, requested: 1, used: 2, capacity: 2"
+    });
+    let events = ["get", "events", "--field-selector", "involvedObject.name=forced", "-o"];
+    let told = [&events[..], &["jsonpath={.items[0].type} {.items[0].reason}: {.items[0].message}"]].concat();
+    node.wait_output(&told, "its event", |text| {
+        text == "Warning OutOfexample.com/dongle: Node didn't have enough resource: example.com/dongle, \
+                 requested: 1, used: 2, capacity: 2"
+    });
     // A node that comes again knows of it.
     node.stop();
     node.spawn();
