@@ -26,7 +26,7 @@ use super::{
     route::{self, Link, Mac, Neighbour, Route, VethEnd},
     wire::Batch,
 };
-use crate::ids;
+use crate::{crash, ids};
 
 /// The pod's gateway; nobody has it, and nobody needs to.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -111,6 +111,7 @@ pub fn attach(host: &mut Socket, home: &File, wanted: &Attach<'_>) -> Result<(),
                 GROUP_LIVE,
             );
             host.apply(&batch)?;
+            crash::point(crash::DAEMON);
             let gone = |device: &str| {
                 Error::Invalid(format!("link {device} of pod {} vanished while made", wanted.pod_uid))
             };
@@ -121,6 +122,7 @@ pub fn attach(host: &mut Socket, home: &File, wanted: &Attach<'_>) -> Result<(),
         }
     };
     pod.apply(&inside_batch(inside.index, wanted.address))?;
+    crash::point(crash::DAEMON);
     host.apply(&outside_batch(outside.index, wanted))?;
     Ok(())
 }

@@ -24,6 +24,7 @@ use super::{
     volumes::{self, Mounted},
 };
 use crate::{
+    crash,
     image::{self, Credentials, Image, Keyring},
     mqtt::messages::ItemKind,
     runtime::{ContainerSpec, Mount, Propagation},
@@ -392,6 +393,7 @@ async fn own_files(
     for dir in [log.parent(), link.parent()].into_iter().flatten() {
         tokio::fs::create_dir_all(dir).await.map_err(|e| format!("create {}: {e}", dir.display()))?;
     }
+    crash::point(crash::DAEMON);
     match tokio::fs::symlink(&log, &link).await {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
             Err(format!("link {}: {e}", link.display()))

@@ -24,6 +24,7 @@ use nix::{
 };
 
 use super::{SandboxSpec, state, sys, wire};
+use crate::crash;
 
 /// `NSFS_MAGIC` of linux/magic.h.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -100,6 +101,7 @@ fn make(spec: &SandboxSpec, names: &[(&'static str, CloneFlags)], folder: &Path)
     }
     for (name, _) in names {
         pin(&Path::new("/proc/thread-self/ns").join(name), &folder.join(name))?;
+        crash::point(crash::DAEMON);
     }
     Ok(())
 }
@@ -167,6 +169,7 @@ pub fn remove(folder: &Path) -> io::Result<()> {
     for name in ["net", "uts", "ipc", "pid"] {
         failed = failed.and(unpin(&folder.join(name)));
     }
+    crash::point(crash::DAEMON);
     let shm: PathBuf = folder.join(SHM);
     while umount2(&shm, MntFlags::MNT_DETACH).is_ok() {}
     failed.and(state::remove_folder(folder))

@@ -240,6 +240,15 @@ fn comes(node: &mut Node, args: &[&str], wanted: impl Fn(&str) -> bool) -> bool 
     })
 }
 
+/// A pod with what is mounted and linked for it, and a file of its manifest.
+fn manifest_of_steps(node: &Node) -> String {
+    let volume =
+        "    volumeMounts: [{name: m, mountPath: /m}]\n  volumes: [{name: m, emptyDir: {medium: Memory}}]";
+    let manifest = node.dir.path().join("pod.yaml");
+    fs::write(&manifest, sleeper("p", volume)).unwrap();
+    manifest.display().to_string()
+}
+
 #[test]
 fn a_daemon_may_die_at_every_step_of_a_pods_life() {
     let mut node = board("steps");
@@ -248,12 +257,10 @@ fn a_daemon_may_die_at_every_step_of_a_pods_life() {
     node.set_env(crash::DAEMON, &place.display().to_string());
     node.spawn();
     node.wait_ready();
+    let manifest = manifest_of_steps(&node);
     let mut deaths = 0;
     loop {
         fs::write(&place, (deaths + 1).to_string()).unwrap();
-        let manifest = node.dir.path().join("pod.yaml");
-        fs::write(&manifest, sleeper("p", "")).unwrap();
-        let manifest = manifest.display().to_string();
         let ready = "jsonpath={.status.containerStatuses[0].ready}";
         let lived = comes(&mut node, &["apply", "-f", &manifest], |_| true)
             && comes(&mut node, &["get", "pod", "p", "-o", ready], |text| text == "true")
@@ -277,7 +284,37 @@ fn a_daemon_may_die_at_every_step_of_a_pods_life() {
         break;
     }
     wait_for_nothing(&node);
-    assert!(deaths >= 20, "only {deaths} steps");
+    assert!(deaths >= 28, "only {deaths} steps");
+}
+
+#[test]
+fn a_shim_may_die_at_every_step_of_a_pods_life() {
+    let mut node = board("shims");
+    let place = node.dir.path().join("place");
+    node.stop();
+    node.set_env(crash::SHIM, &place.display().to_string());
+    node.spawn();
+    node.wait_ready();
+    let manifest = manifest_of_steps(&node);
+    let mut deaths = 0;
+    loop {
+        // The place takes itself away when it kills.
+        fs::write(&place, (deaths + 1).to_string()).unwrap();
+        node.k(&["apply", "-f", &manifest]);
+        let restarts =
+            "jsonpath={.status.containerStatuses[0].ready} {.status.containerStatuses[0].restartCount}";
+        node.wait_output(&["get", "pod", "p", "-o", restarts], "the container to run", |text| {
+            text == "true 0" || text.starts_with("true ") && !place.exists()
+        });
+        node.k(&["delete", "pod", "p"]);
+        wait_for_nothing(&node);
+        if place.exists() {
+            break;
+        }
+        deaths += 1;
+    }
+    // What makes the container does not see the place from within: `runtime` kills it at its steps.
+    assert!(deaths >= 8, "only {deaths} steps");
 }
 
 fn large_image() -> Vec<u8> {

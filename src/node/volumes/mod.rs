@@ -33,7 +33,10 @@ pub use image::layers as image_layers;
 pub use subpath::read as read_inside;
 
 use super::{record::Wanted, shared::Shared};
-use crate::runtime::{Mount, Propagation};
+use crate::{
+    crash,
+    runtime::{Mount, Propagation},
+};
 
 /// How long a mount of a network file system is waited for.
 const MOUNT_WAIT: Duration = Duration::from_secs(30);
@@ -70,6 +73,7 @@ pub async fn set_up(
             format!("MountVolume.SetUp failed for volume {name:?} : {error}")
         })?;
         ready.insert(volume.name.clone(), mounted);
+        crash::point(crash::DAEMON);
     }
     Ok(ready)
 }
@@ -346,6 +350,7 @@ pub async fn tear_down(shared: &Shared, uid: &str, remove: bool) -> Result<(), S
                 failures.push(format!("unmount {}: {error}", point.display()));
             }
         }
+        crash::point(crash::DAEMON);
         // Nothing is removed through a mount that is still there.
         if remove
             && failures.is_empty()

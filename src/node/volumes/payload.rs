@@ -16,6 +16,7 @@ use std::{
 use nix::fcntl::{AtFlags, OFlag};
 
 use super::super::record::Wanted;
+use crate::crash;
 
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +51,10 @@ pub fn write(dir: &Path, files: &Files, group: Option<Group>) -> io::Result<bool
     fs::create_dir_all(dir)?;
     let data = dir.join(DATA);
     let old = fs::read_link(&data).ok();
-    if old.is_some() && same(&data, files) {
+    let tops: Vec<&Path> = files.keys().filter_map(|p| p.iter().next().map(Path::new)).collect();
+    // Who died after the change may have left it without links to it.
+    let linked = tops.iter().all(|top| fs::symlink_metadata(dir.join(top)).is_ok());
+    if old.is_some() && linked && same(&data, files) {
         return Ok(false);
     }
     fs::set_permissions(dir, PermissionsExt::from_mode(0o777))?;
@@ -75,8 +79,9 @@ pub fn write(dir: &Path, files: &Files, group: Option<Group>) -> io::Result<bool
     let next = dir.join("..data_tmp");
     let _ = fs::remove_file(&next);
     symlink(&now, &next)?;
+    crash::point(crash::DAEMON);
     fs::rename(&next, &data)?;
-    let tops: Vec<&Path> = files.keys().filter_map(|p| p.iter().next().map(Path::new)).collect();
+    crash::point(crash::DAEMON);
     for top in &tops {
         match symlink(Path::new(DATA).join(top), dir.join(top)) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
@@ -219,6 +224,10 @@ mod tests {
         names.retain(|n| !n.starts_with("..2"));
         names.sort();
         assert_eq!(names, ["..data", "a", "c"]);
+        // Killed before its links were made.
+        fs::remove_file(dir.join("c")).unwrap();
+        assert!(write(dir, &files(&[("a", "3"), ("c", "")]), None).unwrap());
+        assert!(dir.join("c").exists());
     }
 
     #[test]
