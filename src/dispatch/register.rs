@@ -9,11 +9,11 @@ use std::{
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
-use super::work::Context;
+use super::{report, work::Context};
 use crate::{
     config::Cidr,
     kinds::{Subresource, lease::HARDWARE, registry, remove},
-    mqtt::messages::NodeInfo,
+    mqtt::messages::{NodeEvent, NodeInfo},
     objects::{Error, Objects},
 };
 
@@ -71,12 +71,31 @@ pub async fn register(context: &Context, name: &str, info: &NodeInfo, hardware: 
         })
         .await?;
     drop(network);
+    let before = objects.get_typed::<Node>("", name);
+    let boot = |node: &Node| Some(node.status.as_ref()?.node_info.as_ref()?.boot_id.clone());
+    let rebooted = before
+        .as_deref()
+        .and_then(boot)
+        .is_some_and(|id| !id.is_empty() && !info.kernel_boot_id.is_empty() && id != info.kernel_boot_id);
     objects
         .modify(kind, Some(Subresource::Status), "", name, writer, |node| {
             describe(&mut node["status"], info);
             Ok(())
         })
         .await?;
+    if rebooted {
+        let event = NodeEvent {
+            namespace: String::new(),
+            name: name.to_owned(),
+            uid: name.to_owned(),
+            field_path: String::new(),
+            warning: true,
+            reason: "Rebooted".to_owned(),
+            message: format!("Node {name} has been rebooted, boot id: {}", info.kernel_boot_id),
+            time: objects.clock().now(),
+        };
+        report::events(objects, name, vec![event]).await;
+    }
     Ok(())
 }
 

@@ -35,6 +35,8 @@ struct World {
 struct Board {
     name: String,
     session: String,
+    /// Of this start of the kernel.
+    boot: String,
     bus: Arc<MemoryBus>,
     events: Events,
     generation: Generation,
@@ -80,6 +82,7 @@ impl World {
         Board {
             name: name.to_owned(),
             session: session.to_owned(),
+            boot: String::new(),
             bus,
             events,
             generation: Generation(0),
@@ -122,6 +125,7 @@ impl Board {
     async fn hello(&self, hashes: bool, machine: &str) {
         let info = NodeInfo {
             machine_id: machine.to_owned(),
+            kernel_boot_id: self.boot.clone(),
             architecture: "arm64".to_owned(),
             addresses: vec![("InternalIP".to_owned(), "192.0.2.1".to_owned())],
             ..NodeInfo::default()
@@ -524,6 +528,30 @@ async fn a_connected_nodes_lease_is_renewed_in_memory() {
     assert!(renewed["spec"]["renewTime"].as_str() > value["spec"]["renewTime"].as_str());
     report::alive(&world.objects, "unknown", &writer).await.unwrap();
     assert!(lease("unknown").is_none());
+    world.tasks.stop().await;
+}
+
+#[tokio::test]
+async fn a_board_that_was_started_anew_is_told_of() {
+    let world = World::new();
+    let told = || -> Vec<(String, String)> {
+        let events = world.objects.list(registry::of::<k8s_openapi::api::core::v1::Event>(), None).items;
+        let events = events.iter().map(|event| event.value());
+        events
+            .filter(|event| event["reason"] == "Rebooted")
+            .map(|e| (e["type"].as_str().unwrap().to_owned(), e["message"].as_str().unwrap().to_owned()))
+            .collect()
+    };
+    for (session, boot) in [("s1", "first"), ("s2", "first"), ("s3", "second")] {
+        assert_eq!(told(), [], "before {session}");
+        let mut board = world.board("a", session);
+        boot.clone_into(&mut board.boot);
+        board.join().await;
+        board.say(&Up::Bye { session: session.to_owned(), clean: true }).await;
+    }
+    until("the event", || !told().is_empty()).await;
+    let message = "Node a has been rebooted, boot id: second".to_owned();
+    assert_eq!(told(), [("Warning".to_owned(), message)]);
     world.tasks.stop().await;
 }
 

@@ -9,6 +9,10 @@ use crate::mqtt::messages::NodeConfig;
 /// Limits of resolvers (`resolv.conf(5)`, and Kubernetes' own for searches).
 const NAMESERVERS_MAX: usize = 3;
 const SEARCHES_MAX: usize = 32;
+/// All searches with the blanks between them.
+const SEARCH_BYTES_MAX: usize = 2048;
+/// The reason of events about what did not fit.
+const DNS_CONFIG_FORMING: &str = "DNSConfigForming";
 /// The longest host name Linux takes (bytes).
 const HOSTNAME_BYTES_MAX: usize = 63;
 
@@ -84,9 +88,11 @@ impl Resolver {
     }
 }
 
-/// `/etc/resolv.conf` by `dnsPolicy` and `dnsConfig`. `own` is the host's file.
-pub fn resolv_conf(wanted: &Wanted, config: &NodeConfig, own: &str) -> String {
+/// `/etc/resolv.conf` by `dnsPolicy` and `dnsConfig`, and what had to be left out: reasons and messages of
+/// events. `own` is the host's file.
+pub fn resolv_conf(wanted: &Wanted, config: &NodeConfig, own: &str) -> (String, Vec<(&'static str, String)>) {
     let spec = &wanted.spec;
+    let mut short = Vec::new();
     let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
     let cluster = match policy {
         "ClusterFirstWithHostNet" => true,
@@ -104,6 +110,12 @@ pub fn resolv_conf(wanted: &Wanted, config: &NodeConfig, own: &str) -> String {
             searches,
             options: vec!["ndots:5".to_owned()],
         };
+    } else if cluster {
+        let pod = wanted.full_name();
+        let text = format!(
+            "pod: {pod:?}. kubelet does not have ClusterDNS IP configured and cannot create Pod using \"ClusterFirst\" policy. Falling back to \"Default\" policy."
+        );
+        short.push(("MissingClusterDNS", text));
     }
     if let Some(extra) = &spec.dns_config {
         resolver.servers.extend(extra.nameservers.iter().flatten().cloned());
@@ -124,13 +136,32 @@ pub fn resolv_conf(wanted: &Wanted, config: &NodeConfig, own: &str) -> String {
             true
         }
     });
+    if resolver.servers.len() > NAMESERVERS_MAX {
+        resolver.servers.truncate(NAMESERVERS_MAX);
+        let line = resolver.servers.join(" ");
+        let text = format!(
+            "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {line}"
+        );
+        short.push((DNS_CONFIG_FORMING, text));
+    }
+    let asked = resolver.searches.len();
     resolver.searches.truncate(SEARCHES_MAX);
+    while resolver.searches.join(" ").len() > SEARCH_BYTES_MAX {
+        resolver.searches.pop();
+    }
+    if resolver.searches.len() < asked {
+        let line = resolver.searches.join(" ");
+        let text = format!(
+            "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {line}"
+        );
+        short.push((DNS_CONFIG_FORMING, text));
+    }
     let line = |name: &str, words: &[String]| {
         if words.is_empty() { String::new() } else { format!("{name} {}\n", words.join(" ")) }
     };
     let mut text = line("search", &resolver.searches);
-    text.extend(resolver.servers.iter().take(NAMESERVERS_MAX).map(|server| format!("nameserver {server}\n")));
-    text + &line("options", &resolver.options)
+    text.extend(resolver.servers.iter().map(|server| format!("nameserver {server}\n")));
+    (text + &line("options", &resolver.options), short)
 }
 
 #[cfg(test)]
@@ -163,8 +194,22 @@ mod tests {
                 "search a\nnameserver 192.0.2.1\noptions ndots:2 edns0\n",
             ),
         ] {
-            assert_eq!(resolv_conf(&wanted(spec), &config, own), expect, "{spec}");
+            assert_eq!(resolv_conf(&wanted(spec), &config, own), (expect.to_owned(), vec![]), "{spec}");
         }
+        let many: Vec<String> = (0..40).map(|n| format!("{n}.example.com")).collect();
+        let spec = serde_json::json!({"containers": [], "dnsConfig": {"nameservers": ["192.0.2.1", "192.0.2.2", "192.0.2.3"], "searches": many}});
+        let (text, short) = resolv_conf(&wanted(&spec.to_string()), &config, own);
+        assert!(text.contains(" 27.example.com\n") && !text.contains("192.0.2.3"), "{text}");
+        let line = text.lines().next().unwrap().trim_start_matches("search ");
+        assert_eq!(
+            short,
+            [
+                ("DNSConfigForming", "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: 10.43.0.10 192.0.2.1 192.0.2.2".to_owned()),
+                ("DNSConfigForming", format!("Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {line}")),
+            ]
+        );
+        let (text, short) = resolv_conf(&wanted(r#"{"containers": []}"#), &NodeConfig::default(), own);
+        assert_eq!((text.as_str(), short[0].0), (host, "MissingClusterDNS"));
     }
 
     #[test]

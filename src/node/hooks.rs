@@ -80,25 +80,49 @@ impl Target {
                 self.ports.iter().find(|(n, _)| n == name).map(|(_, p)| *p).or_else(|| name.parse().ok())
             }
         };
-        number
-            .and_then(|n| u16::try_from(n).ok())
-            .filter(|n| *n > 0)
-            .ok_or_else(|| format!("couldn't find port: {port:?}"))
+        let number = number.ok_or_else(|| match port {
+            IntOrString::String(name) => format!("strconv.Atoi: parsing {name:?}: invalid syntax"),
+            IntOrString::Int(number) => format!("invalid port number: {number}"),
+        })?;
+        u16::try_from(number).ok().filter(|n| *n > 0).ok_or_else(|| format!("invalid port number: {number}"))
     }
 }
 
-/// One probe. `Ok` is success (with what was answered), `Err` failure and its text.
-pub async fn probe(runtime: &Arc<dyn Runtime>, target: &Target, probe: &Probe) -> Result<(), String> {
+/// Why a probe did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// What was asked is not well, or not there.
+    Failed(String),
+    /// Nothing could be asked: that tells nothing of the container.
+    Unknown(String),
+}
+
+impl From<String> for Fault {
+    fn from(text: String) -> Self {
+        Self::Failed(text)
+    }
+}
+
+/// One probe.
+///
+/// # Errors
+/// What was found wrong.
+pub async fn probe(runtime: &Arc<dyn Runtime>, target: &Target, probe: &Probe) -> Result<(), Fault> {
     let timeout = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).max(1) as u64);
+    let named = probe.http_get.as_ref().map(|http| &http.port);
+    if let Some(port) = named.or(probe.tcp_socket.as_ref().map(|tcp| &tcp.port)) {
+        target.port(port).map_err(Fault::Unknown)?;
+    }
     let work = async {
         if let Some(exec) = &probe.exec {
-            return run(runtime, target, exec).await.and_then(|(code, output)| match code {
-                0 => Ok(()),
-                _ => Err(output),
-            });
+            let done = run(runtime, target, exec).await.map_err(Fault::Unknown)?;
+            return if done.code == 0 { Ok(()) } else { Err(Fault::Failed(done.output())) };
         }
         if let Some(http) = &probe.http_get {
-            return get(target, http).await;
+            return match get(target, http).await? {
+                code @ 400.. => Err(format!("HTTP probe failed with statuscode: {code}").into()),
+                _ => Ok(()),
+            };
         }
         if let Some(tcp) = &probe.tcp_socket {
             let host = tcp.host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| target.pod_ip.clone());
@@ -106,90 +130,100 @@ pub async fn probe(runtime: &Arc<dyn Runtime>, target: &Target, probe: &Probe) -
             return TcpStream::connect((host.as_str(), port))
                 .await
                 .map(drop)
-                .map_err(|e| format!("dial tcp {host}:{port}: connect: {}", plain(&e)));
+                .map_err(|e| format!("dial tcp {host}:{port}: connect: {}", plain(&e)).into());
         }
         Ok(())
     };
     if let Some(grpc) = &probe.grpc {
-        return grpc_health(target, grpc, timeout).await;
+        return grpc_health(target, grpc, timeout).await.map_err(Fault::Failed);
     }
-    match tokio::time::timeout(timeout, work).await {
-        Ok(result) => result,
-        Err(_) if probe.exec.is_some() => {
-            let command = probe.exec.as_ref().and_then(|e| e.command.as_ref()).map(|c| c.join(" "));
-            Err(format!(
-                "command timed out: {:?} timed out after {}s",
-                command.unwrap_or_default(),
-                timeout.as_secs()
-            ))
+    if let Ok(result) = tokio::time::timeout(timeout, work).await {
+        return result;
+    }
+    Err(Fault::Failed(match (&probe.exec, &probe.http_get, &probe.tcp_socket) {
+        (Some(exec), ..) => {
+            let command = exec.command.as_deref().unwrap_or_default().join(" ");
+            format!("command timed out: {command:?} timed out after {}s", timeout.as_secs())
         }
-        Err(_) => Err(match (&probe.http_get, &probe.tcp_socket) {
-            (Some(http), _) => {
-                let url = Place::of(target, http).map(|place| place.url()).unwrap_or_default();
-                format!(
-                    "Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
-                )
-            }
-            (None, Some(tcp)) => {
-                let host = tcp.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(&target.pod_ip);
-                format!("dial tcp {host}:{}: i/o timeout", target.port(&tcp.port).unwrap_or_default())
-            }
-            (None, None) => "i/o timeout".to_owned(),
-        }),
-    }
+        (_, Some(http), _) => {
+            let url = Place::of(target, http).map(|place| place.url()).unwrap_or_default();
+            format!("Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)")
+        }
+        (_, _, Some(tcp)) => {
+            let host = tcp.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(&target.pod_ip);
+            format!("dial tcp {host}:{}: i/o timeout", target.port(&tcp.port).unwrap_or_default())
+        }
+        _ => "i/o timeout".to_owned(),
+    }))
 }
 
-/// One lifecycle hook, run to its end.
+/// One lifecycle hook of a container (`container` of `pod`, in messages), run to its end. Whatever an HTTP
+/// server answers is fine, as upstream has it.
 ///
 /// # Errors
-/// Its failure, as the event tells it.
+/// Why the container waits after it.
 pub async fn hook(
     runtime: &Arc<dyn Runtime>,
     target: &Target,
+    (container, pod): (&str, &str),
     hook: &LifecycleHandler,
 ) -> Result<(), String> {
+    let whose = format!("for Container {container:?} in Pod {pod:?} failed - error");
     if let Some(exec) = &hook.exec {
-        let (code, output) = run(runtime, target, exec).await?;
-        let command = exec.command.clone().unwrap_or_default().join(" ");
-        return match code {
-            0 => Ok(()),
-            _ => Err(format!("command '{command}' exited with {code}: {output}")),
+        let command = exec.command.as_deref().unwrap_or_default().join(" ");
+        let (error, output) = match run(runtime, target, exec).await {
+            Ok(done) if done.code == 0 => return Ok(()),
+            Ok(done) => {
+                let error = format!("command '{command}' exited with {}: {}", done.code, done.stderr);
+                (error, done.output())
+            }
+            Err(error) => (error, String::new()),
         };
+        return Err(format!("Exec lifecycle hook ([{command}]) {whose}: {error}, message: {output:?}"));
     }
     if let Some(http) = &hook.http_get {
-        return tokio::time::timeout(HOOK_TIMEOUT, get(target, http))
-            .await
-            .map_err(|_| "request timed out".to_owned())?;
+        let asked = tokio::time::timeout(HOOK_TIMEOUT, get(target, http)).await;
+        let path = http.path.as_deref().unwrap_or_default();
+        return match asked.unwrap_or_else(|_| Err("request timed out".to_owned())) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("HTTP lifecycle hook ({path}) {whose}: {error}")),
+        };
     }
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0) as u64)).await;
         return Ok(());
     }
-    if let Some(tcp) = &hook.tcp_socket {
-        let host = tcp.host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| target.pod_ip.clone());
-        let port = target.port(&tcp.port)?;
-        return TcpStream::connect((host.as_str(), port)).await.map(drop).map_err(|e| e.to_string());
-    }
-    Ok(())
+    // A tcpSocket may be written down, and was never carried out by anybody.
+    Err("Cannot run handler: invalid handler: a hook is one of exec, httpGet and sleep".to_owned())
 }
 
 fn plain(error: &std::io::Error) -> String {
     error.to_string().split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
-async fn run(
-    runtime: &Arc<dyn Runtime>,
-    target: &Target,
-    exec: &ExecAction,
-) -> Result<(i32, String), String> {
+/// A command that has ended.
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ran {
+    fn output(self) -> String {
+        let mut output = self.stdout + &self.stderr;
+        output.truncate(output.floor_char_boundary(OUTPUT_BYTES_MAX));
+        output
+    }
+}
+
+async fn run(runtime: &Arc<dyn Runtime>, target: &Target, exec: &ExecAction) -> Result<Ran, String> {
     let spec = ExecSpec { args: exec.command.clone().unwrap_or_default(), tty: false, stdin: false };
     let session = runtime.exec(&target.container_id, &spec).await.map_err(|e| e.to_string())?;
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let ((), (), code) =
         tokio::join!(drain(session.stdout, &mut out), drain(session.stderr, &mut err), session.exit);
-    out.extend(err);
-    out.truncate(OUTPUT_BYTES_MAX);
-    Ok((code.map_err(|e| e.to_string())?, String::from_utf8_lossy(&out).into_owned()))
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(Ran { code: code.map_err(|e| e.to_string())?, stdout: text(&out), stderr: text(&err) })
 }
 
 /// Reads to the end and keeps the beginning.
@@ -203,17 +237,16 @@ async fn drain(from: Option<Box<dyn AsyncRead + Send + Unpin>>, into: &mut Vec<u
 }
 
 /// Asks, and follows redirects on the same host; one that leads elsewhere is an answer as well
-/// (kubelet's `RedirectChecker`).
-async fn get(target: &Target, action: &HTTPGetAction) -> Result<(), String> {
+/// (kubelet's `RedirectChecker`). Gives the status code.
+async fn get(target: &Target, action: &HTTPGetAction) -> Result<u16, String> {
     let mut place = Place::of(target, action)?;
     for _ in 0..REDIRECTS_MAX {
         match ask(&place, action).await? {
-            (200..300, _) => return Ok(()),
-            (300..400, location) => match location.and_then(|to| place.after(&to)) {
+            (code @ 300..400, location) => match location.and_then(|to| place.after(&to)) {
                 Some(next) => place = next,
-                None => return Ok(()),
+                None => return Ok(code),
             },
-            (code, _) => return Err(format!("HTTP probe failed with statuscode: {code}")),
+            (code, _) => return Ok(code),
         }
     }
     Err(format!("stopped after {REDIRECTS_MAX} redirects"))
@@ -452,7 +485,10 @@ mod tests {
         let runtime: Arc<dyn Runtime> = Arc::new(FakeRuntime::new(Arc::new(crate::clock::SystemClock)));
         let target =
             Target { container_id: "c".into(), pod_ip: "127.0.0.1".into(), ports: vec![("web".into(), 1)] };
-        super::probe(&runtime, &target, probe).await
+        super::probe(&runtime, &target, probe).await.map_err(|fault| match fault {
+            Fault::Failed(text) => text,
+            Fault::Unknown(text) => format!("unknown: {text}"),
+        })
     }
 
     fn over_http(port: u16, scheme: &str) -> Probe {
@@ -510,6 +546,10 @@ mod tests {
         let mut other = over_http(secure, "HTTPS");
         other.http_get.as_mut().unwrap().path = Some("/other".into());
         assert_eq!(asked(&other).await, Err("HTTP probe failed with statuscode: 500".into()));
+        let mut nameless = over_http(plain, "HTTP");
+        nameless.http_get.as_mut().unwrap().port = IntOrString::String("absent".into());
+        let unknown = "unknown: strconv.Atoi: parsing \"absent\": invalid syntax";
+        assert_eq!(asked(&nameless).await, Err(unknown.to_owned()));
         let wrong = asked(&over_http(plain, "HTTPS")).await.unwrap_err();
         assert!(wrong.starts_with(&format!("Get \"https://127.0.0.1:{plain}/healthz\": ")), "{wrong}");
     }

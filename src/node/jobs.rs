@@ -295,7 +295,6 @@ pub fn never_ran(message: String, now: Timestamp) -> Exit {
 
 /// When a container that is to end is killed: after its own grace period, or earlier when its pod is.
 pub struct Deadline {
-    grace_seconds: i64,
     own: Instant,
     pod: watch::Receiver<Option<Instant>>,
 }
@@ -304,7 +303,7 @@ impl Deadline {
     /// Begins now. `pod` tells when the whole pod is to be killed, which may still change.
     pub fn new(grace_seconds: i64, pod: watch::Receiver<Option<Instant>>) -> Self {
         let own = Instant::now() + Duration::from_secs(grace_seconds.max(0).unsigned_abs());
-        Self { grace_seconds, own, pod }
+        Self { own, pod }
     }
 
     fn at(&self) -> Instant {
@@ -347,16 +346,14 @@ pub async fn kill(
         container.and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)))
     {
         let target = Target::new(container, id.clone(), pod_ip.to_owned());
-        let text = tokio::select! {
-            result = hooks::hook(&shared.runtime, &target, hook) => {
-                result.err().map(|text| format!("PreStopHook failed: {text}"))
-            }
-            () = deadline.passed() => {
-                Some(format!("PreStopHook did not complete in {} seconds", deadline.grace_seconds))
-            }
+        let pod = wanted.full_name();
+        let failed = tokio::select! {
+            result = hooks::hook(&shared.runtime, &target, (name, &pod), hook) => result.err(),
+            () = deadline.passed() => None,
         };
-        if let Some(text) = text {
-            shared.event(wanted, Some(name), true, "FailedPreStopHook", text);
+        if let Some(error) = failed {
+            tracing::warn!(pod, container = name, error, "a preStop hook failed");
+            shared.event(wanted, Some(name), true, "FailedPreStopHook", "PreStopHook failed".to_owned());
         }
         deadline.extend(Instant::now() + GRACE_AFTER_HOOK);
     }

@@ -77,6 +77,13 @@ pub async fn prepare(
         wanted.container(name).ok_or_else(|| config_error(format!("container {name} is gone")))?;
     let reference = container.image.as_deref().unwrap_or_default();
     let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
+    let absent = absent_secrets(shared, wanted).join(", ");
+    if !absent.is_empty() {
+        let message = format!(
+            "Unable to retrieve some image pull secrets ({absent}); attempting to pull the image may not succeed."
+        );
+        shared.event(wanted, None, true, "FailedToRetrieveImagePullSecret", message);
+    }
     let image = fetch(shared, wanted, Some(&container.name), reference, policy).await?;
     build(shared, wanted, container, attempt, ip, mounted, &image)
         .await
@@ -188,6 +195,12 @@ pub async fn fetch(
 fn go_seconds(duration: std::time::Duration) -> String {
     let millis = duration.as_millis();
     if millis < 1000 { format!("{millis}ms") } else { format!("{}.{:03}s", millis / 1000, millis % 1000) }
+}
+
+/// The pod's pull secrets that are not there.
+fn absent_secrets<'a>(shared: &Shared, wanted: &'a Wanted) -> Vec<&'a str> {
+    let secrets = wanted.spec.image_pull_secrets.iter().flatten().map(|named| named.name.as_str());
+    secrets.filter(|name| shared.ledger.secret(&wanted.namespace, name).is_none()).collect()
 }
 
 /// The credentials that the pod's pull secrets have for an image.
@@ -363,7 +376,10 @@ async fn own_files(
     let facts = shared.facts(wanted, ip);
     let hosts =
         files::hosts(wanted, &config.cluster_domain, &facts.pod_ip, &read(&shared.options.hosts).await);
-    let resolv = files::resolv_conf(wanted, &config, &read(&shared.options.resolv_conf).await);
+    let (resolv, short) = files::resolv_conf(wanted, &config, &read(&shared.options.resolv_conf).await);
+    for (reason, text) in short {
+        shared.event(wanted, None, true, reason, text);
+    }
     let host = files::uts_name(wanted, &config.cluster_domain);
     let message = termination_file(shared, &wanted.uid, &container.name, attempt);
     let message_path =

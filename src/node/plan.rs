@@ -411,7 +411,7 @@ fn step(context: Context<'_>, role: Role, container: &Container, here: Now, plan
             if !new_sandbox && !changed {
                 plan.crashed.push(container.name.clone());
             }
-            if let Some(error) = start_error(&past) {
+            if let Some(error) = start_error(&past, &mine) {
                 plan.waiting.insert(container.name.clone(), error);
             }
             again(context, container, plan);
@@ -446,9 +446,10 @@ pub fn back_off_text(crash: &Backoff, container: &Container, wanted: &Wanted) ->
     )
 }
 
-/// The waiting state of a container that could not be started at all.
-pub fn start_error(past: &Past) -> Option<(String, String)> {
-    past.exit.error.as_ref().map(|error| ("RunContainerError".to_owned(), error.clone()))
+/// The waiting state of a container that could not be started at all, or not as it was to be.
+fn start_error(past: &Past, mine: &LiveContainer) -> Option<(String, String)> {
+    let error = past.exit.error.clone().map(|error| ("RunContainerError".to_owned(), error));
+    error.or_else(|| mine.hook_error.clone().map(|error| ("PostStartHookError".to_owned(), error)))
 }
 
 /// Whole seconds as Go prints a duration: `10s`, `1m20s`, `5m0s`.

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::Probe;
 use tokio::sync::mpsc;
 
-use super::hooks::{self, Target};
+use super::hooks::{self, Fault, Target};
 use crate::{clock::SharedClock, runtime::Runtime};
 
 /// Which probe.
@@ -34,7 +34,7 @@ pub struct Verdict {
     pub container: String,
     pub attempt: u32,
     pub kind: Kind,
-    pub result: Result<(), String>,
+    pub result: Result<(), Fault>,
     /// The threshold is reached: the verdict counts. Before that it is only worth an event.
     pub counts: bool,
 }
@@ -80,7 +80,8 @@ pub async fn run(
     loop {
         let result = hooks::probe(&runtime, &target, &probe).await;
         let ok = result.is_ok();
-        let counts = count.take(ok, &probe);
+        // What could not be asked is as if it had not been.
+        let counts = !matches!(result, Err(Fault::Unknown(_))) && count.take(ok, &probe);
         let news = !ok || counts && last_told != Some(ok);
         if counts {
             last_told = Some(ok);

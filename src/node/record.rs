@@ -362,6 +362,8 @@ pub struct LiveContainer {
     pub ready: bool,
     /// Why it has to be stopped: event message, and the grace period when it is not the pod's.
     pub doomed: Option<(String, Option<i64>)>,
+    /// How the newest attempt's postStart hook failed.
+    pub hook_error: Option<String>,
 }
 
 /// How far the pod's volumes, namespaces and network are.

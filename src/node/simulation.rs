@@ -79,7 +79,11 @@ impl World {
             hellos: 0,
             running: None,
         };
-        let config = NodeConfig { pod_cidr: "10.42.1.0/24".into(), ..NodeConfig::default() };
+        let config = NodeConfig {
+            pod_cidr: "10.42.1.0/24".into(),
+            cluster_dns: "10.43.0.10".into(),
+            ..NodeConfig::default()
+        };
         world.set(ItemKind::Config, "", "n", &serde_json::to_value(config).unwrap());
         world.start();
         world

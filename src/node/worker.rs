@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     admit,
-    hooks::{self, Target},
+    hooks::{self, Fault, Target},
     jobs::{self, Deadline, Done},
     plan::{self, Action, Plan},
     probes::{self, Kind},
@@ -517,6 +517,10 @@ impl Worker {
                     self.setup_failed("FailedCreatePodSandBox", message);
                     return;
                 }
+                if !self.sandbox_exists && self.record.epoch > 0 && self.setup_tries == 0 {
+                    let message = "Pod sandbox changed, it will be killed and re-created.";
+                    self.say(None, false, "SandboxChanged", message);
+                }
                 let ip = self.record.ip;
                 self.live.setup = Setup::Doing;
                 self.jobs.spawn(async move { Done::Setup(jobs::set_up(&shared, &wanted, ip).await) });
@@ -642,13 +646,11 @@ impl Worker {
                 match result {
                     Ok(()) => self.started(&container, attempt),
                     Err(text) => {
-                        self.say(
-                            Some(&container),
-                            true,
-                            "FailedPostStartHook",
-                            format!("PostStartHook failed: {text}"),
-                        );
-                        self.live(&container).doomed = Some(("FailedPostStartHook".to_owned(), None));
+                        // What a hook says may be secret, and events are read by many.
+                        self.say(Some(&container), true, "FailedPostStartHook", "PostStartHook failed");
+                        let live = self.live(&container);
+                        live.doomed = Some(("FailedPostStartHook".to_owned(), None));
+                        live.hook_error = Some(text);
                     }
                 }
             }
@@ -785,6 +787,7 @@ impl Worker {
         let live = self.live(&name);
         live.failure = None;
         live.doomed = None;
+        live.hook_error = None;
         live.given_up = false;
         live.state = None;
         live.started = false;
@@ -837,9 +840,9 @@ impl Worker {
                     Some((container, hook)) => {
                         let target = self.target(container, attempt);
                         let runtime = Arc::clone(&self.shared.runtime);
-                        let container = name.to_owned();
+                        let (container, pod) = (name.to_owned(), self.wanted.full_name());
                         self.jobs.spawn(async move {
-                            let result = hooks::hook(&runtime, &target, &hook).await;
+                            let result = hooks::hook(&runtime, &target, (&container, &pod), &hook).await;
                             Done::Hooked { container, attempt, result }
                         });
                     }
@@ -920,8 +923,12 @@ impl Worker {
         if !current || !matches!(here, Now::Running { .. }) || self.live.container(&name).job.is_some() {
             return;
         }
-        if let Err(text) = &result {
-            self.say(Some(&name), true, "Unhealthy", format!("{} probe failed: {text}", kind.name()));
+        if let Err(fault) = &result {
+            let what = match fault {
+                Fault::Failed(text) => format!("failed: {text}"),
+                Fault::Unknown(text) => format!("errored and resulted in unknown state: {text}"),
+            };
+            self.say(Some(&name), true, "Unhealthy", format!("{} probe {what}", kind.name()));
         }
         if !counts {
             return;

@@ -255,6 +255,8 @@ fn hooks_probes_and_ends_are_told_in_upstreams_words() {
     ));
     node.apply(&one("unready", probe("readinessProbe", "httpGet: {port: 81, path: /x}", "")));
     node.apply(&one("closed", probe("startupProbe", "tcpSocket: {port: 82}", ", initialDelaySeconds: 1")));
+    node.apply(&one("unasked", probe("livenessProbe", "exec: {command: [/no/such/probe]}", "")));
+    node.apply(&one("nameless", probe("startupProbe", "httpGet: {port: web}", "")));
     let bad_hook = "    lifecycle: {postStart: {exec: {command: [/bin/sh, -c, 'echo no; exit 7']}}}";
     node.apply(&one("badhook", bad_hook.to_owned()));
     let spoken = "    terminationMessagePath: /dev/said\n";
@@ -297,7 +299,19 @@ fn hooks_probes_and_ends_are_told_in_upstreams_words() {
         ),
         ("closed", "Unhealthy", format!("Startup probe failed: {}", dial("closed", 82))),
         ("closed", "Killing", "Container c failed startup probe, will be restarted".to_owned()),
-        ("badhook", "FailedPostStartHook", "PostStartHook failed: ".to_owned()),
+        ("badhook", "FailedPostStartHook", "PostStartHook failed".to_owned()),
+        ("badhook", "Killing", "FailedPostStartHook".to_owned()),
+        (
+            "unasked",
+            "Unhealthy",
+            "Liveness probe errored and resulted in unknown state: OCI runtime exec failed: exec failed: unable to start container process: exec: \"/no/such/probe\": stat /no/such/probe: no such file or directory".to_owned(),
+        ),
+        (
+            "nameless",
+            "Unhealthy",
+            "Startup probe errored and resulted in unknown state: strconv.Atoi: parsing \"web\": invalid syntax"
+                .to_owned(),
+        ),
         (
             "never",
             "ErrImageNeverPull",
@@ -324,6 +338,12 @@ fn hooks_probes_and_ends_are_told_in_upstreams_words() {
             text.split('\0').any(|message| message.contains(&words))
         });
     }
+    // Who could not be asked is none the worse for it, and what a hook says is nobody's business.
+    for pod in ["unasked", "nameless"] {
+        assert_eq!(field(&node, pod, ".status.containerStatuses[0].restartCount"), "0");
+    }
+    let told = node.k(&["get", "events", "--field-selector", "involvedObject.name=badhook"]);
+    assert!(!told.contains("exited with 7"), "{told}");
     // What comes again and again is one event that counts.
     let selector = "involvedObject.name=unready,reason=Unhealthy";
     let count = ["get", "events", "--field-selector", selector, "-o", "jsonpath={.items[*].count}"];
@@ -342,6 +362,69 @@ fn hooks_probes_and_ends_are_told_in_upstreams_words() {
     let last = ".status.containerStatuses[0].lastState.terminated";
     assert_eq!(field(&node, "notthere", &format!("{last}.reason")), "StartError");
     assert_eq!(field(&node, "notthere", &format!("{last}.exitCode")), "128");
+}
+
+#[test]
+fn what_does_not_fit_or_is_not_there_is_told() {
+    let node = board_with_busybox("short");
+    let stays = "while :; do sleep 0.1; done";
+    let spec = format!(
+        "  dnsConfig: {{nameservers: [192.0.2.1, 192.0.2.2, 192.0.2.3]}}\n  imagePullSecrets: [{{name: nobody}}, {{name: none}}]\n  containers:\n{}",
+        container("c", stays, "")
+    );
+    node.apply(&pod("p", &spec));
+    wait_ready(&node, &["p"]);
+    let resolv = node.k(&["exec", "p", "--", "cat", "/etc/resolv.conf"]);
+    let servers: Vec<&str> = resolv.lines().filter_map(|line| line.strip_prefix("nameserver ")).collect();
+    assert_eq!(servers[1..], ["192.0.2.1", "192.0.2.2"]);
+    for (reason, words) in [
+        (
+            "DNSConfigForming",
+            format!(
+                "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
+                servers.join(" ")
+            ),
+        ),
+        (
+            "FailedToRetrieveImagePullSecret",
+            "Unable to retrieve some image pull secrets (nobody, none); attempting to pull the image may not succeed."
+                .to_owned(),
+        ),
+    ] {
+        let selector = format!("involvedObject.name=p,reason={reason}");
+        let told = ["get", "events", "--field-selector", &selector, "-o", "jsonpath={.items[*].type}: {.items[*].message}"];
+        node.wait_output(&told, &words, |text| text == format!("Warning: {words}"));
+    }
+}
+
+#[test]
+fn a_pod_comes_back_after_a_power_cut() {
+    let mut node = board_with_busybox("cut");
+    node.apply(&pod("p", &format!("  containers:\n{}", container("c", "while :; do sleep 0.1; done", ""))));
+    wait_ready(&node, &["p"]);
+    let uid = field(&node, "p", ".metadata.uid");
+    node.power_off();
+    node.spawn();
+    node.wait_ready();
+    wait_field(&node, "p", ".status.containerStatuses[0].restartCount", "1");
+    wait_ready(&node, &["p"]);
+    assert_eq!(field(&node, "p", ".metadata.uid"), uid);
+    let last = ".status.containerStatuses[0].lastState.terminated";
+    let ended =
+        [field(&node, "p", &format!("{last}.reason")), field(&node, "p", &format!("{last}.exitCode"))];
+    assert_eq!(ended, ["Unknown", "255"]);
+    let selector = "involvedObject.name=p,reason=SandboxChanged";
+    let told = [
+        "get",
+        "events",
+        "--field-selector",
+        selector,
+        "-o",
+        "jsonpath={.items[*].type}: {.items[*].message}",
+    ];
+    node.wait_output(&told, "its event", |text| {
+        text == "Normal: Pod sandbox changed, it will be killed and re-created."
+    });
 }
 
 #[test]
@@ -416,6 +499,25 @@ fn a_grpc_server_in_a_container_is_probed() {
     assert_eq!(field(&node, "p", ".status.containerStatuses[0].ready"), "false");
     node.k(&["exec", "p", "--", "touch", SERVING]);
     wait_ready(&node, &["p"]);
+}
+
+#[test]
+fn servers_with_a_certificate_are_probed() {
+    let node = board_with_busybox("https");
+    // The API of the board has a certificate that the probe does not know, as it should not.
+    let one = |name: &str, path: &str| {
+        let probe = format!(
+            "    readinessProbe: {{periodSeconds: 1, httpGet: {{scheme: HTTPS, host: 127.0.0.1, port: 6443, path: {path}}}}}"
+        );
+        pod(name, &format!("  containers:\n{}", container("c", "while :; do sleep 0.1; done", &probe)))
+    };
+    node.apply(&one("well", "/readyz"));
+    node.apply(&one("ill", "/no/such/place"));
+    wait_ready(&node, &["well"]);
+    let selector = "involvedObject.name=ill,reason=Unhealthy";
+    let said = "Readiness probe failed: HTTP probe failed with statuscode: 403";
+    node.wait_output(&["get", "events", "--field-selector", selector], said, |text| text.contains(said));
+    assert_eq!(field(&node, "ill", ".status.containerStatuses[0].ready"), "false");
 }
 
 #[test]
