@@ -124,13 +124,17 @@ pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }
 
-/// `docker save` of `test.local/busybox:1`: the machine's package busybox-static, with links to it in `/bin`.
+/// `docker save` of `test.local/busybox:1`: the machine's package busybox-static, with links to it in `/bin`, and a user
+/// `member` who is in the group `club` too.
 pub fn busybox(applets: &[&str]) -> Vec<u8> {
     let program = std::fs::read("/bin/busybox").expect("the package busybox-static");
     let paths: Vec<_> = applets.iter().map(|applet| format!("bin/{applet}")).collect();
     let mut files = vec![
         folder("bin"),
         folder("tmp"),
+        folder("etc"),
+        file("etc/passwd", "root:x:0:0::/:/bin/sh\nmember:x:1500:1500::/:/bin/sh\n"),
+        file("etc/group", "root:x:0:\nmember:x:1500:\nclub:x:5000:member\n"),
         File { path: "bin/busybox", kind: EntryType::Regular, body: &program, link: "", mode: 0o755 },
     ];
     files.extend(paths.iter().map(|path| link(EntryType::Symlink, path, "busybox")));

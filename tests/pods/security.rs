@@ -1,7 +1,7 @@
 //! Security contexts, as the processes see them.
 
 use super::{board_with_busybox, container, log_of_ended, pod, wait_ready};
-use crate::common::Node;
+use crate::common::{Node, output};
 
 /// What the kernel says of a process.
 const LOOK: &str = "id -u; id -g; id -G; grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; touch /x 2>/dev/null && echo written || echo refused";
@@ -75,18 +75,78 @@ fn profiles_sysctls_and_refusals_are_the_nodes_business() {
     );
     let selinux = "  securityContext: {seLinuxOptions: {level: \"s0:c1\"}}";
     node.apply(&pod("labelled", &once(selinux, "true", "")));
+    let unmasked = "    securityContext: {procMount: Unmasked}";
+    let file = node.dir.path().join("bare.yaml");
+    std::fs::write(&file, pod("bare", &once("", "true", unmasked))).unwrap();
+    let refused = output(node.kubectl().arg("apply").arg("-f").arg(&file));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let why = "spec.containers[0].securityContext.procMount: Invalid value: \"Unmasked\": `hostUsers` must be false to use `Unmasked`";
+    assert!(!refused.status.success() && said.contains(why), "{said}");
+    node.apply(&pod("unmasked", &once("  hostUsers: false", "true", unmasked)));
+    node.apply(&pod(
+        "armoured",
+        &once(
+            "  securityContext: {appArmorProfile: {type: Localhost, localhostProfile: none-such}}",
+            "true",
+            "",
+        ),
+    ));
     assert_eq!(log_of_ended(&node, "confined"), "mkdir: can't create directory '/x': Protocol error\nfine\n");
     assert_eq!(log_of_ended(&node, "safe"), "81\n");
+    let apparmor = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    let apparmor = apparmor.is_ok_and(|enabled| enabled.starts_with('Y'));
     for (pod, reason, words) in [
         ("unsafe", "SysctlForbidden", "forbidden sysctl: \"net.core.somaxconn\" not allowlisted"),
         ("noroot", "Failed", "Error: container has runAsNonRoot and image will run as root"),
         ("users", "FailedCreatePodSandBox", "hostUsers: false (user namespaces) is not supported by Sampan"),
+        (
+            "unmasked",
+            "FailedCreatePodSandBox",
+            "hostUsers: false (user namespaces) is not supported by Sampan",
+        ),
+        (
+            "armoured",
+            if apparmor { "Failed" } else { "AppArmor" },
+            if apparmor {
+                "none-such"
+            } else {
+                "Cannot enforce AppArmor: AppArmor is not enabled on the host"
+            },
+        ),
         ("labelled", "SELinux", "Cannot enforce SELinux: SELinux is not enabled on the host"),
     ] {
         let selector = format!("involvedObject.name={pod},reason={reason}");
         node.wait_output(&["get", "events", "--field-selector", &selector], words, |text| {
             text.contains(words)
         });
+    }
+}
+
+#[test]
+fn groups_come_from_the_image_unless_the_pod_is_strict() {
+    let node = board_with_busybox("groups");
+    let once = |policy: &str| {
+        let context = format!(
+            "  securityContext: {{runAsUser: 1500, fsGroup: 2000, supplementalGroups: [4000]{policy}}}\n  restartPolicy: Never\n"
+        );
+        format!("{context}  containers:\n{}", container("c", "id -g; id -G", ""))
+    };
+    let told = "jsonpath={.status.containerStatuses[0].user.linux}";
+    for (name, policy, groups) in [
+        ("plain", "", [1500, 2000, 4000, 5000].as_slice()),
+        ("merged", ", supplementalGroupsPolicy: Merge", &[1500, 2000, 4000, 5000]),
+        ("strict", ", supplementalGroupsPolicy: Strict", &[1500, 2000, 4000]),
+    ] {
+        node.apply(&pod(name, &once(policy)));
+        let log = log_of_ended(&node, name);
+        let (primary, all) = log.trim().split_once('\n').unwrap();
+        let mut seen: Vec<u32> = all.split(' ').map(|id| id.parse().unwrap()).collect();
+        seen.sort_unstable();
+        assert_eq!((primary, seen.as_slice()), ("1500", groups), "{name}");
+        let user: serde_json::Value =
+            serde_json::from_str(&node.k(&["get", "pod", name, "-o", told])).unwrap();
+        let expected = serde_json::json!({"uid": 1500, "gid": 1500, "supplementalGroups": groups});
+        assert_eq!(user, expected, "{name}");
     }
 }
 
@@ -149,6 +209,76 @@ fn a_pods_limits_are_the_kernels() {
         let limit = std::fs::read_to_string(group.join(memory)).unwrap();
         assert_eq!(limit.trim(), (128 << 20).to_string(), "{}", group.display());
     }
+}
+
+/// Pages of 2 MiB that the kernel keeps for whoever asks, more than before as long as this lives.
+struct HugePages(u64);
+
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+impl HugePages {
+    fn number(file: &str) -> u64 {
+        std::fs::read_to_string(format!("{HUGE_PAGES}/{file}")).unwrap().trim().parse().unwrap()
+    }
+
+    /// `None` where the kernel has none to give.
+    fn add(pages: u64) -> Option<Self> {
+        std::fs::metadata(HUGE_PAGES).ok()?;
+        let before = Self(Self::number("nr_hugepages"));
+        std::fs::write(format!("{HUGE_PAGES}/nr_hugepages"), (before.0 + pages).to_string()).ok()?;
+        (Self::number("nr_hugepages") == before.0 + pages).then_some(before)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = std::fs::write(format!("{HUGE_PAGES}/nr_hugepages"), self.0.to_string());
+    }
+}
+
+#[test]
+fn huge_pages_are_given_to_who_asks_for_them() {
+    let Some(before) = HugePages::add(4) else {
+        eprintln!("this kernel has no huge pages to give");
+        return;
+    };
+    let node = board_with_busybox("hugepages");
+    let has = node.k(&["get", "node", &node.name, "-o", r"jsonpath={.status.allocatable.hugepages-2Mi}"]);
+    assert_eq!(has, format!("{}Mi", (before.0 + 4) * 2));
+    let own = |pages: &str| {
+        format!(
+            "    resources: {{limits: {{memory: 16Mi{pages}}}}}\n    volumeMounts: [{{name: huge, mountPath: /huge}}]"
+        )
+    };
+    let spec = |script: &str, pages: &str, medium: &str| {
+        format!(
+            "  restartPolicy: Never\n  containers:\n{}  volumes: [{{name: huge, emptyDir: {{medium: {medium}}}}}]",
+            container("c", script, &own(pages))
+        )
+    };
+    let four = ", hugepages-2Mi: 4Mi";
+    let script = "/bin/busybox fallocate -l 4194304 /huge/file; grep ' /huge ' /proc/mounts; until [ -e /end ]; do sleep 0.1; done";
+    let free = || HugePages::number("free_hugepages");
+    let unused = free();
+    node.apply(&pod("uses", &spec(script, four, "HugePages-2Mi")));
+    wait_ready(&node, &["uses"]);
+    node.wait_output(&["logs", "uses"], "its mount", |log| {
+        log.contains(" /huge hugetlbfs ") && log.contains("pagesize=2M")
+    });
+    assert_eq!(free(), unused - 2, "the volume is made of them");
+    let all = format!(", hugepages-2Mi: {}Mi", (before.0 + 3) * 2);
+    node.apply(&pod("waits", &spec("true", &all, "HugePages")));
+    let why = r#"jsonpath={.status.conditions[?(@.type=="PodScheduled")].message}"#;
+    node.wait_output(&["get", "pod", "waits", "-o", why], "its reason", |text| {
+        text.contains("Insufficient hugepages-2Mi")
+    });
+    node.apply(&pod("asks-for-none", &spec("true", "", "HugePages")));
+    let words = "MountVolume.SetUp failed for volume \"huge\" : medium HugePages: hugePages storage requested, but there is no resource request for huge pages";
+    let selector = "involvedObject.name=asks-for-none,reason=FailedMount";
+    node.wait_output(&["get", "events", "--field-selector", selector], words, |text| text.contains(words));
+    node.k(&["delete", "pod", "uses", "asks-for-none"]);
+    log_of_ended(&node, "waits");
+    assert_eq!(free(), unused, "given back");
 }
 
 #[test]

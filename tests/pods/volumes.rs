@@ -230,3 +230,71 @@ fn folders_are_shared_owned_and_checked() {
         });
     }
 }
+
+#[test]
+fn a_volume_is_given_to_its_group_always_or_where_its_root_is_another_s() {
+    let node = board_with_busybox("owner");
+    node.apply(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}\n",
+    );
+    let look = |name: &str, policy: &str, script: &str| {
+        let context = format!("  restartPolicy: Never\n  securityContext: {{fsGroup: 1234{policy}}}\n");
+        let mount = "    volumeMounts: [{name: v, mountPath: /v}]";
+        let spec = format!(
+            "{context}  containers:\n{}  volumes: [{{name: v, persistentVolumeClaim: {{claimName: data}}}}]",
+            container("c", script, mount)
+        );
+        node.apply(&pod(name, &spec));
+        log_of_ended(&node, name)
+    };
+    let (mismatch, show) = (", fsGroupChangePolicy: OnRootMismatch", "stat -c %g /v /v/file");
+    assert_eq!(look("first", mismatch, "touch /v/file; stat -c %g /v /v/file"), "1234\n1234\n");
+    let volume = node.k(&["get", "pvc", "data", "-o", "jsonpath={.spec.volumeName}"]);
+    let folder = PathBuf::from(node.k(&["get", "pv", &volume, "-o", "jsonpath={.spec.hostPath.path}"]));
+    std::os::unix::fs::chown(folder.join("file"), None, Some(77)).unwrap();
+    assert_eq!(look("second", mismatch, show), "1234\n77\n");
+    std::os::unix::fs::chown(&folder, None, Some(77)).unwrap();
+    assert_eq!(look("third", mismatch, show), "1234\n1234\n");
+    std::os::unix::fs::chown(folder.join("file"), None, Some(77)).unwrap();
+    assert_eq!(look("fourth", ", fsGroupChangePolicy: Always", show), "1234\n1234\n");
+}
+
+#[test]
+fn pods_that_write_more_than_they_may_have_to_go() {
+    let node = board_with_busybox("gluttons");
+    let limit =
+        "    resources: {limits: {ephemeral-storage: 2Mi}}\n    volumeMounts: [{name: v, mountPath: /v}]";
+    let writes = |file: &str, kib: u32| {
+        format!("dd if=/dev/zero of={file} bs=1k count={kib} 2>/dev/null; while :; do sleep 0.1; done")
+    };
+    let spec = |first: &str| {
+        format!(
+            "  containers:\n{}{}  volumes: [{{name: v, emptyDir: {{}}}}]",
+            container("first", first, limit),
+            container("second", SLEEP, limit)
+        )
+    };
+    node.apply(&pod("modest", &spec(&writes("/file", 1024))));
+    node.apply(&pod("container", &spec(&writes("/file", 3072))));
+    node.apply(&pod("whole", &spec(&writes("/v/file", 5120))));
+    let verdict = "jsonpath={.status.phase} {.status.reason}: {.status.message}";
+    for (name, words) in [
+        ("container", "Container first exceeded its local ephemeral storage limit \"2Mi\". "),
+        ("whole", "Pod ephemeral local storage usage exceeds the total limit of containers 4Mi. "),
+    ] {
+        node.wait_output(&["get", "pod", name, "-o", verdict], words, |text| {
+            text == format!("Failed Evicted: {words}")
+        });
+        let selector = format!("involvedObject.name={name},reason=Evicted");
+        let told = [
+            "get",
+            "events",
+            "--field-selector",
+            &selector,
+            "-o",
+            "jsonpath={.items[*].type}: {.items[*].message}",
+        ];
+        node.wait_output(&told, "its event", |text| text == format!("Warning: {words}"));
+    }
+    assert_eq!(node.k(&["get", "pod", "modest", "-o", "jsonpath={.status.phase}"]), "Running");
+}

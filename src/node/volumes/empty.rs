@@ -58,18 +58,20 @@ fn page_bytes(medium: &str, spec: &PodSpec) -> Result<i64, String> {
         .filter(|(_, amount)| !amount.is_zero())
         .filter_map(|(name, _)| size(name.strip_prefix("hugepages-")?))
         .collect();
+    let none = || {
+        Err(format!(
+            "medium {medium}: hugePages storage requested, but there is no resource request for huge pages"
+        ))
+    };
     if let Some(named) = medium.strip_prefix(HUGE_PAGES_OF) {
-        let bytes = size(named).ok_or_else(|| format!("medium {medium:?}: {named:?} is no size of pages"))?;
-        return if asked.contains(&bytes) {
-            Ok(bytes)
-        } else {
-            Err(format!("medium {medium:?}: no container of the pod asks for such pages"))
-        };
+        return size(named).filter(|bytes| asked.contains(bytes)).map_or_else(none, Ok);
     }
     match asked.first() {
         Some(bytes) if asked.len() == 1 => Ok(*bytes),
-        Some(_) => Err("multiple pagesizes for huge pages in one pod: the medium has to name one".to_owned()),
-        None => Err(format!("medium {medium:?}: no container of the pod asks for huge pages")),
+        Some(_) => {
+            Err(format!("medium: {medium} can't be used if container requests multiple huge page sizes"))
+        }
+        None => none(),
     }
 }
 
@@ -113,10 +115,14 @@ mod tests {
         for (medium, requests, want) in [
             ("HugePages", r#""hugepages-2Mi": "4Mi""#, Ok(2 << 20)),
             ("HugePages-1Gi", both, Ok(1 << 30)),
-            ("HugePages", both, Err("multiple pagesizes")),
-            ("HugePages", r#""memory": "4Mi""#, Err("no container of the pod asks for huge pages")),
-            ("HugePages-2Mi", r#""memory": "4Mi""#, Err("no container of the pod asks for such pages")),
-            ("HugePages-x", both, Err("is no size of pages")),
+            (
+                "HugePages",
+                both,
+                Err("medium: HugePages can't be used if container requests multiple huge page sizes"),
+            ),
+            ("HugePages", r#""memory": "4Mi""#, Err("medium HugePages: hugePages storage requested")),
+            ("HugePages-2Mi", r#""memory": "4Mi""#, Err("there is no resource request for huge pages")),
+            ("HugePages-x", both, Err("medium HugePages-x: hugePages storage requested")),
         ] {
             match (page_bytes(medium, &pod(requests)), want) {
                 (Ok(bytes), Ok(want)) => assert_eq!(bytes, want, "{medium}"),
