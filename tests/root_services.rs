@@ -261,6 +261,17 @@ fn only_allowed_sources_reach_a_restricted_address() {
     assert_eq!(lab.outside.ask_from(ip(192, 0, 2, 130), (external, 80)).unwrap().server, "a");
     assert!(lab.outside.ask_from(OUTSIDER, (external, 80)).is_err());
     assert_eq!(lab.outside.ask_from(OUTSIDER, (NODE_A, NODE_PORT)).unwrap().server, "a");
+    // A node and its pods are no exception.
+    for ns in [&lab.a.ns, &lab.pod_a2] {
+        assert!(ns.ask((external, 80)).is_err());
+    }
+    lab.serve(&[POD_A], |service| {
+        service.balancer_ips = vec![external];
+        service.source_ranges = vec![format!("{NODE_A}/32"), format!("{POD_A2}/32")];
+    });
+    for ns in [&lab.a.ns, &lab.pod_a2] {
+        assert_eq!(ns.ask((external, 80)).unwrap().server, "a");
+    }
 }
 
 #[test]

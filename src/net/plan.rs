@@ -314,6 +314,11 @@ pub mod tests {
                 ..service("default/away:dns", "10.43.0.4", 53, &["10.42.1.3:53"])
             },
             service("default/empty:http", "10.43.0.5", 80, &[]),
+            ServicePort {
+                protocol: Protocol::Sctp,
+                node_port: Some(30132),
+                ..service("default/stream:s", "10.43.0.7", 9899, &two)
+            },
             service("default/kubernetes:https", "10.43.0.6", 443, &["192.0.2.1:6443"]),
             ServicePort { protocol: Protocol::Udp, ..service("kube-system/dns", "10.43.0.10", 53, &[]) },
         ];

@@ -481,6 +481,15 @@ fn chains(scope: &Scope) -> Vec<Chain> {
         };
         rule.verdict(Verdict::GotoReject)
     };
+    let unwanted = || {
+        rule()
+            .contained(FRONTEND, Set::Restricted)
+            .not_contained(
+                &[Field::Destination, Field::Protocol, Field::DestinationPort, Field::Source],
+                Set::Allowed,
+            )
+            .verdict(Verdict::Drop)
+    };
     vec![
         Chain { name: "reject", hook: None, rules: vec![rule().reject()] },
         Chain {
@@ -516,13 +525,7 @@ fn chains(scope: &Scope) -> Vec<Chain> {
             name: "prerouting",
             hook: Some(Hook::Prerouting),
             rules: vec![
-                rule()
-                    .contained(FRONTEND, Set::Restricted)
-                    .not_contained(
-                        &[Field::Destination, Field::Protocol, Field::DestinationPort, Field::Source],
-                        Set::Allowed,
-                    )
-                    .verdict(Verdict::Drop),
+                unwanted(),
                 rule().source_not_in(cluster).verdict_of(FRONTEND, Set::OutsideServices),
                 rule().verdict_of(FRONTEND, Set::Services),
                 unknown(rule()),
@@ -536,6 +539,8 @@ fn chains(scope: &Scope) -> Vec<Chain> {
             name: "output",
             hook: Some(Hook::Output),
             rules: vec![
+                // The node itself is as much a source as others are, as kube-proxy has it.
+                unwanted(),
                 rule().verdict_of(FRONTEND, Set::Services),
                 unknown(rule()),
                 rule().translate_to(FRONTEND, Set::HostAddressPorts),
