@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
         }))?)));
         let one = Instant::now();
         match schedule(&snapshot, &pod, &Claims::default(), &[]) {
-            Decision::Bind { node, .. } => snapshot.place(pod, &node),
+            Decision::Bind { node, .. } => drop(snapshot.place(pod, &node)),
             Decision::Refuse { message, .. } => anyhow::bail!(message),
         }
         slowest = slowest.max(one.elapsed());
