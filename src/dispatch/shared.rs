@@ -340,7 +340,7 @@ mod tests {
         clock::SystemClock,
         dispatch::items,
         kinds::{Kind, registry},
-        objects::WriteOptions,
+        objects::{DeleteOptions, WriteOptions},
         store::Store,
     };
 
@@ -430,7 +430,7 @@ mod tests {
             let system = WriteOptions::system("test");
             let mut watch = objects.store().watch(&kind.resource(), objects.store().revision()).unwrap();
             if value.is_null() {
-                objects.delete(kind, namespace, name, &Default::default(), &system).await.unwrap();
+                objects.delete(kind, namespace, name, &DeleteOptions::default(), &system).await.unwrap();
             } else if objects.get(kind, namespace, name).is_ok() {
                 objects.update(kind, None, namespace, name, value, &system).await.unwrap();
             } else {

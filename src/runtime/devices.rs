@@ -192,9 +192,8 @@ mod tests {
                 SHIFT_RIGHT => registers[to] >>= i.immediate,
                 SHIFT_RIGHT_BY => registers[to] >>= registers[from],
                 JUMP_GREATER if registers[to] > i.immediate as u32 => pc += i.offset as usize,
-                JUMP_GREATER => {}
                 JUMP_NE if registers[to] != i.immediate as u32 => pc += i.offset as usize,
-                JUMP_NE => {}
+                JUMP_NE | JUMP_GREATER => {}
                 EXIT => return registers[0] == 1,
                 code => panic!("unknown instruction {code:#x}"),
             }
