@@ -141,11 +141,12 @@ fn prepare_update(new: &mut Value, old: &Value) {
         replace(spec, "clusterIP", had);
         replace(spec, "clusterIPs", had);
     }
-    // A client that knows only one of the two fields changes both with it.
+    // A client that knows only the older field means both. Defaults are there already.
     if spec["clusterIP"] != had["clusterIP"] && spec["clusterIPs"] == had["clusterIPs"] {
-        remove(spec, "clusterIPs");
-    } else if spec["clusterIPs"] != had["clusterIPs"] && spec["clusterIP"] == had["clusterIP"] {
-        remove(spec, "clusterIP");
+        match present(spec, "clusterIP").cloned() {
+            Some(ip) => spec["clusterIPs"] = json!([ip]),
+            None => remove(spec, "clusterIPs"),
+        }
     }
     let old_port = |port: &Value| {
         let ports = had["ports"].as_array().into_iter().flatten();
@@ -597,8 +598,8 @@ mod tests {
         assert_eq!(new["spec"].get("externalTrafficPolicy"), None);
         let mut moved = old.clone();
         moved["spec"]["clusterIP"] = "10.0.0.2".into();
-        prepare_update(&mut moved, &old);
         default(&mut moved);
+        prepare_update(&mut moved, &old);
         let texts: Vec<_> =
             (SERVICE.strategy.validate_update)(&moved, &old).iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["spec.clusterIPs[0]: Invalid value: [\"10.0.0.2\"]: may not change once set"]);

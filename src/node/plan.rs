@@ -620,6 +620,18 @@ mod tests {
     }
 
     #[test]
+    fn a_container_that_did_not_start_as_it_was_to_be_says_why_it_waits() {
+        let mut case = Case::new(r#"{"containers": [{"name": "a"}]}"#).ended("a", 137);
+        assert!(!case.plan(false).waiting.contains_key("a"), "it ended by itself");
+        let words = |reason: &str, text: &str| (reason.to_owned(), text.to_owned());
+        case.live.containers.get_mut("a").unwrap().hook_error = Some("exit 7".into());
+        assert_eq!(case.plan(false).waiting["a"], words("PostStartHookError", "exit 7"));
+        case.record.containers.get_mut("a").unwrap().last.as_mut().unwrap().exit.error =
+            Some("no such file".into());
+        assert_eq!(case.plan(false).waiting["a"], words("RunContainerError", "no such file"));
+    }
+
+    #[test]
     fn a_crash_loop_waits_longer_each_time() {
         let mut case = Case::new(r#"{"containers": [{"name": "a"}]}"#).ended("a", 1);
         let first = case.plan(false);
