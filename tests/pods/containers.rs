@@ -255,7 +255,10 @@ fn hooks_probes_and_ends_are_told_in_upstreams_words() {
     ));
     node.apply(&one("unready", probe("readinessProbe", "httpGet: {port: 81, path: /x}", "")));
     node.apply(&one("closed", probe("startupProbe", "tcpSocket: {port: 82}", ", initialDelaySeconds: 1")));
-    node.apply(&one("unasked", probe("livenessProbe", "exec: {command: [/no/such/probe]}", "")));
+    node.apply(&one(
+        "unasked",
+        probe("livenessProbe", "exec: {command: [/no/such/probe]}", ", timeoutSeconds: 60"),
+    ));
     node.apply(&one("nameless", probe("startupProbe", "httpGet: {port: web}", "")));
     let bad_hook = "    lifecycle: {postStart: {exec: {command: [/bin/sh, -c, 'echo no; exit 7']}}}";
     node.apply(&one("badhook", bad_hook.to_owned()));
