@@ -41,11 +41,10 @@ need_zig() {
 build() {
     local target=$1 tree=$root out
     # Nothing unwinds (panics abort, backtraces would have no names), so there are no tables for it.
-    local flags="-C relocation-model=static -C target-feature=+crt-static -C force-unwind-tables=no"
-    flags+=" -C link-self-contained=no"
+    local flags="-C relocation-model=static -C target-feature=+crt-static -C force-unwind-tables=no -C link-self-contained=no"
     export CFLAGS="-fno-asynchronous-unwind-tables -fno-unwind-tables"
-    local args=(zigbuild --profile "$profile" --locked --bin sampan --target "$target")
-    args+=(-Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size)
+    local args=(zigbuild --profile "$profile" --locked --bin sampan --target "$target"
+        -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size)
     case $target in arm*) tree=$root/$(cross/arm32.sh) ;; esac
     (cd "$tree" && CARGO_TARGET_DIR=$root/target RUSTFLAGS="$flags" "${CARGO:-cargo}" "${args[@]}")
     out=target/$target/$profile/sampan

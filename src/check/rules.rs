@@ -374,19 +374,6 @@ fn is_firewalld(chain: &str) -> bool {
 /// Every chain at the kernel's forward hook has to let a packet pass: ours cannot overrule another's.
 fn forwarding(closed: &[String]) -> Finding {
     const ID: &str = "forwarding";
-    let remedy = |chain: &String| match chain.as_str() {
-        "ip filter FORWARD" => {
-            "iptables -I FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables -I FORWARD -d 10.42.0.0/16 -j ACCEPT \
-             (where Docker runs, in DOCKER-USER instead of FORWARD: Docker keeps that chain; with ufw: \
-             ufw route allow from 10.42.0.0/16; ufw route allow to 10.42.0.0/16)"
-                .to_owned()
-        }
-        firewalld if is_firewalld(firewalld) => FIREWALLD_REMEDY.to_owned(),
-        _ => format!(
-            "nft insert rule {chain} ip saddr 10.42.0.0/16 accept; \
-             nft insert rule {chain} ip daddr 10.42.0.0/16 accept"
-        ),
-    };
     if closed.is_empty() {
         return Finding::ok(ID, "no firewall drops forwarded packets by default");
     }
@@ -395,42 +382,52 @@ fn forwarding(closed: &[String]) -> Finding {
     } else {
         "pods reach neither each other nor Services nor what is outside, and nobody reaches them but their own node"
     };
+    let remedies = remedies(closed, |chain| match chain {
+        "ip filter FORWARD" => {
+            "iptables -I FORWARD -s 10.42.0.0/16 -j ACCEPT; iptables -I FORWARD -d 10.42.0.0/16 -j ACCEPT \
+             (where Docker runs, in DOCKER-USER instead of FORWARD: Docker keeps that chain; with ufw: \
+             ufw route allow from 10.42.0.0/16; ufw route allow to 10.42.0.0/16)"
+                .to_owned()
+        }
+        _ => format!(
+            "nft insert rule {chain} ip saddr 10.42.0.0/16 accept; \
+             nft insert rule {chain} ip daddr 10.42.0.0/16 accept"
+        ),
+    });
     let summary = format!("{} stops forwarded packets by default: {what}", closed.join(" and "));
-    let remedies: Vec<_> = closed.iter().map(remedy).collect();
-    Finding::bad(ID, Severity::Warning, summary, format!("let pods pass: {}", remedies.join("; ")))
+    Finding::bad(ID, Severity::Warning, summary, format!("let pods pass: {remedies}"))
 }
 
 /// The same for packets to the board itself.
 fn input(closed: &[String]) -> Finding {
     const ID: &str = "input";
-    let remedy = |chain: &String| match chain.as_str() {
+    if closed.is_empty() {
+        return Finding::ok(ID, "no firewall drops what comes to this board by default");
+    }
+    let remedies = remedies(closed, |chain| match chain {
         "ip filter INPUT" => "iptables -I INPUT -s 10.42.0.0/16 -j ACCEPT; \
              iptables -I INPUT -p tcp -m multiport --dports 6443,8883,80,443 -j ACCEPT; \
              iptables -I INPUT -p udp --dport 8472 -j ACCEPT (with ufw: ufw allow from 10.42.0.0/16; \
              ufw allow 6443,8883,80,443/tcp; ufw allow 8472/udp)"
             .to_owned(),
-        firewalld if is_firewalld(firewalld) => FIREWALLD_REMEDY.to_owned(),
         _ => format!(
             "nft insert rule {chain} ip saddr 10.42.0.0/16 accept; \
              nft insert rule {chain} tcp dport '{{ 6443, 8883, 80, 443 }}' accept; \
              nft insert rule {chain} udp dport 8472 accept"
         ),
-    };
-    if closed.is_empty() {
-        return Finding::ok(ID, "no firewall drops what comes to this board by default");
-    }
+    });
     let summary = format!(
         "{} stops what comes to this board by default: its pods get no answers from its DNS and its API, other \
          nodes and Ingress's clients do not reach it",
         closed.join(" and ")
     );
-    let remedies: Vec<_> = closed.iter().map(remedy).collect();
-    Finding::bad(
-        ID,
-        Severity::Warning,
-        summary,
-        format!("let pods, nodes and clients in: {}", remedies.join("; ")),
-    )
+    Finding::bad(ID, Severity::Warning, summary, format!("let pods, nodes and clients in: {remedies}"))
+}
+
+/// What to do about each of these chains; `own` says it of one that no program writes anew.
+fn remedies(chains: &[String], own: impl Fn(&str) -> String) -> String {
+    let remedy = |chain: &String| if is_firewalld(chain) { FIREWALLD_REMEDY.to_owned() } else { own(chain) };
+    chains.iter().map(remedy).collect::<Vec<_>>().join("; ")
 }
 
 fn bridge_netfilter(host: &Host) -> Finding {

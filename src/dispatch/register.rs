@@ -71,14 +71,12 @@ pub async fn register(context: &Context, name: &str, info: &NodeInfo, hardware: 
         })
         .await?;
     drop(network);
-    let before = objects.get_typed::<Node>("", name);
-    let boot = |node: &Node| Some(node.status.as_ref()?.node_info.as_ref()?.boot_id.clone());
-    let rebooted = before
-        .as_deref()
-        .and_then(boot)
-        .is_some_and(|id| !id.is_empty() && !info.kernel_boot_id.is_empty() && id != info.kernel_boot_id);
+    let mut rebooted = false;
     objects
         .modify(kind, Some(Subresource::Status), "", name, writer, |node| {
+            let ids =
+                [node["status"]["nodeInfo"]["bootID"].as_str().unwrap_or_default(), &info.kernel_boot_id];
+            rebooted = ids[0] != ids[1] && ids.iter().all(|id| !id.is_empty());
             describe(&mut node["status"], info);
             Ok(())
         })

@@ -33,14 +33,14 @@ pub enum Which<'a> {
 }
 
 impl Which<'_> {
-    /// The namespaces that these services are in, each once; of `All` those that there are.
-    fn namespaces(self, objects: &Objects) -> BTreeSet<String> {
+    /// What `list` finds in the namespaces of these services: `None` asks for all there are.
+    fn in_namespaces<T>(self, list: impl Fn(Option<&str>) -> Vec<T>) -> Vec<T> {
         match self {
-            Self::All => {
-                let all = objects.list_typed::<Namespace>(None).into_iter();
-                all.map(|namespace| namespace.metadata.name.clone().unwrap_or_default()).collect()
+            Self::All => list(None),
+            Self::Of(names) => {
+                let namespaces: BTreeSet<&str> = names.iter().map(|(namespace, _)| &**namespace).collect();
+                namespaces.into_iter().flat_map(|namespace| list(Some(namespace))).collect()
             }
-            Self::Of(names) => names.iter().map(|(namespace, _)| namespace.clone()).collect(),
         }
     }
 
@@ -53,20 +53,13 @@ impl Which<'_> {
 
     /// These services, and all others of their namespaces: none for a namespace that there is not.
     pub fn with_neighbours(self, objects: &Objects) -> BTreeMap<String, Vec<Arc<Service>>> {
-        let mut found: BTreeMap<String, Vec<Arc<Service>>> = BTreeMap::new();
-        for namespace in self.namespaces(objects) {
-            if objects.get_typed::<Namespace>("", &namespace).is_some() {
-                found.entry(namespace).or_default();
-            }
-        }
-        let services: Vec<Arc<Service>> = match self {
-            Self::All => objects.list_typed(None),
-            Self::Of(_) => {
-                let each = self.namespaces(objects).into_iter();
-                each.flat_map(|namespace| objects.list_typed(Some(&namespace))).collect()
-            }
-        };
-        for service in services {
+        let namespaces: Vec<Arc<Namespace>> = self.in_namespaces(|only| match only {
+            None => objects.list_typed(None),
+            Some(name) => objects.get_typed("", name).into_iter().collect(),
+        });
+        let names = namespaces.iter().map(|namespace| namespace.metadata.name.clone().unwrap_or_default());
+        let mut found: BTreeMap<String, Vec<Arc<Service>>> = names.map(|name| (name, Vec::new())).collect();
+        for service in self.in_namespaces(|only| objects.list_typed::<Service>(only)) {
             found.entry(service.metadata.namespace.clone().unwrap_or_default()).or_default().push(service);
         }
         found
@@ -75,15 +68,8 @@ impl Which<'_> {
     /// EndpointSlices by the namespace and name of their service: of these, and of some more.
     pub fn slices(self, objects: &Objects) -> BTreeMap<(String, String), Vec<Arc<EndpointSlice>>> {
         let kind = registry::of::<EndpointSlice>();
-        let all = match self {
-            Self::All => objects.list(kind, None).items,
-            Self::Of(_) => {
-                let each = self.namespaces(objects).into_iter();
-                each.flat_map(|namespace| objects.list(kind, Some(&namespace)).items).collect()
-            }
-        };
         let mut slices: BTreeMap<(String, String), Vec<_>> = BTreeMap::new();
-        for slice in all {
+        for slice in self.in_namespaces(|only| objects.list(kind, only).items) {
             if let Some(key) = service_of(&slice) {
                 slices.entry(key).or_default().push(slice.typed());
             }

@@ -3,7 +3,7 @@
 //! In: [`Batch`]es. Out: success, or which operation failed with the kernel's own words (extended
 //! acknowledgement). Invariants: calls block, briefly, and never forever; a socket stays in the
 //! network namespace it was opened in.
-//! Deliberately absent: the meaning of any message, multicast groups.
+//! Deliberately absent: the meaning of any message.
 
 use std::{
     io,

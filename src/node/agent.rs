@@ -549,9 +549,15 @@ impl Agent {
         }
         self.seq_of_beat = self.seq;
         // What could not be set when it changed.
-        self.apply_peers().await;
-        self.apply_policies().await;
-        self.apply_services().await;
+        if self.peers.is_none() {
+            self.apply_peers().await;
+        }
+        if self.policies.is_none() {
+            self.apply_policies().await;
+        }
+        if self.services.is_none() {
+            self.apply_services().await;
+        }
         self.tell_silent_peers();
         self.look_at_state();
         self.send_news().await;

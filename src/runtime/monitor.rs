@@ -226,9 +226,11 @@ pub fn watch_over(folder: &Folder, handover: Handover, streams: Streams) -> io::
     }
     crash::point(crash::SHIM);
     let alive = Some((&process, &listener));
-    let mut rests = false;
-    while !monitor.round(alive, if rests { PollTimeout::NONE } else { PollTimeout::from(QUIET_MS) })? {
-        rests = monitor.quiet;
+    loop {
+        let timeout = if monitor.quiet { PollTimeout::NONE } else { PollTimeout::from(QUIET_MS) };
+        if monitor.round(alive, timeout)? {
+            break;
+        }
     }
 
     crash::point(crash::SHIM);

@@ -240,24 +240,25 @@ fn comes(node: &mut Node, args: &[&str], wanted: impl Fn(&str) -> bool) -> bool 
     })
 }
 
-/// A pod with what is mounted and linked for it, and a file of its manifest.
-fn manifest_of_steps(node: &Node) -> String {
+/// A board where `who` dies at the place whose number is in a file, that file, and the manifest of a pod
+/// with what is mounted and linked for it.
+fn board_of_steps(name: &str, who: &str) -> (Node, PathBuf, String) {
+    let mut node = board(name);
+    let place = node.dir.path().join("place");
+    node.stop();
+    node.set_env(who, &place.display().to_string());
+    node.spawn();
+    node.wait_ready();
     let volume =
         "    volumeMounts: [{name: m, mountPath: /m}]\n  volumes: [{name: m, emptyDir: {medium: Memory}}]";
     let manifest = node.dir.path().join("pod.yaml");
     fs::write(&manifest, sleeper("p", volume)).unwrap();
-    manifest.display().to_string()
+    (node, place, manifest.display().to_string())
 }
 
 #[test]
 fn a_daemon_may_die_at_every_step_of_a_pods_life() {
-    let mut node = board("steps");
-    let place = node.dir.path().join("place");
-    node.stop();
-    node.set_env(crash::DAEMON, &place.display().to_string());
-    node.spawn();
-    node.wait_ready();
-    let manifest = manifest_of_steps(&node);
+    let (mut node, place, manifest) = board_of_steps("steps", crash::DAEMON);
     let mut deaths = 0;
     loop {
         fs::write(&place, (deaths + 1).to_string()).unwrap();
@@ -289,13 +290,7 @@ fn a_daemon_may_die_at_every_step_of_a_pods_life() {
 
 #[test]
 fn a_shim_may_die_at_every_step_of_a_pods_life() {
-    let mut node = board("shims");
-    let place = node.dir.path().join("place");
-    node.stop();
-    node.set_env(crash::SHIM, &place.display().to_string());
-    node.spawn();
-    node.wait_ready();
-    let manifest = manifest_of_steps(&node);
+    let (node, place, manifest) = board_of_steps("shims", crash::SHIM);
     let mut deaths = 0;
     loop {
         // The place takes itself away when it kills.

@@ -58,7 +58,10 @@ impl Agent {
         }
         match self.shared.network.set_peers(&peers).await {
             Ok(()) => self.peers = Some(peers),
-            Err(error) => tracing::error!(%error, "setting the ways to other nodes"),
+            Err(error) => {
+                tracing::error!(%error, "setting the ways to other nodes");
+                self.peers = None;
+            }
         }
     }
 
@@ -107,7 +110,10 @@ impl Agent {
                 });
                 self.services = Some(all);
             }
-            Err(error) => tracing::error!(%error, "setting the services"),
+            Err(error) => {
+                tracing::error!(%error, "setting the services");
+                self.services = None;
+            }
         }
     }
 
@@ -124,6 +130,7 @@ impl Agent {
                 Ok(()) => self.policies = Some(pods),
                 Err(cause) => {
                     tracing::error!(error = %cause, "isolating pods");
+                    self.policies = None;
                     error = Some(cause.to_string());
                 }
             }
