@@ -42,11 +42,13 @@ const FALLBACK_LINES: usize = 80;
 const FALLBACK_BYTES: usize = 2048;
 
 type Ready = (BTreeMap<String, Mounted>, Vec<Token>);
+/// The reason of events, and their messages.
+pub type Hindrance = (&'static str, Vec<String>);
 
 /// The end of a job.
 pub enum Done {
-    /// Volumes and tokens, or the reason and message of the event.
-    Setup(Result<Ready, (&'static str, String)>),
+    /// Volumes and tokens, or the reason and messages of events.
+    Setup(Result<Ready, Hindrance>),
     Prepared {
         container: String,
         result: Result<Box<Prepared>, Refusal>,
@@ -83,19 +85,21 @@ pub enum Done {
     },
 }
 
-/// Volumes, namespaces, address: volumes beside the rest, for tokens come from the master.
+/// Volumes, namespaces, address: volumes beside the rest, for tokens come from the master. `runs`: the
+/// pod is there already.
 pub async fn set_up(
     shared: &Shared,
     wanted: &Wanted,
     ip: Option<Ipv4Addr>,
-) -> Result<Ready, (&'static str, String)> {
+    runs: bool,
+) -> Result<Ready, Hindrance> {
     if let Some(message) = security::unsupported(wanted) {
-        return Err(("FailedCreatePodSandBox", message));
+        return Err(("FailedCreatePodSandBox", vec![message]));
     }
     let volumes = async {
         let tokens = tokens(shared, wanted).await;
-        let mounted = volumes::set_up(shared, wanted, ip, &tokens).await.map_err(|e| ("FailedMount", e))?;
-        Ok((mounted, tokens))
+        let mounted = volumes::set_up(shared, wanted, ip, &tokens, runs).await;
+        Ok((mounted.map_err(|messages| ("FailedMount", messages))?, tokens))
     };
     // Both to their end: what is half made must not be made a second time beside it.
     let (ready, joined) = tokio::join!(volumes, join_network(shared, wanted, ip));
@@ -103,13 +107,10 @@ pub async fn set_up(
 }
 
 /// The pod's namespaces, and its address in them.
-async fn join_network(
-    shared: &Shared,
-    wanted: &Wanted,
-    ip: Option<Ipv4Addr>,
-) -> Result<(), (&'static str, String)> {
-    let failed =
-        |e: &dyn std::fmt::Display| ("FailedCreatePodSandBox", format!("Failed to create pod sandbox: {e}"));
+async fn join_network(shared: &Shared, wanted: &Wanted, ip: Option<Ipv4Addr>) -> Result<(), Hindrance> {
+    let failed = |e: &dyn std::fmt::Display| {
+        ("FailedCreatePodSandBox", vec![format!("Failed to create pod sandbox: {e}")])
+    };
     crash::point(crash::DAEMON);
     let spec = sandbox(shared, wanted).map_err(|e| failed(&e))?;
     let netns = shared.runtime.ensure_sandbox(&spec).await.map_err(|e| failed(&e))?;

@@ -113,7 +113,7 @@ pub fn plan(wanted: &Wanted, record: &Record, live: &Live, removed: bool, now: T
     match &live.setup {
         Setup::Done => start(Context { wanted, record, live, now }, &mut plan),
         Setup::Doing => {}
-        Setup::Failed { retry_at, .. } if is_ahead(*retry_at, SETUP_RETRY_MAX, now) => {
+        Setup::Failed { retry_at } if is_ahead(*retry_at, SETUP_RETRY_MAX, now) => {
             plan.wake_at(*retry_at);
         }
         Setup::No | Setup::Failed { .. } => plan.actions.push(Action::Setup),
@@ -667,7 +667,7 @@ mod tests {
             let plan = plan(&case.wanted, &case.record, &case.live, false, t(6) - back);
             assert_eq!(plan.actions.iter().map(short).collect::<Vec<_>>(), expect, "{reason} {back}");
         }
-        case.live.setup = Setup::Failed { message: String::new(), retry_at: t(66) };
+        case.live.setup = Setup::Failed { retry_at: t(66) };
         assert!(case.plan(false).actions.is_empty());
         let plan = plan(&case.wanted, &case.record, &case.live, false, t(6) - years);
         assert_eq!(plan.actions, [Action::Setup]);

@@ -1,9 +1,12 @@
 //! What a node remembers of one pod: durably in [`Record`], for the life of the process in [`Live`].
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, ResourceRequirements, Volume};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -114,6 +117,22 @@ impl Wanted {
 
     pub fn container(&self, name: &str) -> Option<(Role, &Container)> {
         self.containers().find(|(_, c)| c.name == name)
+    }
+
+    /// The volumes that a container uses; nobody misses the others (upstream's `GetPodVolumeNames`).
+    pub fn volumes(&self) -> impl Iterator<Item = &Volume> {
+        let used: BTreeSet<&str> = self
+            .containers()
+            .flat_map(|(_, c)| {
+                let mounts = c.volume_mounts.iter().flatten().map(|mount| mount.name.as_str());
+                let devices = c.volume_devices.iter().flatten().map(|device| device.name.as_str());
+                let sources = c.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref());
+                let files =
+                    sources.filter_map(|source| Some(source.file_key_ref.as_ref()?.volume_name.as_str()));
+                mounts.chain(devices).chain(files)
+            })
+            .collect();
+        self.spec.volumes.iter().flatten().filter(move |volume| used.contains(volume.name.as_str()))
     }
 
     pub fn deleting(&self) -> bool {
@@ -374,7 +393,6 @@ pub enum Setup {
     Doing,
     Done,
     Failed {
-        message: String,
         retry_at: Timestamp,
     },
 }
@@ -401,7 +419,7 @@ impl Live {
     /// The node's clock was set: what is waited for is as far away as before.
     pub fn clock_was_set(&mut self, by: SignedDuration) {
         let retry = match &mut self.setup {
-            Setup::Failed { retry_at, .. } => Some(retry_at),
+            Setup::Failed { retry_at } => Some(retry_at),
             _ => None,
         };
         move_times([retry, self.resize_retry.as_mut(), self.ending.as_mut()].into_iter().flatten(), by);

@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     admit,
     hooks::{self, Fault, Target},
-    jobs::{self, Deadline, Done},
+    jobs::{self, Deadline, Done, Hindrance},
     plan::{self, Action, Plan},
     probes::{self, Kind},
     qos,
@@ -219,6 +219,7 @@ impl Worker {
                     wanted.ending = self.wanted.ending.clone();
                     self.wanted = wanted;
                     self.wanted.allocate(&self.record.allocated);
+                    self.want_new_volumes();
                     // Labels and annotations are shown in volumes.
                     self.refresh();
                 }
@@ -257,7 +258,7 @@ impl Worker {
             }
             Mail::Items => {
                 let now = self.shared.clock.now();
-                if let Setup::Failed { retry_at, .. } = &mut self.live.setup {
+                if let Setup::Failed { retry_at } = &mut self.live.setup {
                     *retry_at = now;
                 }
                 for container in self.live.containers.values_mut() {
@@ -510,20 +511,26 @@ impl Worker {
                 if !self.sandbox_exists
                     && let Err(message) = jobs::runtime_handler(&shared, &wanted)
                 {
-                    self.setup_failed("FailedCreatePodSandBox", message);
+                    self.setup_failed(("FailedCreatePodSandBox", vec![message]));
                     return;
                 }
                 if let Err(message) = self.take_address() {
-                    self.setup_failed("FailedCreatePodSandBox", message);
+                    self.setup_failed(("FailedCreatePodSandBox", vec![message]));
                     return;
                 }
                 if !self.sandbox_exists && self.record.epoch > 0 && self.setup_tries == 0 {
                     let message = "Pod sandbox changed, it will be killed and re-created.";
                     self.say(None, false, "SandboxChanged", message);
                 }
-                let ip = self.record.ip;
+                let (ip, runs) = (self.record.ip, self.sandbox_exists);
+                let volumes = Arc::clone(&self.volumes);
                 self.live.setup = Setup::Doing;
-                self.jobs.spawn(async move { Done::Setup(jobs::set_up(&shared, &wanted, ip).await) });
+                self.jobs.spawn(async move {
+                    let mut there = volumes.lock().await;
+                    let result = jobs::set_up(&shared, &wanted, ip, runs).await;
+                    *there |= result.is_ok();
+                    Done::Setup(result)
+                });
             }
             Action::Prepare { container } => {
                 self.live(&container).job = Some(Job::Preparing);
@@ -609,15 +616,14 @@ impl Worker {
         Ok(())
     }
 
-    fn setup_failed(&mut self, reason: &str, message: String) {
-        let again = matches!(&self.live.setup, Setup::Failed { message: old, .. } if *old == message);
-        if !again || self.setup_tries.is_multiple_of(8) {
-            self.say(None, true, reason, message.clone());
+    fn setup_failed(&mut self, (reason, messages): Hindrance) {
+        for message in messages {
+            self.say(None, true, reason, message);
         }
         let pause = SignedDuration::from_secs(SETUP_RETRY_SECONDS_FIRST << self.setup_tries.min(7));
         self.setup_tries += 1;
         let retry_at = self.shared.clock.now() + pause.min(plan::SETUP_RETRY_MAX);
-        self.live.setup = Setup::Failed { message, retry_at };
+        self.live.setup = Setup::Failed { retry_at };
     }
 
     async fn finish(&mut self, done: Done) {
@@ -625,7 +631,6 @@ impl Worker {
             Done::Setup(Ok((mounted, tokens))) => {
                 self.mounted = mounted;
                 self.live.setup = Setup::Done;
-                *self.volumes.lock().await = true;
                 self.setup_tries = 0;
                 if !self.sandbox_exists {
                     self.record.epoch += 1;
@@ -633,8 +638,9 @@ impl Worker {
                 }
                 self.schedule_refresh(&tokens);
                 jobs::publish_host_ports(&self.shared, &self.wanted, self.record.ip);
+                self.want_new_volumes();
             }
-            Done::Setup(Err((reason, message))) => self.setup_failed(reason, message),
+            Done::Setup(Err(hindrance)) => self.setup_failed(hindrance),
             Done::Prepared { container, result } => self.prepared(container, result).await,
             Done::Started { container, attempt, result } => {
                 self.was_started(&container, attempt, result).await;
@@ -963,10 +969,23 @@ impl Worker {
         self.next_refresh = first.map(|left| Instant::now() + left.max(jobs::REFRESH_RETRY));
     }
 
+    /// A container that was added may use a volume that nobody has used before.
+    fn want_new_volumes(&mut self) {
+        let known = |name: &str| self.mounted.contains_key(name);
+        if self.live.setup == Setup::Done && self.wanted.volumes().any(|volume| !known(&volume.name)) {
+            self.live.setup = Setup::No;
+        }
+    }
+
     /// Brings the contents of volumes up to date, in the background.
     fn refresh(&mut self) {
         self.next_refresh = None;
-        if self.live.setup != Setup::Done || self.live.tearing {
+        let there = match self.live.setup {
+            Setup::Done => true,
+            Setup::Doing => false,
+            Setup::No | Setup::Failed { .. } => !self.mounted.is_empty(),
+        };
+        if !there || self.live.tearing {
             return;
         }
         // One at a time: they write the same folders.

@@ -298,3 +298,83 @@ fn pods_that_write_more_than_they_may_have_to_go() {
     }
     assert_eq!(node.k(&["get", "pod", "modest", "-o", "jsonpath={.status.phase}"]), "Running");
 }
+
+/// Whether a tmpfs of this kernel can be kept out of the swap space.
+fn knows_noswap() -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let mounted =
+        nix::mount::mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("noswap"));
+    mounted.is_ok_and(|()| nix::mount::umount2(dir.path(), MntFlags::MNT_DETACH).is_ok())
+}
+
+#[test]
+fn volumes_are_told_of_until_they_are_there_and_missed_only_where_they_are_used() {
+    let node = board_with_busybox("missing");
+    let events = |pod: &str| format!("involvedObject.name={pod},reason=FailedMount");
+    let told = "jsonpath={range .items[*]}{.type} {.message} ({.count} times){\"\\n\"}{end}";
+    let wait_told = |pod: &str, words: &str| {
+        let args = ["get", "events", "--field-selector", &events(pod), "-o", told];
+        node.wait_output(&args, words, |text| text.contains(words));
+    };
+    let uses = |name: &str, node_name: &str, volumes: &str| {
+        let mounts = "    volumeMounts: [{name: v, mountPath: /v}, {name: m, mountPath: /m}]";
+        let spec = format!(
+            "  nodeName: {node_name}\n  containers:\n{}  volumes: [{volumes}, {{name: m, emptyDir: {{medium: Memory}}}}]",
+            container("c", SLEEP, mounts)
+        );
+        node.apply(&pod(name, &spec));
+    };
+    // Nobody asked the scheduler, which would not have let them come here.
+    uses("claims", &node.name, "{name: v, persistentVolumeClaim: {claimName: data}}");
+    let prefix = "Warning Unable to attach or mount volumes: unmounted volumes=[v], unattached volumes=[], failed to process volumes=[v]: error processing PVC default/data:";
+    wait_told(
+        "claims",
+        &format!("{prefix} failed to fetch PVC from API server: persistentvolumeclaims \"data\" not found"),
+    );
+    let claim = |class: &str| {
+        format!(
+            "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: data}}\nspec: {{storageClassName: {class}, accessModes: [ReadWriteOnce], resources: {{requests: {{storage: 1Mi}}}}}}\n"
+        )
+    };
+    node.apply(&claim("nobodys"));
+    wait_told("claims", &format!("{prefix} PVC is not bound (1 times)"));
+    // It is tried again and again, and told each time.
+    wait_told("claims", &format!("{prefix} PVC is not bound (2 times)"));
+    let host = node.dir.path().join("host");
+    fs::create_dir(&host).unwrap();
+    node.apply(&format!(
+        "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: own}}\nspec: {{storageClassName: nobodys, accessModes: [ReadWriteOnce], capacity: {{storage: 1Mi}}, hostPath: {{path: {}}}}}\n",
+        host.display()
+    ));
+    wait_ready(&node, &["claims"]);
+    let mounts = node.k(&["exec", "claims", "--", "/bin/busybox", "grep", " /m tmpfs ", "/proc/mounts"]);
+    assert_eq!(mounts.contains("noswap"), knows_noswap(), "{mounts}");
+    // A claim that goes is kept for who has it, and given to nobody else.
+    node.k(&["delete", "pvc", "data", "--wait=false"]);
+    uses("late", &node.name, "{name: v, persistentVolumeClaim: {claimName: data}}");
+    wait_told("late", &format!("{prefix} PVC is being deleted"));
+    // All that is missing is told, each for itself.
+    uses("both", &node.name, "{name: v, secret: {secretName: absent}}, {name: w, configMap: {name: absent}}");
+    wait_told("both", "Warning MountVolume.SetUp failed for volume \"v\" : secret \"absent\" not found");
+
+    // Nobody uses `w`, until somebody looks into it.
+    node.apply("apiVersion: v1\nkind: Secret\nmetadata: {name: absent}\nstringData: {key: here}\n");
+    wait_ready(&node, &["both"]);
+    let debugger = r#"{"spec": {"ephemeralContainers": [{"name": "look", "image": "test.local/busybox:1", "imagePullPolicy": "Never", "command": ["/bin/sh", "-c", "cat /w/key"], "volumeMounts": [{"name": "w", "mountPath": "/w"}]}]}}"#;
+    node.k(&[
+        "patch",
+        "pod",
+        "both",
+        "--subresource=ephemeralcontainers",
+        "--type=strategic",
+        "-p",
+        debugger,
+    ]);
+    wait_told("both", "Warning MountVolume.SetUp failed for volume \"w\" : configmap \"absent\" not found");
+    node.k(&["create", "configmap", "absent", "--from-literal=key=seen"]);
+    node.wait_output(&["logs", "both", "-c", "look"], "the volume", |text| text == "seen");
+    assert_eq!(
+        node.k(&["get", "pod", "both", "-o", "jsonpath={.status.containerStatuses[0].restartCount}"]),
+        "0"
+    );
+}

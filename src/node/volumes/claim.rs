@@ -6,48 +6,102 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Volume};
 
 use super::{
-    super::{record::Wanted, shared::Shared},
-    Mounted, at, blocking, dir_of, nfs, patiently, payload, quota,
+    super::{ledger::Ledger, record::Wanted, shared::Shared},
+    Mounted, at, blocking, dir_of, nfs, ownership, patiently, payload, quota,
 };
 use crate::{
     kinds::{quantity::Quantity, volumes},
     mqtt::messages::ItemKind,
 };
 
-/// A failure, and the volume that it is told of.
-pub type Failure = (Option<String>, String);
+/// What a claim leads to.
+#[derive(Debug)]
+pub struct Found {
+    pub name: String,
+    volume: PersistentVolume,
+    /// No second pod may have it.
+    alone: bool,
+}
+
+/// The volume behind a claim. A pod that `runs` keeps what it has; others do not begin with a claim that
+/// goes.
+///
+/// # Errors
+/// Why there is none, in upstream's words (`pkg/kubelet/volumemanager/populator`).
+pub fn find(
+    shared: &Shared,
+    wanted: &Wanted,
+    volume: &Volume,
+    name: &str,
+    runs: bool,
+) -> Result<Found, String> {
+    let found = behind(&shared.ledger, &wanted.namespace, name, runs)
+        .map_err(|why| format!("error processing PVC {}/{name}: {why}", wanted.namespace))?;
+    let mode = found.volume.spec.as_ref().and_then(|spec| spec.volume_mode.as_deref());
+    let mounted = wanted
+        .containers()
+        .any(|(_, c)| c.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name));
+    match mode.unwrap_or("Filesystem") {
+        "Filesystem" if mounted => Ok(found),
+        mode if mounted => {
+            Err(format!("volume {} has volumeMode {mode}, but is specified in volumeMounts", volume.name))
+        }
+        "Block" => Ok(found),
+        mode => {
+            Err(format!("volume {} has volumeMode {mode}, but is specified in volumeDevices", volume.name))
+        }
+    }
+}
+
+fn behind(ledger: &Ledger, namespace: &str, name: &str, runs: bool) -> Result<Found, String> {
+    let claim: PersistentVolumeClaim =
+        ledger.object(ItemKind::PersistentVolumeClaim, namespace, name).ok_or_else(|| {
+            format!("failed to fetch PVC from API server: persistentvolumeclaims {name:?} not found")
+        })?;
+    let spec = claim.spec.unwrap_or_default();
+    if claim.metadata.deletion_timestamp.is_some() && !runs {
+        return Err("PVC is being deleted".to_owned());
+    }
+    if claim.status.as_ref().and_then(|s| s.phase.as_deref()) != Some("Bound") {
+        return Err("PVC is not bound".to_owned());
+    }
+    let Some(name) = spec.volume_name.filter(|name| !name.is_empty()) else {
+        return Err("PVC has empty pvc.Spec.VolumeName".to_owned());
+    };
+    let volume: PersistentVolume = ledger.object(ItemKind::PersistentVolume, "", &name).ok_or_else(|| {
+        format!("failed to fetch PV {name} from API server: persistentvolumes {name:?} not found")
+    })?;
+    let Some(owner) = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref()) else {
+        return Err(format!(
+            "found PV object {name} but it has a nil pv.Spec.ClaimRef indicating it is not yet bound to the claim"
+        ));
+    };
+    let [owner, claim] = [&owner.uid, &claim.metadata.uid].map(|uid| uid.as_deref().unwrap_or_default());
+    if owner != claim {
+        return Err(format!(
+            "found PV object {name} but its pv.Spec.ClaimRef.UID {owner} does not point to claim.UID {claim}"
+        ));
+    }
+    let alone = spec.access_modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod");
+    Ok(Found { name, volume, alone })
+}
 
 /// Makes the volume of a claim ready.
 ///
 /// # Errors
-/// What is wrong, with the volume's name where it is known.
+/// What is wrong with it.
 pub async fn ready(
     shared: &Shared,
     wanted: &Wanted,
-    name: &str,
+    found: Found,
+    claim: &str,
     read_only: bool,
-) -> Result<Mounted, Failure> {
-    let plain = |text: String| (None, text);
-    let claim: PersistentVolumeClaim = shared
-        .ledger
-        .object(ItemKind::PersistentVolumeClaim, &wanted.namespace, name)
-        .ok_or_else(|| plain(format!("persistentvolumeclaim {name:?} not found")))?;
-    let spec = claim.spec.unwrap_or_default();
-    let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
-    let volume_name = spec.volume_name.filter(|v| !v.is_empty() && bound).ok_or_else(|| {
-        plain(format!("error processing PVC {}/{name}: PVC is not bound", wanted.namespace))
-    })?;
-    let named = |text: String| (Some(volume_name.clone()), text);
-    let volume: PersistentVolume = shared
-        .ledger
-        .object(ItemKind::PersistentVolume, "", &volume_name)
-        .ok_or_else(|| named(format!("persistentvolume {volume_name:?} not found")))?;
-    let alone = spec.access_modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod");
-    take(shared, wanted, &volume_name, name, alone).map_err(named)?;
-    source(shared, wanted, &volume, &volume_name, read_only).await.map_err(named)
+) -> Result<Mounted, String> {
+    take(shared, wanted, &found.name, claim, found.alone)?;
+    source(shared, wanted, &found.volume, &found.name, read_only).await
 }
 
 /// Notes that the pod has the volume; a volume for one pod is refused to a second.
@@ -110,8 +164,7 @@ async fn source(
         ));
     };
     if let Some(group) = payload::Group::of(wanted).filter(|_| !read_only) {
-        let path = path.clone();
-        blocking(move || payload::own(&path, group, false).map_err(at(&path))).await?;
+        ownership::give(shared, wanted, name, path.clone(), group).await?;
     }
     Ok(Mounted { path, read_only })
 }

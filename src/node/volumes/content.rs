@@ -63,7 +63,7 @@ pub fn plugin(volume: &Volume) -> Option<&'static str> {
 /// The tokens of a pod, with what is on disk.
 pub fn tokens(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
     let mut out = Vec::new();
-    for volume in wanted.spec.volumes.iter().flatten() {
+    for volume in wanted.volumes() {
         let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
         for source in sources.filter_map(|s| s.service_account_token.as_ref()) {
             let file = dir_of(shared, wanted, "projected", &volume.name).join(&source.path);

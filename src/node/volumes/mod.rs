@@ -14,6 +14,7 @@ mod host;
 mod image;
 mod modules;
 mod nfs;
+mod ownership;
 pub mod payload;
 mod quota;
 mod subpath;
@@ -56,26 +57,66 @@ fn at(path: &Path) -> impl Fn(std::io::Error) -> String {
     move |error| format!("{}: {error}", path.display())
 }
 
-/// Makes every volume of the pod ready. `tokens` gives service account tokens.
+/// Why a volume is not ready.
+#[derive(Debug, PartialEq, Eq)]
+enum Failure {
+    /// Nobody knows yet what it is: its claim is not there, or not bound.
+    Unresolved(String),
+    /// It cannot be had now. What a claim leads to has a name of its own.
+    SetUp { name: Option<String>, error: String },
+}
+
+/// Makes every volume ready that the pod uses. `tokens` gives service account tokens; `runs` says that
+/// the pod is there already.
 ///
 /// # Errors
-/// The message of a `FailedMount` event.
+/// The messages of `FailedMount` events: one volume's failure keeps no other from being tried.
 pub async fn set_up(
     shared: &Shared,
     wanted: &Wanted,
     ip: Option<std::net::Ipv4Addr>,
     tokens: &[Token],
-) -> Result<BTreeMap<String, Mounted>, String> {
-    let mut ready = BTreeMap::new();
-    for volume in wanted.spec.volumes.iter().flatten() {
-        let mounted = one(shared, wanted, volume, ip, tokens).await.map_err(|(name, error)| {
-            let name = name.as_ref().unwrap_or(&volume.name);
-            format!("MountVolume.SetUp failed for volume {name:?} : {error}")
-        })?;
-        ready.insert(volume.name.clone(), mounted);
+    runs: bool,
+) -> Result<BTreeMap<String, Mounted>, Vec<String>> {
+    let (mut ready, mut failures) = (BTreeMap::new(), BTreeMap::new());
+    for volume in wanted.volumes() {
+        match one(shared, wanted, volume, ip, tokens, runs).await {
+            Ok(mounted) => drop(ready.insert(volume.name.clone(), mounted)),
+            Err(failure) => drop(failures.insert(volume.name.as_str(), failure)),
+        }
         crash::point(crash::DAEMON);
     }
-    Ok(ready)
+    if failures.is_empty() { Ok(ready) } else { Err(complaints(&failures)) }
+}
+
+/// What is told of volumes that are not ready, in upstream's words (`pkg/kubelet/volumemanager`,
+/// `pkg/volume/util/operationexecutor`).
+fn complaints(failures: &BTreeMap<&str, Failure>) -> Vec<String> {
+    let mut unresolved = (Vec::new(), Vec::new());
+    let mut all = Vec::new();
+    for (volume, failure) in failures {
+        match failure {
+            Failure::Unresolved(why) => {
+                unresolved.0.push(*volume);
+                unresolved.1.push(why.as_str());
+            }
+            Failure::SetUp { name, error } => {
+                let name = name.as_deref().unwrap_or(volume);
+                all.push(format!("MountVolume.SetUp failed for volume {name:?} : {error}"));
+            }
+        }
+    }
+    let (names, reasons) = unresolved;
+    if !names.is_empty() {
+        let unmounted: Vec<&str> = failures.keys().copied().collect();
+        all.push(format!(
+            "Unable to attach or mount volumes: unmounted volumes=[{}], unattached volumes=[], failed to process volumes=[{}]: {}",
+            unmounted.join(" "),
+            names.join(" "),
+            reasons.join("; ")
+        ));
+    }
+    all
 }
 
 async fn one(
@@ -84,15 +125,18 @@ async fn one(
     volume: &Volume,
     ip: Option<std::net::Ipv4Addr>,
     tokens: &[Token],
-) -> Result<Mounted, claim::Failure> {
-    let plain = |text: String| (None, text);
-    if let Some(source) = &volume.persistent_volume_claim {
-        return claim::ready(shared, wanted, &source.claim_name, source.read_only == Some(true)).await;
-    }
-    if volume.ephemeral.is_some() {
-        return claim::ready(shared, wanted, &format!("{}-{}", wanted.name, volume.name), false).await;
-    }
-    own(shared, wanted, volume, ip, tokens).await.map_err(plain)
+    runs: bool,
+) -> Result<Mounted, Failure> {
+    let plain = |error: String| Failure::SetUp { name: None, error };
+    let (claim, read_only) = match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(source), _) => (source.claim_name.clone(), source.read_only == Some(true)),
+        (None, Some(_)) => (format!("{}-{}", wanted.name, volume.name), false),
+        (None, None) => return own(shared, wanted, volume, ip, tokens).await.map_err(plain),
+    };
+    let found = claim::find(shared, wanted, volume, &claim, runs).map_err(Failure::Unresolved)?;
+    let name = found.name.clone();
+    let ready = claim::ready(shared, wanted, found, &claim, read_only).await;
+    ready.map_err(|error| Failure::SetUp { name: Some(name), error })
 }
 
 /// A volume that the pod itself describes.
@@ -237,7 +281,7 @@ pub async fn refresh(
 ) -> Result<bool, String> {
     claim::resize(shared, &wanted.uid).await;
     let mut changed = false;
-    for volume in wanted.spec.volumes.iter().flatten() {
+    for volume in wanted.volumes() {
         if let Some(plugin) = content::plugin(volume) {
             let files = content::files(shared, wanted, volume, ip, tokens)?;
             changed |= write(wanted, &dir_of(shared, wanted, plugin, &volume.name), files).await?;
@@ -378,4 +422,37 @@ fn mounts_below(dir: &Path) -> Vec<PathBuf> {
 /// Undoes the kernel's octal escapes of blanks in mount tables.
 fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_mounted_is_told_as_upstream_does() {
+        let unresolved = |why: &str| Failure::Unresolved(why.to_owned());
+        let set_up = |name: Option<&str>, error: &str| Failure::SetUp {
+            name: name.map(str::to_owned),
+            error: error.to_owned(),
+        };
+        let one = BTreeMap::from([("cfg", set_up(None, "configmap \"c\" not found"))]);
+        assert_eq!(
+            complaints(&one),
+            ["MountVolume.SetUp failed for volume \"cfg\" : configmap \"c\" not found"]
+        );
+        let all = BTreeMap::from([
+            ("logs", unresolved("error processing PVC ns/logs: PVC is not bound")),
+            ("data", unresolved("error processing PVC ns/data: PVC is being deleted")),
+            ("share", set_up(Some("pv-1"), "the file system is silent")),
+        ]);
+        assert_eq!(
+            complaints(&all),
+            [
+                "MountVolume.SetUp failed for volume \"pv-1\" : the file system is silent",
+                "Unable to attach or mount volumes: unmounted volumes=[data logs share], unattached volumes=[], \
+                 failed to process volumes=[data logs]: error processing PVC ns/data: PVC is being deleted; \
+                 error processing PVC ns/logs: PVC is not bound",
+            ]
+        );
+    }
 }

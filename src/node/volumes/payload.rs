@@ -11,6 +11,7 @@ use std::{
         unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink},
     },
     path::{Component, Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use nix::fcntl::{AtFlags, OFlag};
@@ -155,6 +156,14 @@ fn group_mode(is_dir: bool, read_only: bool) -> u32 {
 /// # Errors
 /// The file system's refusal.
 pub fn own(path: &Path, group: Group, read_only: bool) -> io::Result<()> {
+    own_counting(path, group, read_only, &AtomicU64::new(0))
+}
+
+/// As [`own`]; `files` says how many are done.
+///
+/// # Errors
+/// The file system's refusal.
+pub fn own_counting(path: &Path, group: Group, read_only: bool, files: &AtomicU64) -> io::Result<()> {
     if group.on_root_mismatch {
         let meta = fs::metadata(path)?;
         let more = group_mode(true, read_only);
@@ -162,7 +171,7 @@ pub fn own(path: &Path, group: Group, read_only: bool) -> io::Result<()> {
             return Ok(());
         }
     }
-    give(&place(path)?, group.id, read_only)
+    give(&place(path)?, group.id, read_only, files)
 }
 
 /// Opens as a place, not following a link at its end.
@@ -171,7 +180,8 @@ fn place(path: &Path) -> io::Result<fs::File> {
     fs::OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
 }
 
-fn give(place: &fs::File, group: u32, read_only: bool) -> io::Result<()> {
+fn give(place: &fs::File, group: u32, read_only: bool, files: &AtomicU64) -> io::Result<()> {
+    files.fetch_add(1, Ordering::Relaxed);
     let meta = place.metadata()?;
     let empty = Path::new("");
     let gid = Some(nix::unistd::Gid::from_raw(group));
@@ -186,7 +196,7 @@ fn give(place: &fs::File, group: u32, read_only: bool) -> io::Result<()> {
     if meta.is_dir() {
         for entry in fs::read_dir(&here)? {
             match self::place(&entry?.path()) {
-                Ok(inner) => give(&inner, group, read_only)?,
+                Ok(inner) => give(&inner, group, read_only, files)?,
                 // Another pod that has the volume too may remove files meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
@@ -228,6 +238,21 @@ mod tests {
         fs::remove_file(dir.join("c")).unwrap();
         assert!(write(dir, &files(&[("a", "3"), ("c", "")]), None).unwrap());
         assert!(dir.join("c").exists());
+    }
+
+    #[test]
+    fn what_is_given_to_a_group_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("d")).unwrap();
+        fs::write(dir.path().join("d/f"), "").unwrap();
+        symlink("/", dir.path().join("l")).unwrap();
+        let id = fs::metadata(dir.path()).unwrap().gid();
+        let done = |on_root_mismatch| {
+            let files = AtomicU64::new(0);
+            own_counting(dir.path(), Group { id, on_root_mismatch }, false, &files).unwrap();
+            files.into_inner()
+        };
+        assert_eq!((done(false), done(true)), (4, 0));
     }
 
     #[test]
