@@ -7,7 +7,11 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, PodSpec};
 
-use super::record::{Verdict, Wanted};
+use super::{
+    preempt,
+    qos::{self, Class},
+    record::{CRITICAL_PRIORITY, Verdict, Wanted},
+};
 use crate::kinds::{
     placement::{self, HostPort},
     quantity::Quantity,
@@ -30,9 +34,6 @@ const SAFE_SYSCTLS: [&str; 12] = [
     "net.ipv4.tcp_syncookies",
     "net.ipv4.tcp_wmem",
 ];
-/// A pod of at least this priority is needed by the node or the cluster.
-const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
-
 /// What a node is to a pod.
 #[derive(Debug, Clone, Default)]
 pub struct Ground {
@@ -56,8 +57,16 @@ fn refusal(reason: impl Into<String>, message: impl std::fmt::Display) -> Verdic
     Verdict { reason: reason.into(), message, rejected: true, ..Verdict::default() }
 }
 
+/// What becomes of a pod that comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    Taken,
+    /// It is needed, and other pods have what it asks for.
+    Needs(Vec<Lack>),
+}
+
 /// Takes a pod or says why not.
-pub fn admit(wanted: &Wanted, ground: &Ground) -> Result<(), Verdict> {
+pub fn admit(wanted: &Wanted, ground: &Ground) -> Result<Admission, Verdict> {
     let spec = &wanted.spec;
     let labels = wanted.pod.metadata.labels.as_ref();
     if labels.and_then(|labels| labels.get("kubernetes.io/os")).is_some_and(|os| os != "linux") {
@@ -80,7 +89,8 @@ pub fn admit(wanted: &Wanted, ground: &Ground) -> Result<(), Verdict> {
     if !ground.selinux && wants_selinux(wanted) {
         return Err(refusal("SELinux", "Cannot enforce SELinux: SELinux is not enabled on the host"));
     }
-    if let Err(Lack { resource, requested, used, capacity }) = fit(&requests(spec), ground) {
+    let lacks = lacks(&requests(spec), ground);
+    if let Some(Lack { resource, requested, used, capacity }) = lacks.first().filter(|_| !wanted.critical()) {
         return Err(refusal(
             format!("OutOf{resource}"),
             format!(
@@ -88,7 +98,33 @@ pub fn admit(wanted: &Wanted, ground: &Ground) -> Result<(), Verdict> {
             ),
         ));
     }
-    predicates(spec, ground)
+    predicates(spec, ground)?;
+    Ok(if lacks.is_empty() { Admission::Taken } else { Admission::Needs(lacks) })
+}
+
+/// The pods that go for a critical one which lacks something: such as may, by uid.
+///
+/// # Errors
+/// The refusal: nobody has it.
+pub fn victims(wanted: &Wanted, allocations: &Allocations, lacks: &[Lack]) -> Result<Vec<String>, Verdict> {
+    let lesser = |share: &Share| {
+        let critical = share.priority.is_some_and(|priority| priority >= CRITICAL_PRIORITY);
+        !critical || wanted.spec.priority.zip(share.priority).is_some_and(|(own, other)| own > other)
+    };
+    let candidates: Vec<_> = allocations
+        .iter()
+        .filter(|(uid, share)| **uid != wanted.uid && lesser(share))
+        .map(|(uid, share)| preempt::Candidate { uid, class: share.class, requests: &share.amounts })
+        .collect();
+    let chosen = preempt::choose(&candidates, lacks).map_err(|why| {
+        refusal(
+            "UnexpectedAdmissionError",
+            format!(
+                "Unexpected error while attempting to recover from admission failure: preemption: error finding a set of pods to preempt: {why}"
+            ),
+        )
+    })?;
+    Ok(chosen.into_iter().map(str::to_owned).collect())
 }
 
 /// What the scheduler sees to; a pod that names its node has not asked it.
@@ -127,6 +163,11 @@ pub fn requests(spec: &PodSpec) -> ResourceList {
 /// Whether amounts fit beside what is used. An extended resource that the node does not have at all is
 /// not its business: somebody gives it out for the whole cluster.
 pub fn fit(requests: &ResourceList, ground: &Ground) -> Result<(), Lack> {
+    lacks(requests, ground).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// As [`fit`], all that is lacking.
+fn lacks(requests: &ResourceList, ground: &Ground) -> Vec<Lack> {
     // What is told first is what upstream looks at first.
     let order = |resource: &str| {
         let first = ["pods", "cpu", "memory", "ephemeral-storage"];
@@ -134,28 +175,26 @@ pub fn fit(requests: &ResourceList, ground: &Ground) -> Result<(), Lack> {
     };
     let mut wanted: Vec<_> = requests.iter().filter(|(_, amount)| !amount.is_zero()).collect();
     wanted.sort_by_key(|(resource, _)| order(resource));
-    for (resource, amount) in wanted {
+    let lack = |(resource, amount): (&String, &Quantity)| {
         let units = |q: Quantity| if resource == "cpu" { q.milli_value() } else { q.value() };
         let amount_in = |list: &ResourceList| list.get(resource).copied().map(units);
         let capacity = match amount_in(&ground.allocatable) {
-            None if resource_names::is_extended(resource) => continue,
+            None if resource_names::is_extended(resource) => return None,
             capacity => capacity.unwrap_or(0),
         };
         let used = amount_in(&ground.used).unwrap_or(0);
         let requested = units(*amount);
-        if requested > capacity - used {
-            return Err(Lack { resource: resource.clone(), requested, used, capacity });
-        }
-    }
-    Ok(())
+        (requested > capacity - used).then(|| Lack { resource: resource.clone(), requested, used, capacity })
+    };
+    wanted.into_iter().filter_map(lack).collect()
 }
 
 /// Under pressure a node takes no more pods of the kind it would evict first.
 fn pressure(wanted: &Wanted, ground: &Ground) -> Result<(), Verdict> {
-    if wanted.spec.priority.is_some_and(|p| p >= SYSTEM_CRITICAL_PRIORITY) {
+    if wanted.critical() {
         return Ok(());
     }
-    let best_effort = super::qos::class(&wanted.spec) == super::qos::Class::BestEffort;
+    let best_effort = qos::class(&wanted.spec) == Class::BestEffort;
     let tolerated = wanted.spec.tolerations.iter().flatten().any(|t| {
         let any = t.key.as_deref().unwrap_or_default().is_empty() && t.operator.as_deref() == Some("Exists");
         any || t.key.as_deref() == Some("node.kubernetes.io/memory-pressure")
@@ -231,33 +270,43 @@ fn wants_selinux(wanted: &Wanted) -> bool {
     pod || wanted.containers().any(|(_, c)| own(c))
 }
 
-/// What a pod has of its node.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// What a pod has of its node, and what it is to a critical one that needs it.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Share {
     pub amounts: ResourceList,
     pub ports: Vec<HostPort>,
+    pub priority: Option<i32>,
+    pub class: Class,
+    /// What it takes to end (seconds).
+    pub grace_seconds: i64,
 }
 
 impl Share {
-    /// Of a pod that was given `spec` and still has what is `in_force`.
-    pub fn of(spec: &PodSpec, in_force: &PodSpec) -> Self {
-        let mut amounts = requests(spec);
+    /// Of a pod that was given what it asks for and still has what is `in_force`.
+    pub fn of(wanted: &Wanted, in_force: &PodSpec) -> Self {
+        let mut amounts = requests(&wanted.spec);
         resources::raise(&mut amounts, &requests(in_force));
-        Self { amounts, ports: placement::host_ports(spec) }
+        Self {
+            amounts,
+            ports: placement::host_ports(&wanted.spec),
+            priority: wanted.spec.priority,
+            class: qos::class(&wanted.spec),
+            grace_seconds: wanted.grace_seconds(),
+        }
     }
 }
 
 /// What pods of this node have been given, by uid.
 pub type Allocations = BTreeMap<String, Share>;
 
-/// The sum of what all pods but one have.
-pub fn used_by_others(allocations: &Allocations, uid: &str) -> Share {
-    let mut total = Share::default();
+/// The sum of what all pods but one have, and their ports.
+pub fn used_by_others(allocations: &Allocations, uid: &str) -> (ResourceList, Vec<HostPort>) {
+    let (mut amounts, mut ports) = (ResourceList::new(), Vec::new());
     for share in allocations.iter().filter(|(other, _)| *other != uid).map(|(_, share)| share) {
-        resources::add(&mut total.amounts, &share.amounts);
-        total.ports.extend_from_slice(&share.ports);
+        resources::add(&mut amounts, &share.amounts);
+        ports.extend_from_slice(&share.ports);
     }
-    total
+    (amounts, ports)
 }
 
 #[cfg(test)]
@@ -266,21 +315,36 @@ mod tests {
 
     use super::*;
 
+    fn wanted(spec: serde_json::Value, labels: serde_json::Value) -> Wanted {
+        let metadata = json!({"name": "p", "namespace": "ns", "uid": "u", "labels": labels});
+        Wanted::new(serde_json::from_value(json!({ "metadata": metadata, "spec": spec })).unwrap())
+    }
+
     fn verdict(spec: serde_json::Value, ground: &Ground) -> String {
-        let pod =
-            serde_json::json!({ "metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": spec });
-        let wanted = Wanted::new(serde_json::from_value(pod).unwrap());
-        match admit(&wanted, ground) {
-            Ok(()) => "admitted".to_owned(),
+        told(admit(&wanted(spec, json!({})), ground))
+    }
+
+    fn told(admission: Result<Admission, Verdict>) -> String {
+        match admission {
+            Ok(Admission::Taken) => "admitted".to_owned(),
+            Ok(Admission::Needs(lacks)) => lacks.into_iter().map(|lack| lack.resource + " ").collect(),
             Err(verdict) => format!("{}: {}", verdict.reason, verdict.message),
         }
     }
 
+    fn list(pairs: &[(&str, &str)]) -> ResourceList {
+        pairs.iter().map(|(n, q)| ((*n).to_owned(), q.parse().unwrap())).collect()
+    }
+
+    /// A pod of one container that asks for so much.
+    fn asks(cpu: &str, more: serde_json::Value) -> serde_json::Value {
+        let mut spec = json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec
+    }
+
     #[test]
     fn pods_are_refused_in_kubelets_words() {
-        let list = |pairs: &[(&str, &str)]| -> ResourceList {
-            pairs.iter().map(|(n, q)| ((*n).to_owned(), q.parse().unwrap())).collect()
-        };
         let ground = Ground {
             allocatable: list(&[("cpu", "2"), ("memory", "1Gi"), ("pods", "3"), ("example.com/foo", "2")]),
             used: list(&[("cpu", "1500m"), ("pods", "1"), ("example.com/foo", "1")]),
@@ -306,8 +370,7 @@ mod tests {
             spec
         };
         let sysctl = |name: &str| json!({"securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
-        let cpu =
-            |amount: &str| json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": amount}}}]});
+        let cpu = |amount: &str| asks(amount, json!({}));
         let extended = |name: &str, n: i32| json!({"containers": [{"name": "c", "resources": {"requests": {name: n.to_string()}}}]});
         for (spec, expect) in [
             (with(json!({})), "admitted"),
@@ -374,12 +437,78 @@ mod tests {
         );
         let tolerations = json!([{"key": "old", "operator": "Exists", "tolerationSeconds": 5}]);
         assert_eq!(verdict(with(json!({"tolerations": tolerations})), &tainted), "admitted");
-        let pressed = Ground { memory_pressure: true, ..empty };
+        let pressed = Ground { memory_pressure: true, ..empty.clone() };
         assert_eq!(
             verdict(with(json!({})), &pressed),
             "Evicted: Pod was rejected: The node had condition: [MemoryPressure]. "
         );
         assert_eq!(verdict(cpu("1"), &pressed), "admitted");
+        let full = Ground { disk_pressure: true, pid_pressure: true, ..empty };
+        assert_eq!(
+            verdict(cpu("1"), &full),
+            "Evicted: Pod was rejected: The node had condition: [DiskPressure PIDPressure]. "
+        );
+        assert_eq!(verdict(asks("1", json!({"priority": 2_000_000_000})), &full), "admitted");
+    }
+
+    #[test]
+    fn a_pod_for_another_system_is_refused_by_its_label() {
+        let ground = Ground { allocatable: list(&[("cpu", "2"), ("pods", "3")]), ..Ground::default() };
+        let labelled =
+            |os: &str| told(admit(&wanted(asks("1", json!({})), json!({"kubernetes.io/os": os})), &ground));
+        assert_eq!(labelled("linux"), "admitted");
+        assert_eq!(
+            labelled("windows"),
+            "PodOSSelectorNodeLabelDoesNotMatch: Pod was rejected: Failed to admit pod as the `kubernetes.io/os` label doesn't match node label"
+        );
+    }
+
+    #[test]
+    fn a_critical_pod_gets_what_lesser_ones_have() {
+        let ground = Ground {
+            allocatable: list(&[("cpu", "2"), ("memory", "1Gi"), ("pods", "2")]),
+            used: list(&[("cpu", "1800m"), ("pods", "2")]),
+            node: serde_json::from_value(json!({"metadata": {"name": "n", "labels": {"disk": "ssd"}}}))
+                .unwrap(),
+            ..Ground::default()
+        };
+        let priority = |priority: i64| asks("500m", json!({"priority": priority}));
+        assert!(verdict(priority(1_999_999_999), &ground).starts_with("OutOfpods: "));
+        assert_eq!(verdict(priority(2_000_000_000), &ground), "pods cpu ");
+        let elsewhere = asks("500m", json!({"priority": 2_000_001_000, "nodeSelector": {"disk": "hdd"}}));
+        assert!(verdict(elsewhere, &ground).starts_with("NodeAffinity: "), "nobody can help that");
+
+        let critical = wanted(priority(2_000_000_000), json!({}));
+        let share = |cpu: &str, priority: i64| {
+            let pod = wanted(asks(cpu, json!({"priority": priority})), json!({}));
+            Share::of(&pod, &pod.spec)
+        };
+        let here = |shares: &[(&str, Share)]| -> Allocations {
+            shares.iter().map(|(uid, share)| ((*uid).to_owned(), share.clone())).collect()
+        };
+        let lacks = fit(&requests(&critical.spec), &ground).unwrap_err();
+        let go = |shares: &[(&str, Share)]| {
+            victims(&critical, &here(shares), std::slice::from_ref(&lacks))
+                .map_err(|verdict| told(Err(verdict)))
+        };
+        assert_eq!(go(&[("a", share("1", 5)), ("b", share("800m", 0))]), Ok(vec!["b".to_owned()]));
+        assert_eq!(
+            go(&[("a", share("1", 2_000_000_000)), ("b", share("800m", 2_000_001_000))]),
+            Err("UnexpectedAdmissionError: Pod was rejected: Unexpected error while attempting to recover from admission failure: preemption: error finding a set of pods to preempt: no set of running pods found to reclaim resources: [(res: pods, q: 1), ]".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_pod_between_two_sizes_has_the_larger_of_each() {
+        let pod = |cpu: &str, memory: &str| {
+            let requests = json!({"cpu": cpu, "memory": memory});
+            wanted(json!({"containers": [{"name": "c", "resources": {"requests": requests}}]}), json!({}))
+        };
+        let (given, has) = (pod("200m", "300Mi"), pod("500m", "100Mi"));
+        let share = Share::of(&given, &has.spec);
+        assert_eq!(share.amounts, list(&[("cpu", "500m"), ("memory", "300Mi"), ("pods", "1")]));
+        let all: Allocations = [("u".to_owned(), share.clone()), ("v".to_owned(), share)].into();
+        assert_eq!(used_by_others(&all, "u").0, list(&[("cpu", "500m"), ("memory", "300Mi"), ("pods", "1")]));
     }
 
     #[test]

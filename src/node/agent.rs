@@ -33,8 +33,8 @@ use super::{
     local::{Command, Local},
     logs,
     parts::Parts,
-    record::{Record, Verdict, Wanted, parse_container_id},
-    shared::{Options, Outbox, Pressure, Shared},
+    record::{Record, Wanted, parse_container_id},
+    shared::{Options, Outbox, Pressure, Shared, Victims},
     streams,
     usage::Looks,
     worker::{Mail, Mailbox, Worker},
@@ -247,6 +247,10 @@ impl Agent {
             pressure: Mutex::default(),
             looks: Looks::default(),
             evictions: Mutex::default(),
+            preemptions: Mutex::default(),
+            admitting: Mutex::default(),
+            room: watch::Sender::default(),
+            victims: Victims::default(),
             info: Mutex::new(info),
             host_ports: Mutex::default(),
             host_ports_changed: Notify::new(),
@@ -329,8 +333,7 @@ impl Agent {
         let mut arrivals = shared.images.arrivals();
         let mut beat = tokio::time::interval_at(Instant::now() + shared.options.beat, shared.options.beat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (evict, mut evictions) = mpsc::channel(1);
-        let watching = tokio::spawn(watch_resources(Arc::clone(&shared), evict));
+        let watching = tokio::spawn(watch_resources(Arc::clone(&shared)));
         loop {
             tokio::select! {
                 biased;
@@ -356,9 +359,11 @@ impl Agent {
                 () = shared.outbox.changed.notified() => self.send_news().await,
                 () = shared.asks.changed.notified() => self.send_news().await,
                 () = shared.host_ports_changed.notified() => self.apply_services().await,
-                Some((uid, verdict)) = evictions.recv() => {
-                    if let Some(pod) = self.pods.get(&uid) {
-                        pod.mailbox.send(Mail::Evict(verdict)).await;
+                () = shared.victims.changed.notified() => {
+                    for (uid, verdict) in shared.victims.take() {
+                        if let Some(pod) = self.pods.get(&uid) {
+                            pod.mailbox.send(Mail::Evict(verdict)).await;
+                        }
                     }
                 }
                 () = shared.isolation.changed.notified() => self.apply_policies().await,
@@ -715,6 +720,7 @@ impl Agent {
     /// Makes the workers be those of the wanted pods, and tells them of what has changed.
     async fn reconcile(&mut self, changed: &BTreeSet<ItemKey>) {
         let mut wanted = BTreeSet::new();
+        let mut fresh = Vec::new();
         for item in self.shared.ledger.items(ItemKind::Pod) {
             let Some(uid) = uid_of(&item) else { continue };
             wanted.insert(uid.clone());
@@ -724,8 +730,12 @@ impl Agent {
                     pod.mailbox.send(Mail::Wanted(item)).await;
                 }
                 Some(_) => {}
-                None => self.begin(uid, &item),
+                None => fresh.extend(self.begin(uid, &item)),
             }
+        }
+        // Only now: what all of them have is noted before it is decided on one that has come.
+        for worker in fresh {
+            self.workers.spawn(worker.run(self.stop_workers.clone()));
         }
         for (_, pod) in self.pods.iter().filter(|(uid, _)| !wanted.contains(*uid)) {
             pod.mailbox.send(Mail::Removed).await;
@@ -748,12 +758,13 @@ impl Agent {
         }
     }
 
-    fn begin(&mut self, uid: String, item: &Arc<Item>) {
+    /// The worker of a pod that is new here, to be run.
+    fn begin(&mut self, uid: String, item: &Arc<Item>) -> Option<Worker> {
         let pod: Pod = match item.read() {
             Ok(pod) => pod,
             Err(error) => {
                 tracing::error!(%error, "a pod cannot be read");
-                return;
+                return None;
             }
         };
         let record = self.shared.ledger.record(&uid).unwrap_or_default();
@@ -762,7 +773,7 @@ impl Agent {
             Worker::new(Arc::clone(&self.shared), Wanted::new(pod), record, exists, false);
         let entry = Entry { hash: item.hash.clone(), namespace: item.key.namespace.clone(), mailbox };
         self.pods.insert(uid, entry);
-        self.workers.spawn(worker.run(self.stop_workers.clone()));
+        Some(worker)
     }
 
     async fn reap(&mut self, ended: Result<String, tokio::task::JoinError>) {
@@ -883,16 +894,14 @@ impl Agent {
 }
 
 /// Looks after what the node runs short of, for ever: evicts, and keeps the logs within their bound.
-async fn watch_resources(shared: Arc<Shared>, evict: mpsc::Sender<(String, Verdict)>) {
+async fn watch_resources(shared: Arc<Shared>) {
     let mut manager = Manager::default();
     let mut period = tokio::time::interval(eviction::PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         period.tick().await;
-        for victim in manager.look(&shared).await {
-            if evict.send(victim).await.is_err() {
-                return;
-            }
+        for (uid, verdict) in manager.look(&shared).await {
+            shared.victims.add(uid, verdict);
         }
         let (logs, max) = (shared.options.pod_logs.clone(), shared.options.limits.pod_logs_max_size);
         if tokio::task::spawn_blocking(move || logs::keep_within(&logs, max)).await.is_err() {

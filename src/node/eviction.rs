@@ -30,8 +30,6 @@ use crate::{
 pub const PERIOD: Duration = Duration::from_secs(10);
 /// What a pod gets to end when there is no time (kubelet's `immediateEvictionGracePeriodSeconds`).
 const IMMEDIATE_GRACE_SECONDS: i64 = 1;
-/// A pod of at least this priority is not evicted (`IsCriticalPod`).
-const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
 /// What is there of one signal, and the whole of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -252,9 +250,8 @@ fn pods(shared: &Shared) -> Vec<Pod> {
         Some(Pod { wanted, record })
     });
     all.filter(|pod| {
-        let critical = pod.wanted.spec.priority.is_some_and(|p| p >= CRITICAL_PRIORITY);
         let over = matches!(pod.record.status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        !critical && !over && !pod.wanted.deleting() && pod.record.verdict.is_none()
+        !pod.wanted.critical() && !over && !pod.wanted.deleting() && pod.record.verdict.is_none()
     })
     .collect()
 }

@@ -4,7 +4,7 @@
 //! Sources: `pkg/kubelet/metrics/collectors`, cadvisor's `metrics/prometheus.go`,
 //! `k8s.io/kubelet/pkg/apis/stats/v1alpha1`; the Prometheus text format 0.0.4.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _, sync::Mutex};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -93,16 +93,10 @@ async fn own(shared: &Shared) -> String {
     .line(&[], sandboxes);
     Family::new(&mut out, "kubelet_node_name", "gauge", "[ALPHA] The node's name. The count is always 1.")
         .line(&[("node", &shared.options.node)], 1);
-    let evictions = shared.evictions.lock().expect("no holder of the evictions' lock panics").clone();
-    let mut family = Family::new(
-        &mut out,
-        "kubelet_evictions",
-        "counter",
-        "[ALPHA] Cumulative number of pod evictions by eviction signal",
-    );
-    for (signal, times) in evictions {
-        family.line(&[("eviction_signal", signal)], times);
-    }
+    let evictions = "[ALPHA] Cumulative number of pod evictions by eviction signal";
+    count_by(&mut out, ("kubelet_evictions", evictions), "eviction_signal", &shared.evictions);
+    let preemptions = "[ALPHA] Cumulative number of pod preemptions by preemption resource";
+    count_by(&mut out, ("kubelet_preemptions", preemptions), "preemption_signal", &shared.preemptions);
     if let Some((cpu, resident)) = own_process() {
         Family::new(
             &mut out,
@@ -115,6 +109,18 @@ async fn own(shared: &Shared) -> String {
             .line(&[], resident);
     }
     out
+}
+
+fn count_by<K: AsRef<str>>(
+    out: &mut String,
+    (name, help): (&'static str, &str),
+    label: &str,
+    counts: &Mutex<BTreeMap<K, u64>>,
+) {
+    let mut family = Family::new(out, name, "counter", help);
+    for (key, times) in counts.lock().expect("no holder of a count's lock panics").iter() {
+        family.line(&[(label, key.as_ref())], times);
+    }
 }
 
 /// CPU seconds and resident bytes of this process (`/proc/self/stat`, proc(5)).

@@ -32,6 +32,7 @@ mod local;
 mod logs;
 mod parts;
 mod plan;
+mod preempt;
 mod probes;
 mod qos;
 mod record;

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -22,6 +23,8 @@ const BACKOFF_FIRST: SignedDuration = SignedDuration::from_secs(10);
 const BACKOFF_MAX: SignedDuration = SignedDuration::from_mins(5);
 /// Without a failure for so long, pauses begin anew.
 const BACKOFF_FORGET: SignedDuration = SignedDuration::from_mins(10);
+/// A pod of at least this priority is needed by the node or the cluster (`IsCriticalPod`).
+pub const CRITICAL_PRIORITY: i32 = 2_000_000_000;
 /// The exit code of a container whose end nobody saw (the machine went down).
 pub const LOST_EXIT_CODE: i32 = 255;
 
@@ -149,6 +152,10 @@ impl Wanted {
         asked.or(self.spec.termination_grace_period_seconds).unwrap_or(30).max(1)
     }
 
+    pub fn critical(&self) -> bool {
+        self.spec.priority.is_some_and(|priority| priority >= CRITICAL_PRIORITY)
+    }
+
     pub fn host_network(&self) -> bool {
         self.spec.host_network.unwrap_or(false)
     }
@@ -234,6 +241,13 @@ pub struct Verdict {
     /// What its containers get to end instead of the pod's grace period, at most (seconds).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_seconds: Option<i64>,
+}
+
+/// How long a pod that was told to go within a grace period (seconds) may take before that is told
+/// (`TerminatePodAbnormallyAndWait`).
+pub fn patience(grace_seconds: i64) -> Duration {
+    let grace = grace_seconds.max(0).unsigned_abs();
+    Duration::from_secs((grace + grace / 2).max(10))
 }
 
 /// The pod itself among the names of its containers, none of which is empty.

@@ -14,7 +14,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde_json::value::RawValue;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::{
     address::Addresses,
@@ -24,7 +24,7 @@ use super::{
     info,
     isolation::Isolation,
     ledger::Ledger,
-    record::Wanted,
+    record::{Verdict, Wanted},
     usage::Looks,
 };
 use crate::{
@@ -183,6 +183,24 @@ impl Outbox {
     }
 }
 
+/// Pods that the node ends, until their workers are told.
+#[derive(Default)]
+pub struct Victims {
+    all: Mutex<Vec<(String, Verdict)>>,
+    pub changed: Notify,
+}
+
+impl Victims {
+    pub fn add(&self, uid: String, verdict: Verdict) {
+        self.all.lock().expect("no holder of the victims' lock panics").push((uid, verdict));
+        self.changed.notify_one();
+    }
+
+    pub fn take(&self) -> Vec<(String, Verdict)> {
+        std::mem::take(&mut *self.all.lock().expect("no holder of the victims' lock panics"))
+    }
+}
+
 /// Shared by the agent and its pod workers.
 pub struct Shared {
     pub options: Options,
@@ -198,6 +216,14 @@ pub struct Shared {
     pub addresses: Mutex<Addresses>,
     /// What pods have been given of this node, by uid.
     pub allocations: Mutex<Allocations>,
+    /// Held while it is decided on a pod that comes.
+    pub admitting: Mutex<()>,
+    /// Pods have given something of the node back.
+    pub room: watch::Sender<()>,
+    /// Pods that have to go, and why.
+    pub victims: Victims,
+    /// Pods that had to go for critical ones, by resource.
+    pub preemptions: Mutex<BTreeMap<String, u64>>,
     /// What the node runs short of.
     pub pressure: Mutex<Pressure>,
     /// The begin of the window that rates are taken over.
@@ -236,7 +262,7 @@ impl Shared {
         let info = self.info();
         let pressure = self.pressure();
         let parse = |(name, text): (&String, &String)| Some((name.clone(), text.parse().ok()?));
-        let others = admit::used_by_others(&self.allocations(), uid);
+        let (used, used_ports) = admit::used_by_others(&self.allocations(), uid);
         let config = self.config();
         let labels = Some(config.labels).filter(|labels| !labels.is_empty());
         let taints = config.taints.into_iter().map(|(key, value)| Taint {
@@ -249,8 +275,8 @@ impl Shared {
         let metadata = ObjectMeta { name: Some(self.options.node.clone()), labels, ..ObjectMeta::default() };
         admit::Ground {
             allocatable: info.allocatable.iter().chain(&config.extended).filter_map(parse).collect(),
-            used: others.amounts,
-            used_ports: others.ports,
+            used,
+            used_ports,
             node: Node { metadata, spec: Some(spec), ..Node::default() },
             apparmor: info::apparmor(),
             selinux: info::selinux(),

@@ -164,53 +164,70 @@ impl World {
         .await;
     }
 
+    /// Serves the node once; the reports that came with that.
+    async fn serve(&mut self) -> Vec<(PodReport, PodStatus)> {
+        let Some(Event::Message { topic, payload }) = self.events.recv().await else { return Vec::new() };
+        if topics::parse_up(&topic).unwrap().1 != Leaf::Control || !self.answering {
+            return Vec::new();
+        }
+        match messages::decode(&payload).unwrap() {
+            Up::Hello(hello) => {
+                self.hellos += 1;
+                let have = hello.hashes.unwrap_or_default();
+                let delete: Vec<_> =
+                    have.into_iter().map(|(k, _)| k).filter(|k| !self.items.contains_key(k)).collect();
+                let digest =
+                    messages::SetDigest::of(self.items.iter().map(|(k, i)| (k, i.hash.as_str()))).to_string();
+                self.say(&Down::Desired(Desired {
+                    generation: Generation(self.generation.max(hello.generation.0)),
+                    put: self.items.values().cloned().collect(),
+                    delete,
+                    digest: Some(digest),
+                    ..Desired::default()
+                }))
+                .await;
+            }
+            Up::Status(status) => {
+                self.say(&Down::StatusAck { seq: status.seq }).await;
+                let read = |report: PodReport| {
+                    let status = serde_json::from_str(report.status.get()).unwrap();
+                    (report, status)
+                };
+                return status.pods.into_iter().map(read).collect();
+            }
+            Up::Events(events) => {
+                self.told.extend(events.into_iter().filter(|event| !event.namespace.is_empty()));
+            }
+            _ => {}
+        }
+        Vec::new()
+    }
+
     /// Serves the node until a report for which `wanted` holds has come.
     async fn until(&mut self, wanted: impl Fn(&PodReport, &PodStatus) -> bool) -> PodStatus {
         let wait = async {
             loop {
-                let event = self.events.recv().await.unwrap();
-                let Event::Message { topic, payload } = event else { continue };
-                if topics::parse_up(&topic).unwrap().1 != Leaf::Control || !self.answering {
-                    continue;
-                }
-                match messages::decode(&payload).unwrap() {
-                    Up::Hello(hello) => {
-                        self.hellos += 1;
-                        let have = hello.hashes.unwrap_or_default();
-                        let delete: Vec<_> = have
-                            .into_iter()
-                            .map(|(k, _)| k)
-                            .filter(|k| !self.items.contains_key(k))
-                            .collect();
-                        let digest =
-                            messages::SetDigest::of(self.items.iter().map(|(k, i)| (k, i.hash.as_str())))
-                                .to_string();
-                        self.say(&Down::Desired(Desired {
-                            generation: Generation(self.generation.max(hello.generation.0)),
-                            put: self.items.values().cloned().collect(),
-                            delete,
-                            digest: Some(digest),
-                            ..Desired::default()
-                        }))
-                        .await;
-                    }
-                    Up::Status(status) => {
-                        self.say(&Down::StatusAck { seq: status.seq }).await;
-                        for report in &status.pods {
-                            let status = serde_json::from_str(report.status.get()).unwrap();
-                            if wanted(report, &status) {
-                                return status;
-                            }
-                        }
-                    }
-                    Up::Events(events) => {
-                        self.told.extend(events.into_iter().filter(|event| !event.namespace.is_empty()));
-                    }
-                    _ => {}
+                let reports = self.serve().await;
+                if let Some((_, status)) = reports.into_iter().find(|(report, status)| wanted(report, status))
+                {
+                    return status;
                 }
             }
         };
         tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the state never came")
+    }
+
+    /// Serves the node until it has told of something for this reason.
+    async fn until_told(&mut self, reason: &str) -> NodeEvent {
+        let wait = async {
+            loop {
+                if let Some(event) = self.told.iter().find(|event| event.reason == reason) {
+                    return event.clone();
+                }
+                self.serve().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it was never told")
     }
 
     /// Makes the pod's worker look again.
@@ -330,6 +347,154 @@ async fn a_pod_that_does_not_fit_fails_at_once() {
     assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
     assert!(status.message.unwrap().starts_with("Pod was rejected: Node didn't have enough resource: cpu"));
     assert!(world.starts().is_empty());
+    world.stop().await;
+}
+
+/// Thousandths of the processors of the machine that runs this, which is the node's.
+fn all_cpus() -> usize {
+    std::thread::available_parallelism().unwrap().get() * 1000
+}
+
+/// A pod that asks for so many thousandths of a processor.
+fn asks(milli: usize, more: &str) -> String {
+    format!(
+        r#"{{{more}"terminationGracePeriodSeconds": 1, "containers": [{{"name": "a", "image": "x", "resources": {{"requests": {{"cpu": "{milli}m"}}}}}}]}}"#
+    )
+}
+
+const CRITICAL: &str = r#""priority": 2000000000, "#;
+
+fn failed_for(status: &PodStatus) -> (Option<&str>, Option<&str>) {
+    let failed = status.phase.as_deref() == Some("Failed");
+    (status.reason.as_deref().filter(|_| failed), status.message.as_deref())
+}
+
+#[tokio::test]
+async fn a_critical_pod_has_lesser_ones_go() {
+    let mut world = World::new().await;
+    world.pod("idle", SIMPLE);
+    world.until(|r, s| r.name == "idle" && is_ready(s)).await;
+    world.pod("large", &asks(all_cpus() - 100, ""));
+    world.push().await;
+    world.until(|r, s| r.name == "large" && is_ready(s)).await;
+    world.pod("needed", &asks(500, CRITICAL));
+    world.push().await;
+    let status = world.until(|r, s| r.name == "large" && failed_for(s).0 == Some("Preempting")).await;
+    assert_eq!(failed_for(&status).1, Some("Preempted in order to admit critical pod"));
+    let condition = status.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget").unwrap();
+    assert_eq!(
+        (condition.reason.as_deref(), condition.message.as_deref()),
+        (Some("TerminationByKubelet"), Some("Pod was preempted by Kubelet to accommodate a critical pod."))
+    );
+    world.until(|r, s| r.name == "needed" && is_ready(s)).await;
+    let calls = world.runtime.calls();
+    let at = |what: &str| calls.iter().position(|call| call == what);
+    assert!(at("signal u-large_a_0 15").unwrap() < at("start u-needed_a_0").unwrap(), "{calls:?}");
+    assert_eq!(at("signal u-idle_a_0 15"), None, "it has nothing that is needed");
+    let told: Vec<_> = world.told.iter().filter(|event| event.reason == "Preempting").collect();
+    assert_eq!((told.len(), told[0].name.as_str(), told[0].warning), (1, "large", true));
+
+    // Nobody can make room for a second one of this size.
+    world.pod("too-large", &asks(all_cpus(), CRITICAL));
+    world.push().await;
+    let status = world
+        .until(|r, s| r.name == "too-large" && failed_for(s).0 == Some("UnexpectedAdmissionError"))
+        .await;
+    assert!(
+        failed_for(&status).1.unwrap().contains(
+            "preemption: error finding a set of pods to preempt: no set of running pods found to reclaim resources: [(res: cpu, q: 500), ]"
+        ),
+        "{status:?}"
+    );
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_that_does_not_go_when_it_is_told_to_is_not_waited_for() {
+    let mut world = World::new().await;
+    let script = Script { ignores_signals: true, kill_delay: Duration::from_hours(1), ..Script::default() };
+    world.runtime.script("u-stuck", script);
+    world.pod("stuck", &asks(all_cpus(), ""));
+    world.until(|_, s| is_ready(s)).await;
+    world.pod("needed", &asks(500, CRITICAL));
+    world.push().await;
+    world.until_told("Killing").await;
+    assert!(!world.starts().contains(&"start u-needed_a_0".to_owned()));
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(11)).await;
+    tokio::time::resume();
+    world.until(|r, s| r.name == "needed" && is_ready(s)).await;
+    let late = world.until_told("ExceededGracePeriod").await;
+    assert_eq!(
+        (late.name.as_str(), late.message.as_str()),
+        ("stuck", "Container runtime did not terminate the pod within specified grace period.")
+    );
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_pod_has_counts_until_its_smaller_size_is_in_force() {
+    let resized = |s: &PodStatus, milli: &str| {
+        let statuses = s.container_statuses.as_ref();
+        let requests = statuses.and_then(|c| c[0].resources.as_ref()?.requests.clone()).unwrap_or_default();
+        requests.get("cpu").is_some_and(|cpu| cpu.0 == milli)
+    };
+    let condition = |s: &PodStatus, kind: &str, reason: &str| {
+        s.conditions.iter().flatten().any(|c| c.type_ == kind && c.reason.as_deref() == Some(reason))
+    };
+    let mut world = World::new().await;
+    let large = all_cpus() - 100;
+    world.pod("p", &asks(large, ""));
+    world.until(|_, s| is_ready(s)).await;
+    world.runtime.script("u-p", Script { update_failure: Some("not now".to_owned()), ..Script::default() });
+    world.pod("p", &asks(100, ""));
+    world.push().await;
+    world.until(|_, s| condition(s, "PodResizeInProgress", "Error")).await;
+    world.pod("q", &asks(500, ""));
+    world.push().await;
+    let status = world.until(|r, s| r.name == "q" && failed_for(s).0 == Some("OutOfcpu")).await;
+    assert_eq!(
+        failed_for(&status).1.unwrap(),
+        format!(
+            "Pod was rejected: Node didn't have enough resource: cpu, requested: 500, used: {large}, capacity: {}",
+            all_cpus()
+        )
+    );
+    world.runtime.script("u-p", Script::default());
+    world.pod("p", &asks(200, ""));
+    world.push().await;
+    world.until(|r, s| r.name == "p" && resized(s, "200m")).await;
+    world.pod("r", &asks(500, ""));
+    world.push().await;
+    world.until(|r, s| r.name == "r" && is_ready(s)).await;
+    // What it wants more is there as soon as the other is gone.
+    let more = all_cpus() - 100;
+    world.pod("r", &asks(more, ""));
+    world.push().await;
+    world.until(|r, s| r.name == "r" && condition(s, "PodResizePending", "Deferred")).await;
+    world.delete("p", 1);
+    world.push().await;
+    world.until(|r, s| r.name == "r" && resized(s, &format!("{more}m"))).await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn who_was_here_before_a_restart_is_counted_before_anybody_is_let_in() {
+    let mut world = World::new().await;
+    world.pod("z", &asks(all_cpus(), ""));
+    world.until(|_, s| is_ready(s)).await;
+    world.stop().await;
+    // It comes with the others when the agent begins, and its name is the first.
+    world.pod("a", &asks(100, ""));
+    let ledger = super::ledger::Ledger::open(&world.dir.path().join("data/ledger.db")).unwrap();
+    ledger
+        .apply(Generation(world.generation), world.items.values().cloned().collect(), vec![])
+        .await
+        .unwrap();
+    drop(ledger);
+    world.start();
+    let status = world.until(|r, s| r.name == "a" && s.phase.as_deref() != Some("Pending")).await;
+    assert_eq!(failed_for(&status).0, Some("OutOfcpu"));
     world.stop().await;
 }
 

@@ -18,7 +18,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    qos,
+    preempt, qos,
     record::{ContainerRecord, LOST_EXIT_CODE, Live, Now, Past, Record, Role, Wanted, container_id},
 };
 use crate::kinds::resources;
@@ -78,7 +78,10 @@ pub fn compute(
             type_: "DisruptionTarget".to_owned(),
             status: "True".to_owned(),
             reason: Some("TerminationByKubelet".to_owned()),
-            message: Some(verdict.message.clone()),
+            message: Some(match verdict.reason.as_str() {
+                preempt::REASON => preempt::CONDITION.to_owned(),
+                _ => verdict.message.clone(),
+            }),
             observed_generation: generation,
             ..PodCondition::default()
         });

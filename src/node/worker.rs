@@ -15,15 +15,16 @@ use tokio::{
 };
 
 use super::{
-    admit,
+    admit::{self, Admission},
     hooks::{self, Fault, Target},
     jobs::{self, Deadline, Done, Hindrance},
     plan::{self, Action, Plan},
+    preempt,
     probes::{self, Kind},
     qos,
     record::{
         Failure, Identity, Job, LOST_EXIT_CODE, Live, LiveContainer, Now, Past, Record, Role, Setup, Verdict,
-        WHOLE_POD, Wanted, container_id, move_times,
+        WHOLE_POD, Wanted, container_id, move_times, patience,
     },
     resize,
     shared::Shared,
@@ -94,6 +95,11 @@ pub struct Worker {
     waiting: Waiting,
     reported: bool,
     next_refresh: Option<Instant>,
+    /// Others go so that this pod, which is critical, can come.
+    preempting: Option<Preempting>,
+    /// When it is told that a pod which the node ends takes too long.
+    overdue: Option<Instant>,
+    room: watch::Receiver<()>,
     clock: Jumps,
     /// The contents of volumes are being brought up to date, and may have changed since that began.
     refreshing: bool,
@@ -107,6 +113,12 @@ pub struct Worker {
     probes: JoinSet<()>,
     verdicts: (mpsc::Sender<probes::Verdict>, mpsc::Receiver<probes::Verdict>),
     mail: mpsc::Receiver<Mail>,
+}
+
+/// Who goes for a critical pod, and how long that is waited for.
+struct Preempting {
+    victims: Vec<String>,
+    until: Instant,
 }
 
 impl Worker {
@@ -126,6 +138,7 @@ impl Worker {
         wanted.allocate(&record.allocated);
         let worker = Self {
             clock: Jumps::new(&*shared.clock),
+            room: shared.room.subscribe(),
             shared,
             wanted,
             removed,
@@ -137,6 +150,8 @@ impl Worker {
             waiting: Waiting::new(),
             reported: false,
             next_refresh: None,
+            preempting: None,
+            overdue: None,
             refreshing: false,
             stale: false,
             volumes: Arc::default(),
@@ -147,6 +162,7 @@ impl Worker {
             verdicts: mpsc::channel(VERDICTS_MAX),
             mail,
         };
+        worker.note_allocation();
         (worker, Mailbox(sender))
     }
 
@@ -170,7 +186,10 @@ impl Worker {
                 Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO).min(LOOK_PERIOD)
             });
             let until = Instant::now() + pause;
-            let until = self.next_refresh.map_or(until, |at| at.min(until));
+            let patience = self.preempting.as_ref().map(|preempting| preempting.until);
+            let until =
+                [self.next_refresh, self.overdue, patience].into_iter().flatten().fold(until, Instant::min);
+            let needs_room = self.preempting.is_some() || self.record.resize.pending.is_some();
             tokio::select! {
                 () = stop.cancelled() => return uid,
                 mail = self.mail.recv() => match mail {
@@ -182,11 +201,25 @@ impl Worker {
                     Err(error) => tracing::error!(pod = self.wanted.full_name(), %error, "a job ended badly"),
                 },
                 Some(verdict) = self.verdicts.1.recv() => self.judge(verdict),
+                Ok(()) = self.room.changed(), if needs_room => {}
                 () = tokio::time::sleep_until(until) => {}
             }
             if self.next_refresh.is_some_and(|at| at <= Instant::now()) {
                 self.refresh();
             }
+            if self.overdue.is_some_and(|at| at <= Instant::now()) {
+                self.overdue = None;
+                self.tell_overdue();
+            }
+        }
+    }
+
+    /// The node has told the pod to end, and something of it still runs.
+    fn tell_overdue(&self) {
+        let alive = |now| matches!(now, Now::Running { .. } | Now::Starting);
+        if self.record.containers.keys().any(|name| alive(self.live.now(name, &self.record))) {
+            let message = "Container runtime did not terminate the pod within specified grace period.";
+            self.say(None, true, "ExceededGracePeriod", message);
         }
     }
 
@@ -230,6 +263,8 @@ impl Worker {
             Mail::Evict(verdict) => {
                 if self.record.verdict.is_none() && !self.wanted.deleting() {
                     self.say(None, true, &verdict.reason, verdict.message.clone());
+                    let grace = verdict.grace_seconds.unwrap_or_else(|| self.wanted.grace_seconds());
+                    self.overdue = Some(Instant::now() + patience(grace));
                     self.record.verdict = Some(verdict);
                 }
             }
@@ -343,6 +378,9 @@ impl Worker {
         if !over {
             self.admit();
             self.allocate().await;
+            if self.preempting.is_some() {
+                return None;
+            }
         }
         if (self.removed || self.wanted.deleting()) && !self.live.tearing {
             // Ended by itself before: its files and logs were kept, and go now.
@@ -395,32 +433,84 @@ impl Worker {
         });
     }
 
-    /// Asks once whether this node takes the pod.
+    /// Asks once whether this node takes the pod. While others go for it, it has its place, and waits.
     fn admit(&mut self) {
         if self.record.admitted {
             return;
         }
-        if let Err(verdict) = admit::admit(&self.wanted, &self.shared.ground(&self.wanted.uid)) {
-            let said = verdict.message.trim_start_matches("Pod was rejected: ").to_owned();
-            self.say(None, true, &verdict.reason, said);
-            self.record.verdict = Some(verdict);
-            return;
+        if let Some(Preempting { victims, until }) = &self.preempting {
+            let all = self.shared.allocations();
+            if Instant::now() < *until && victims.iter().any(|uid| all.contains_key(uid)) {
+                return;
+            }
+            drop(all);
+            self.preempting = None;
+            self.record.admitted = true;
+        } else {
+            let shared = Arc::clone(&self.shared);
+            let _one_after_the_other =
+                shared.admitting.lock().expect("no holder of the admission's lock panics");
+            match admit::admit(&self.wanted, &shared.ground(&self.wanted.uid)) {
+                Ok(Admission::Taken) => {}
+                Ok(Admission::Needs(lacks)) => {
+                    match self.preempt(&lacks) {
+                        Ok(preempting) => self.preempting = Some(preempting),
+                        Err(verdict) => self.refuse(verdict),
+                    }
+                    self.note_allocation();
+                    return;
+                }
+                Err(verdict) => {
+                    self.refuse(verdict);
+                    return;
+                }
+            }
+            self.record.admitted = true;
+            self.note_allocation();
         }
-        self.record.admitted = true;
         self.record.allocated = self.wanted.asked();
-        self.note_allocation();
+    }
+
+    fn refuse(&mut self, verdict: Verdict) {
+        let said = verdict.message.trim_start_matches("Pod was rejected: ").to_owned();
+        self.say(None, true, &verdict.reason, said);
+        self.record.verdict = Some(verdict);
+    }
+
+    /// Tells those to go who have what this pod lacks.
+    fn preempt(&self, lacks: &[admit::Lack]) -> Result<Preempting, Verdict> {
+        let all = self.shared.allocations();
+        let victims = admit::victims(&self.wanted, &all, lacks)?;
+        let longest = victims.iter().filter_map(|uid| Some(patience(all.get(uid)?.grace_seconds))).max();
+        drop(all);
+        let signal = lacks.first().map(|lack| lack.resource.clone()).unwrap_or_default();
+        let mut counts = self.shared.preemptions.lock().expect("no holder of the preemptions' lock panics");
+        *counts.entry(signal).or_default() += victims.len() as u64;
+        drop(counts);
+        tracing::info!(pod = self.wanted.full_name(), ?victims, "others go for a critical pod");
+        for uid in &victims {
+            self.shared.victims.add(uid.clone(), preempt::verdict());
+        }
+        Ok(Preempting { victims, until: Instant::now() + longest.unwrap_or_default() })
     }
 
     /// Tells the other pods what this one has of the node: nothing, once it has ended.
     fn note_allocation(&self) {
         let over = matches!(self.record.status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        let mut all = self.shared.allocations();
-        if self.record.admitted && !self.record.gone && !over {
+        let has_place = self.record.admitted || self.preempting.is_some();
+        let share = (has_place && !self.record.gone && !over).then(|| {
             let mut has = self.wanted.clone();
             has.allocate(&self.record.in_force());
-            all.insert(self.wanted.uid.clone(), admit::Share::of(&self.wanted.spec, &has.spec));
-        } else {
-            all.remove(&self.wanted.uid);
+            admit::Share::of(&self.wanted, &has.spec)
+        });
+        let mut all = self.shared.allocations();
+        let before = match share.clone() {
+            Some(share) => all.insert(self.wanted.uid.clone(), share),
+            None => all.remove(&self.wanted.uid),
+        };
+        drop(all);
+        if before.is_some() && before != share {
+            self.shared.room.send_replace(());
         }
     }
 

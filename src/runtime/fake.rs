@@ -45,6 +45,10 @@ pub struct Script {
     pub stop_delay: Duration,
     /// Only SIGKILL ends it.
     pub ignores_signals: bool,
+    /// How long the kernel takes to end it then.
+    pub kill_delay: Duration,
+    /// Its limits cannot be changed.
+    pub update_failure: Option<String>,
     pub stats: Stats,
 }
 
@@ -268,14 +272,14 @@ impl Runtime for FakeRuntime {
         let known = {
             let mut state = self.lock();
             state.calls.push(format!("kill {id}"));
-            state.find(id).map(|_| ())
+            state.find(id).map(|_| state.script_of(id).kill_delay)
         };
-        if known.is_ok() {
-            self.end_later(id, Duration::ZERO, |exit| {
+        let known = known.map(|delay| {
+            self.end_later(id, delay, |exit| {
                 exit.code = 128 + SIGKILL;
                 exit.signal = Some(SIGKILL);
             });
-        }
+        });
         ready(known)
     }
 
@@ -297,6 +301,9 @@ impl Runtime for FakeRuntime {
     fn update<'a>(&'a self, id: &'a str, resources: &'a Resources) -> BoxFuture<'a, Result<(), Error>> {
         let mut state = self.lock();
         state.calls.push(format!("update {id}"));
+        if let Some(text) = state.script_of(id).update_failure {
+            return ready(Err(Error::Unsupported(text)));
+        }
         let found = match state.containers.get_mut(id) {
             Some((spec, _)) => {
                 Arc::make_mut(spec).resources = resources.clone();
