@@ -3,7 +3,7 @@
 //! Source: `pkg/kubelet/kubelet_pods.go` (`makeEnvironmentVariables`) and the expansion rules of
 //! `$(NAME)` in the API's documentation of `command`, `args` and `env`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Secret};
 
@@ -16,11 +16,11 @@ use super::{
 pub trait Lookup: Sync {
     fn config_map(&self, namespace: &str, name: &str) -> Option<ConfigMap>;
     fn secret(&self, namespace: &str, name: &str) -> Option<Secret>;
-    /// A file of a volume of the pod; `None` when it is not there.
+    /// A file of a volume of the pod, or why it cannot be read; `None` when it is not there.
     ///
     /// # Errors
-    /// No such volume, or the file cannot be read.
-    fn file(&self, volume: &str, _path: &str) -> Result<Option<String>, String> {
+    /// No such volume.
+    fn file(&self, volume: &str, _path: &str) -> Result<Option<Result<String, String>>, String> {
         Err(format!("cannot find the volume {volume:?} referenced by FileKeyRef"))
     }
 }
@@ -133,11 +133,22 @@ fn from_source(
     }
     if let Some(key) = &source.file_key_ref {
         let optional = key.optional == Some(true);
-        let text = lookup.file(&key.volume_name, &key.path)?;
-        let missing =
-            || format!("environment variable file {:?} not found in volume {:?}", key.path, key.volume_name);
-        let Some(text) = text else { return if optional { Ok(None) } else { Err(missing()) } };
-        return match of_file(&text, &key.key)? {
+        // What the file is like is told on the node alone: there may be secrets in it.
+        let refused = |why: &str| {
+            tracing::warn!(pod = wanted.full_name(), path = key.path, why, "reading an environment file");
+            Err("couldn't parse env file".to_owned())
+        };
+        let text = match lookup.file(&key.volume_name, &key.path)? {
+            None if optional => return Ok(None),
+            None => return refused("it is not there"),
+            Some(Err(why)) => return refused(&why),
+            Some(Ok(text)) => text,
+        };
+        let found = match of_file(&text, &key.key) {
+            Err(why) => return refused(&why),
+            Ok(found) => found,
+        };
+        return match found {
             None if !optional => {
                 Err(format!("environment variable key {:?} not found in file {:?}", key.key, key.path))
             }
@@ -147,39 +158,63 @@ fn from_source(
     Err("env valueFrom: this source is not supported by Sampan".to_owned())
 }
 
-/// The value of a variable in a file of `NAME='value'` lines: what is between single quotes is taken
-/// as it is, line feeds included; a value without quotes ends with its line. `#` begins a comment.
+/// The value of a variable in a file of `NAME='value'` lines, as upstream reads a part of the shell's
+/// language (`pkg/kubelet/util/env`): what is between single quotes is taken as it is, line feeds included;
+/// a blank after `=` ends an empty value; `#` begins a comment.
 fn of_file(text: &str, key: &str) -> Result<Option<String>, String> {
-    let mut rest = text;
-    while !rest.is_empty() {
-        let (line, after) = rest.split_once('\n').unwrap_or((rest, ""));
-        let line = line.trim();
+    const BLANKS: [char; 2] = [' ', '\t'];
+    let mut lines = (1..).zip(text.lines());
+    while let Some((number, line)) = lines.next() {
+        let line = line.trim_start_matches(BLANKS);
         if line.is_empty() || line.starts_with('#') {
-            rest = after;
             continue;
         }
-        let invalid = || format!("invalid environment variable format: {line}");
-        let (name, value) = rest.split_once('=').ok_or_else(invalid)?;
-        if name.contains('\n') {
-            return Err(invalid());
-        }
-        let (value, after) = match value.strip_prefix('\'') {
-            Some(quoted) => {
-                let (value, tail) = quoted.split_once('\'').ok_or_else(invalid)?;
-                (value, tail.split_once('\n').map_or("", |(_, after)| after))
-            }
-            None => (line.split_once('=').map_or("", |(_, value)| value.trim()), after),
+        let invalid = |number: i32, what: &str| {
+            Err(format!("invalid environment variable format at line {number}: {what}"))
         };
-        if name.trim() == key {
-            return Ok(Some(value.to_owned()));
+        let Some((name, value)) = line.split_once('=') else { return invalid(number, "missing '='") };
+        if name.trim_end_matches(BLANKS).is_empty() {
+            return invalid(number, "empty variable name");
         }
-        rest = after;
+        if name.ends_with(BLANKS) {
+            return invalid(number, "whitespace before '=' is not allowed");
+        }
+        if value.starts_with(BLANKS) {
+            if name == key {
+                return Ok(Some(String::new()));
+            }
+            continue;
+        }
+        let Some(mut rest) = value.strip_prefix('\'') else {
+            return invalid(number, "value must be enclosed in single quotes");
+        };
+        let (mut whole, mut last) = (String::new(), number);
+        let tail = loop {
+            if let Some((end, tail)) = rest.split_once('\'') {
+                whole.push_str(end);
+                break tail.trim_start_matches(BLANKS);
+            }
+            whole.push_str(rest);
+            whole.push('\n');
+            let Some((number_of_next, next)) = lines.next() else {
+                return Err(format!(
+                    "invalid environment variable format starting at line {number}: unclosed single quote"
+                ));
+            };
+            (last, rest) = (number_of_next, next);
+        };
+        if !tail.is_empty() && !tail.starts_with('#') {
+            return invalid(last, "unexpected content after closing quote");
+        }
+        if name == key {
+            return Ok(Some(whole));
+        }
     }
     Ok(None)
 }
 
 /// Replaces `$(NAME)` where `lookup` knows it; `$$` is a dollar sign; what is unknown stays.
-pub fn expand(input: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
+pub fn expand(input: &str, mut lookup: impl FnMut(&str) -> Option<String>) -> String {
     let mut out = String::with_capacity(input.len());
     let mut rest = input;
     while let Some(at) = rest.find('$') {
@@ -206,6 +241,23 @@ pub fn expand(input: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     out
 }
 
+/// Replaces `$(NAME)` in a path, where each name must have a value.
+///
+/// # Errors
+/// The names that have none, in upstream's words (`ExpandContainerVolumeMounts`).
+pub fn expand_path(input: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+    let mut missing = BTreeSet::new();
+    let path = expand(input, |name| {
+        let value = lookup(name).filter(|value| !value.is_empty());
+        if value.is_none() {
+            missing.insert(name.to_owned());
+        }
+        value
+    });
+    let missing: Vec<String> = missing.into_iter().collect();
+    if missing.is_empty() { Ok(path) } else { Err(format!("missing value for {}", missing.join(", "))) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,13 +280,26 @@ mod tests {
     }
 
     #[test]
-    fn values_are_read_from_files() {
-        let file = "# made by init\nA='one'\n\nB='two\nlines'\nC=plain \n";
-        for (key, value) in [("A", Some("one")), ("B", Some("two\nlines")), ("C", Some("plain")), ("D", None)]
+    fn values_are_read_from_files_as_upstream_does() {
+        let file = "# made by init\n \tA='one' # the first\r\n\nB='two\n # lines'\nC= 'no'\nE=''\n";
+        for (key, value) in
+            [("A", Some("one")), ("B", Some("two\n # lines")), ("C", Some("")), ("D", None), ("E", Some(""))]
         {
             assert_eq!(of_file(file, key).unwrap().as_deref(), value, "{key}");
         }
-        assert!(of_file("nonsense", "A").is_err());
+        for (file, error) in [
+            ("nonsense", "at line 1: missing '='"),
+            ("A='1'\n='x'\nK='2'", "at line 2: empty variable name"),
+            ("A ='1'\nK='2'", "at line 1: whitespace before '=' is not allowed"),
+            ("K=bar", "at line 1: value must be enclosed in single quotes"),
+            ("K=\"bar\"", "at line 1: value must be enclosed in single quotes"),
+            ("K='foo''bar'", "at line 1: unexpected content after closing quote"),
+            ("A='1\n2'baz\nK='2'", "at line 2: unexpected content after closing quote"),
+            ("\nK='bar\n", "starting at line 2: unclosed single quote"),
+        ] {
+            let error = format!("invalid environment variable format {error}");
+            assert_eq!(of_file(file, "K"), Err(error), "{file}");
+        }
     }
 
     fn env(text: &str) -> Result<Vec<String>, String> {
@@ -264,6 +329,14 @@ mod tests {
         ] {
             assert_eq!(expand(input, lookup), output, "{input}");
         }
+    }
+
+    #[test]
+    fn a_path_needs_every_value() {
+        let lookup =
+            |name: &str| ["A", "E"].contains(&name).then(|| if name == "A" { "1" } else { "" }.to_owned());
+        assert_eq!(expand_path("x/$(A)/$$(B)", lookup), Ok("x/1/$(B)".to_owned()));
+        assert_eq!(expand_path("$(Z)/$(E)/$(A)/$(Z)", lookup), Err("missing value for E, Z".to_owned()));
     }
 
     #[test]

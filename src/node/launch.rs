@@ -110,12 +110,12 @@ impl Lookup for Sources<'_> {
         self.ledger.secret(namespace, name)
     }
 
-    fn file(&self, volume: &str, path: &str) -> Result<Option<String>, String> {
+    fn file(&self, volume: &str, path: &str) -> Result<Option<Result<String, String>>, String> {
         let Some(mounted) = self.mounted.get(volume) else {
             return Err(format!("cannot find the volume {volume:?} referenced by FileKeyRef"));
         };
-        volumes::read_inside(&mounted.path, Path::new(path), ENV_FILE_BYTES_MAX)
-            .map_err(|e| format!("failed to open environment variable file {path:?}: {e}"))
+        let text = volumes::read_inside(&mounted.path, Path::new(path), ENV_FILE_BYTES_MAX);
+        Ok(text.map_err(|error| error.to_string()).transpose())
     }
 }
 
@@ -239,7 +239,8 @@ async fn build(
     let sources = Sources { ledger: &shared.ledger, mounted };
     let declared = env::declared(wanted, container, &sources, &facts, &services)?;
     let known: BTreeMap<&str, &str> = declared.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-    let expand = |text: &String| env::expand(text, |name| known.get(name).map(|v| (*v).to_owned()));
+    let lookup = |name: &str| known.get(name).map(|v| (*v).to_owned());
+    let expand = |text: &String| env::expand(text, lookup);
     let of_image = image.config.config().clone().unwrap_or_default();
     let entry = of_image.entrypoint().clone().unwrap_or_default();
     let arguments = of_image.cmd().clone().unwrap_or_default();
@@ -285,7 +286,7 @@ async fn build(
         .filter(|dir| !dir.is_empty())
         .unwrap_or_else(|| "/".to_owned());
     let log_path = log_path(shared, wanted, &container.name, attempt);
-    let mut mounts = volumes::mounts(shared, wanted, container, mounted, &expand).await?;
+    let mut mounts = volumes::mounts(shared, wanted, container, mounted, &lookup).await?;
     mounts.extend(own_files(shared, wanted, container, attempt, ip, &mounts).await?);
     Ok(ContainerSpec {
         id: record::container_id(&wanted.uid, &container.name, attempt),

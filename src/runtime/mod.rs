@@ -30,6 +30,7 @@ pub use daemon::{Options, ShimRuntime};
 pub use erase::erase;
 pub use helper::dispatch as dispatch_helper;
 pub use log::numbered as rotated_log;
+pub use mounts::reason;
 pub use oci::groups;
 pub use process::CAPABILITIES;
 

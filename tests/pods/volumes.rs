@@ -161,14 +161,16 @@ fn folders_are_shared_owned_and_checked() {
         "echo shared > /v/f; dd if=/dev/zero of=/m/big bs=1k count=2000 2>/dev/null; stat -c %s /m/big > /v/size",
         mount,
     );
-    let read = container("r", "cat /v/f /v/size; stat -c '%g %a' /v", mount);
+    let read =
+        container("r", "cat /v/f /v/size; stat -c '%g %a' /v /m; grep ' /m tmpfs ' /proc/mounts", mount);
     let spec = format!(
         "  restartPolicy: Never\n  securityContext: {{fsGroup: 1234}}\n  initContainers:\n{write}  containers:\n{read}  volumes: [{{name: v, emptyDir: {{}}}}, {{name: m, emptyDir: {{medium: Memory, sizeLimit: 1Mi}}}}]\n"
     );
     node.apply(&pod("shared", &spec));
     let log = log_of_ended(&node, "shared");
     let lines: Vec<&str> = log.lines().collect();
-    assert_eq!((lines[0], lines[1], lines[2]), ("shared", "1048576", "1234 2777"), "{log}");
+    assert_eq!(lines[..4], ["shared", "1048576", "1234 2777", "1234 3777"], "{log}");
+    assert!(lines[4].contains("size=1024k") && !lines[4].contains("nodev"), "as upstream mounts it: {log}");
 
     // Parts: made where missing, by names from the environment, never outside.
     let parts = "    env: [{name: WHO, value: me}]\n    volumeMounts: [{name: v, mountPath: /a, subPathExpr: by/$(WHO)}]";
@@ -181,6 +183,8 @@ fn folders_are_shared_owned_and_checked() {
     node.apply(&pod("parts", &once("echo mine > /a/file", parts, &host("Directory", "folder"))));
     log_of_ended(&node, "parts");
     assert_eq!(fs::read_to_string(dir.join("folder/by/me/file")).unwrap(), "mine\n");
+    let unset = "    env: [{name: WHO, value: ''}]\n    volumeMounts: [{name: v, mountPath: /a, subPathExpr: by/$(WHO)/$(NO)}]";
+    node.apply(&pod("unset", &once("true", unset, &host("Directory", "folder"))));
     let outside = "    volumeMounts: [{name: v, mountPath: /a, subPath: out/etc}]";
     node.apply(&pod("outside", &once("true", outside, &host("Directory", "folder"))));
     let plain = "    volumeMounts: [{name: v, mountPath: /a}]";
@@ -201,6 +205,7 @@ fn folders_are_shared_owned_and_checked() {
     assert_eq!(log_of_ended(&node, "device"), "character special file\n");
     let path = |name: &str| dir.join(name).display().to_string();
     for (pod, words) in [
+        ("unset", "Error: missing value for NO, WHO".to_owned()),
         ("outside", "Error: failed to prepare subPath for volumeMount \"v\" of container \"c\"".to_owned()),
         (
             "notfile",

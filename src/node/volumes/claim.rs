@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -104,6 +104,18 @@ pub async fn ready(
     source(shared, wanted, &found.volume, &found.name, read_only).await
 }
 
+/// Looks whether a folder of the node that is a volume is there.
+///
+/// # Errors
+/// In upstream's words (`pkg/volume/local`).
+pub async fn look(shared: &Shared, wanted: &Wanted, found: &Found) -> Result<(), String> {
+    let Some(local) = found.volume.spec.as_ref().and_then(|spec| spec.local.as_ref()) else { return Ok(()) };
+    let path = PathBuf::from(&local.path);
+    let what = format!("looking at {:?}", local.path);
+    let key = dir_of(shared, wanted, "local-volume", &found.name);
+    patiently(shared, &key, &what, move || is_folder(&path), || ()).await
+}
+
 /// Notes that the pod has the volume; a volume for one pod is refused to a second.
 fn take(shared: &Shared, wanted: &Wanted, volume: &str, claim: &str, alone: bool) -> Result<(), String> {
     let mut in_use = shared.volumes_in_use();
@@ -142,11 +154,7 @@ async fn source(
         return Ok(Mounted { path, read_only });
     }
     let path = if let Some(local) = spec.local {
-        let path = PathBuf::from(local.path);
-        let what = format!("looking at {:?}", path.display().to_string());
-        let (key, there) = (dir_of(shared, wanted, "local-volume", name), path.clone());
-        patiently(shared, &key, &what, move || is_folder(&there), || ()).await?;
-        path
+        PathBuf::from(local.path)
     } else if let Some(source) = spec.host_path.clone() {
         let path = PathBuf::from(&source.path);
         if volumes::is_local_path(volume) {
@@ -174,9 +182,10 @@ fn is_folder(path: &Path) -> Result<(), String> {
     match std::fs::metadata(path) {
         Err(_) => Err(format!("path {shown:?} does not exist")),
         Ok(data) if data.is_dir() => Ok(()),
-        Ok(_) => Err(format!(
-            "path {shown:?} is not a directory: file systems on devices are not mounted by Sampan"
-        )),
+        Ok(data) if data.file_type().is_block_device() => {
+            Err(format!("path {shown:?} is a device: file systems on devices are not mounted by Sampan"))
+        }
+        Ok(_) => Err("only directory and block device are supported".to_owned()),
     }
 }
 
@@ -215,15 +224,16 @@ async fn folder(
     let made = path.to_owned();
     let fresh = blocking(move || {
         if let Some(parent) = made.parent() {
-            std::fs::create_dir_all(parent).map_err(at(parent))?;
+            std::fs::create_dir_all(parent).map_err(at("mkdir", parent))?;
         }
         match std::fs::create_dir(&made) {
             Ok(()) => {
-                std::fs::set_permissions(&made, PermissionsExt::from_mode(0o777)).map_err(at(&made))?;
+                std::fs::set_permissions(&made, PermissionsExt::from_mode(0o777))
+                    .map_err(at("chmod", &made))?;
                 Ok(true)
             }
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            Err(e) => Err(at(&made)(e)),
+            Err(e) => Err(at("mkdir", &made)(e)),
         }
     })
     .await?;
@@ -260,6 +270,16 @@ pub async fn resize(shared: &Shared, uid: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_local_volume_is_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = |name: &str| is_folder(&dir.path().join(name));
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        assert_eq!(there(""), Ok(()));
+        assert_eq!(there("file"), Err("only directory and block device are supported".to_owned()));
+        assert_eq!(there("none"), Err(format!("path {:?} does not exist", dir.path().join("none"))));
+    }
 
     #[test]
     fn the_type_of_a_volume_is_named() {

@@ -26,13 +26,13 @@ pub fn make(
     memory_bytes: u64,
     spec: &PodSpec,
 ) -> Result<(), String> {
-    std::fs::create_dir_all(path).map_err(at(path))?;
+    std::fs::create_dir_all(path).map_err(at("mkdir", path))?;
     match source.medium.as_deref().unwrap_or_default() {
-        "" => std::fs::set_permissions(path, PermissionsExt::from_mode(0o777)).map_err(at(path)),
+        "" => std::fs::set_permissions(path, PermissionsExt::from_mode(0o777)).map_err(at("chmod", path)),
         "Memory" => {
             let options = match memory_bytes {
-                0 => "mode=777".to_owned(),
-                bytes => format!("mode=777,size={bytes}"),
+                0 => "size=50%".to_owned(),
+                bytes => format!("size={bytes}"),
             };
             if is_mount_point(path) {
                 return Ok(());
@@ -53,8 +53,7 @@ pub fn make(
 }
 
 fn mount(kind: &str, path: &Path, options: &str) -> nix::Result<()> {
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    nix::mount::mount(Some(kind), path, Some(kind), flags, Some(options))
+    nix::mount::mount(Some(kind), path, Some(kind), MsFlags::empty(), Some(options))
 }
 
 /// This kernel has refused what keeps a tmpfs out of the swap space.

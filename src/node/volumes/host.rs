@@ -30,12 +30,12 @@ pub fn prepare(source: &HostPathVolumeSource) -> Result<(), String> {
     match (kind, found) {
         ("", Some(_)) => Ok(()),
         ("" | "DirectoryOrCreate", None) => {
-            std::fs::create_dir_all(path).map_err(at(path))?;
-            std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).map_err(at(path))
+            std::fs::create_dir_all(path).map_err(at("mkdir", path))?;
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).map_err(at("chmod", path))
         }
         ("FileOrCreate", None) => {
-            std::fs::File::create_new(path).map_err(at(path))?;
-            std::fs::set_permissions(path, PermissionsExt::from_mode(0o644)).map_err(at(path))
+            std::fs::File::create_new(path).map_err(at("open", path))?;
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o644)).map_err(at("chmod", path))
         }
         ("DirectoryOrCreate" | "Directory", f) => is(f.is_some_and(|f| f.is_dir()), "directory"),
         ("FileOrCreate" | "File", f) => is(f.is_some_and(|f| f.is_file()), "file"),
@@ -75,6 +75,8 @@ mod tests {
             ("plain", "", Ok(())),
             ("plain", "Directory", Ok(())),
             ("file", "Nonsense", Err("Nonsense is an invalid volume type")),
+            ("none/file", "FileOrCreate", Err("/none/file: no such file or directory")),
+            ("file/dir", "DirectoryOrCreate", Err("/file/dir: not a directory")),
         ] {
             match (at(name, kind), want) {
                 (Ok(()), Ok(())) => {}

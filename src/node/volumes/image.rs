@@ -59,16 +59,16 @@ pub fn layers(pod_dir: &Path) -> Vec<Vec<PathBuf>> {
 /// Mounts layers, the lowest first, at `target`. They are named by short links behind a descriptor,
 /// so that many of them fit into mount(2)'s one page.
 fn mount(layers: &[PathBuf], target: &Path) -> Result<(), String> {
-    fs::create_dir_all(target).map_err(at(target))?;
+    fs::create_dir_all(target).map_err(at("mkdir", target))?;
     let links = target.with_extension("layers");
     // Of an earlier try.
     let _ = fs::remove_dir_all(&links);
-    fs::create_dir_all(links.join("e")).map_err(at(&links))?;
-    let folder = fs::File::open(&links).map_err(at(&links))?;
+    fs::create_dir_all(links.join("e")).map_err(at("mkdir", &links))?;
+    let folder = fs::File::open(&links).map_err(at("open", &links))?;
     let short = format!("/proc/self/fd/{}", folder.as_raw_fd());
     let mut lower = Vec::new();
     for (n, layer) in layers.iter().rev().enumerate() {
-        symlink(layer, links.join(n.to_string())).map_err(at(&links))?;
+        symlink(layer, links.join(n.to_string())).map_err(at("symlink", &links))?;
         lower.push(format!("{short}/{n}"));
     }
     lower.push(format!("{short}/e"));

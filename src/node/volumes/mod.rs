@@ -33,14 +33,18 @@ pub use content::Token;
 pub use image::layers as image_layers;
 pub use subpath::read as read_inside;
 
-use super::{record::Wanted, shared::Shared};
+use super::{env, record::Wanted, shared::Shared};
 use crate::{
     crash,
-    runtime::{Mount, Propagation},
+    runtime::{Mount, Propagation, reason},
 };
 
 /// How long a mount of a network file system is waited for.
 const MOUNT_WAIT: Duration = Duration::from_secs(30);
+
+/// The steps of a mount that upstream's kubelet names.
+const LOOK: &str = "NewMounter initialization";
+const SET_UP: &str = "SetUp";
 
 /// A volume that is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,8 +57,9 @@ fn dir_of(shared: &Shared, wanted: &Wanted, plugin: &str, volume: &str) -> PathB
     shared.pod_dir(&wanted.uid).join("volumes").join(format!("kubernetes.io~{plugin}")).join(volume)
 }
 
-fn at(path: &Path) -> impl Fn(std::io::Error) -> String {
-    move |error| format!("{}: {error}", path.display())
+/// An error of a call on a path, as Go tells it.
+fn at(call: &'static str, path: &Path) -> impl Fn(std::io::Error) -> String {
+    move |error| format!("{call} {}: {}", path.display(), reason(&error))
 }
 
 /// Why a volume is not ready.
@@ -63,7 +68,7 @@ enum Failure {
     /// Nobody knows yet what it is: its claim is not there, or not bound.
     Unresolved(String),
     /// It cannot be had now. What a claim leads to has a name of its own.
-    SetUp { name: Option<String>, error: String },
+    Mount { step: &'static str, name: Option<String>, error: String },
 }
 
 /// Makes every volume ready that the pod uses. `tokens` gives service account tokens; `runs` says that
@@ -100,9 +105,9 @@ fn complaints(failures: &BTreeMap<&str, Failure>) -> Vec<String> {
                 unresolved.0.push(*volume);
                 unresolved.1.push(why.as_str());
             }
-            Failure::SetUp { name, error } => {
+            Failure::Mount { step, name, error } => {
                 let name = name.as_deref().unwrap_or(volume);
-                all.push(format!("MountVolume.SetUp failed for volume {name:?} : {error}"));
+                all.push(format!("MountVolume.{step} failed for volume {name:?} : {error}"));
             }
         }
     }
@@ -127,7 +132,7 @@ async fn one(
     tokens: &[Token],
     runs: bool,
 ) -> Result<Mounted, Failure> {
-    let plain = |error: String| Failure::SetUp { name: None, error };
+    let plain = |error: String| Failure::Mount { step: SET_UP, name: None, error };
     let (claim, read_only) = match (&volume.persistent_volume_claim, &volume.ephemeral) {
         (Some(source), _) => (source.claim_name.clone(), source.read_only == Some(true)),
         (None, Some(_)) => (format!("{}-{}", wanted.name, volume.name), false),
@@ -135,8 +140,12 @@ async fn one(
     };
     let found = claim::find(shared, wanted, volume, &claim, runs).map_err(Failure::Unresolved)?;
     let name = found.name.clone();
-    let ready = claim::ready(shared, wanted, found, &claim, read_only).await;
-    ready.map_err(|error| Failure::SetUp { name: Some(name), error })
+    let failed = |step| {
+        let name = Some(name.clone());
+        move |error| Failure::Mount { step, name, error }
+    };
+    claim::look(shared, wanted, &found).await.map_err(failed(LOOK))?;
+    claim::ready(shared, wanted, found, &claim, read_only).await.map_err(failed(SET_UP))
 }
 
 /// A volume that the pod itself describes.
@@ -161,7 +170,7 @@ async fn own(
         let (source, made, spec) = (source.clone(), path.clone(), wanted.spec.clone());
         blocking(move || {
             empty::make(&made, &source, memory, &spec)?;
-            group.map_or(Ok(()), |group| payload::own(&made, group, false).map_err(at(&made)))
+            group.map_or(Ok(()), |group| payload::own(&made, group, false).map_err(at("lchown", &made)))
         })
         .await?;
         return Ok(Mounted { path, read_only: false });
@@ -199,7 +208,7 @@ async fn mount_nfs(shared: &Shared, export: nfs::Export, path: &Path) -> Result<
     let what = format!("mounting {}:{}", export.server, export.path);
     let (target, undone) = (path.to_owned(), path.to_owned());
     let mount = move || {
-        std::fs::create_dir_all(&target).map_err(at(&target))?;
+        std::fs::create_dir_all(&target).map_err(at("mkdir", &target))?;
         nfs::mount(&export, &target)
     };
     patiently(shared, path, &what, mount, move || {
@@ -266,7 +275,7 @@ async fn blocking<T: Send + 'static>(
 
 async fn write(wanted: &Wanted, path: &Path, files: payload::Files) -> Result<bool, String> {
     let (path, group) = (path.to_owned(), payload::Group::of(wanted));
-    blocking(move || payload::write(&path, &files, group).map_err(at(&path))).await
+    blocking(move || payload::write(&path, &files, group).map_err(at("write", &path))).await
 }
 
 /// Brings the contents of a pod's volumes up to date; says whether anything changed.
@@ -309,7 +318,7 @@ fn mount_points() -> impl Iterator<Item = PathBuf> {
     points.into_iter()
 }
 
-/// The mounts of one container. `expand` replaces `$(NAME)` in `subPathExpr`.
+/// The mounts of one container. `lookup` knows the values of `$(NAME)` in `subPathExpr`.
 ///
 /// # Errors
 /// The message of a `CreateContainerConfigError`.
@@ -318,14 +327,17 @@ pub async fn mounts(
     wanted: &Wanted,
     container: &Container,
     mounted: &BTreeMap<String, Mounted>,
-    expand: &(dyn Fn(&String) -> String + Send + Sync),
+    lookup: &(dyn Fn(&str) -> Option<String> + Send + Sync),
 ) -> Result<Vec<Mount>, String> {
     let mut out = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let volume = mounted.get(&mount.name).ok_or_else(|| {
             format!("volume {:?} of the mount at {} is not there", mount.name, mount.mount_path)
         })?;
-        let sub = mount.sub_path_expr.as_ref().map(expand).or_else(|| mount.sub_path.clone());
+        let sub = match mount.sub_path_expr.as_deref().filter(|expr| !expr.is_empty()) {
+            Some(expr) => Some(env::expand_path(expr, lookup)?),
+            None => mount.sub_path.clone(),
+        };
         let source = match sub.filter(|s| !s.is_empty()) {
             None => volume.path.clone(),
             Some(sub) => {
@@ -431,7 +443,8 @@ mod tests {
     #[test]
     fn what_cannot_be_mounted_is_told_as_upstream_does() {
         let unresolved = |why: &str| Failure::Unresolved(why.to_owned());
-        let set_up = |name: Option<&str>, error: &str| Failure::SetUp {
+        let set_up = |name: Option<&str>, error: &str| Failure::Mount {
+            step: SET_UP,
             name: name.map(str::to_owned),
             error: error.to_owned(),
         };
@@ -444,12 +457,17 @@ mod tests {
             ("logs", unresolved("error processing PVC ns/logs: PVC is not bound")),
             ("data", unresolved("error processing PVC ns/data: PVC is being deleted")),
             ("share", set_up(Some("pv-1"), "the file system is silent")),
+            (
+                "there",
+                Failure::Mount { step: LOOK, name: None, error: "path \"/x\" does not exist".to_owned() },
+            ),
         ]);
         assert_eq!(
             complaints(&all),
             [
                 "MountVolume.SetUp failed for volume \"pv-1\" : the file system is silent",
-                "Unable to attach or mount volumes: unmounted volumes=[data logs share], unattached volumes=[], \
+                "MountVolume.NewMounter initialization failed for volume \"there\" : path \"/x\" does not exist",
+                "Unable to attach or mount volumes: unmounted volumes=[data logs share there], unattached volumes=[], \
                  failed to process volumes=[data logs]: error processing PVC ns/data: PVC is being deleted; \
                  error processing PVC ns/logs: PVC is not bound",
             ]

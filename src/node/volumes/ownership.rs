@@ -39,7 +39,8 @@ pub async fn give(
 ) -> Result<(), String> {
     let files = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&files);
-    let work = blocking(move || payload::own_counting(&path, group, false, &counted).map_err(at(&path)));
+    let work =
+        blocking(move || payload::own_counting(&path, group, false, &counted).map_err(at("lchown", &path)));
     let name = format!("{}/volumes/kubernetes.io~local-volume/{volume}", wanted.uid);
     let say = |message| shared.event(wanted, None, true, "VolumePermissionChangeInProgress", message);
     telling(work, &name, &files, say).await
