@@ -2,9 +2,11 @@
 //!
 //! musl's own takes a lock and five times what others take, and a request of the Ingress server or of
 //! the API asks it dozens of times; others keep megabytes a thread (DESIGN section 11). So the threads
-//! that serve keep some, of sizes that cost nothing in rounding.
-//! Invariants: what a thread keeps is bounded ([`sys::KEPT_BYTES_MAX`] a class, 290 KB in all); threads
-//! keep nothing until they say so; a block may be given back by another thread than the one that took it.
+//! that serve keep some, of sizes that cost nothing in rounding. The process's first small blocks lie
+//! beside its static data: for a container's monitor they are all there is.
+//! Invariants: what a thread keeps is bounded ([`sys::KEPT_BYTES_MAX`] a class, 290 KB in all) but for the
+//! first blocks; threads keep no others until they say so; a block may be given back by another thread
+//! than the one that took it.
 
 #[expect(unsafe_code, reason = "an allocator")]
 mod sys;

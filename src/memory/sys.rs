@@ -2,8 +2,9 @@
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
+    cell::{Cell, UnsafeCell},
     ptr,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 /// What a thread keeps of one class (bytes), but for so many blocks at least.
@@ -16,6 +17,8 @@ const UNITS: [u16; CLASSES] = [
     255, 292, 340, 409, 511, 584,
 ];
 const CLASSES: usize = 33;
+/// What a monitor needs.
+const FIRST_BYTES: usize = 4 << 10;
 const UNITS_MAX: usize = UNITS[CLASSES - 1] as usize;
 const UNIT_BYTES: usize = 16;
 const OWN_BYTES: usize = 4;
@@ -44,6 +47,31 @@ static CLASS_OF: [u8; UNITS_MAX + 1] = {
 fn class_of(layout: Layout) -> Option<usize> {
     let is_small = layout.size() <= BLOCK_BYTES_MAX && layout.align() <= UNIT_BYTES;
     is_small.then(|| CLASS_OF[(layout.size() + OWN_BYTES).div_ceil(UNIT_BYTES)].into())
+}
+
+/// Where the first blocks of a process come from: beside its other data. A process that needs no more than
+/// these touches neither a heap nor its page tables.
+#[repr(align(16))]
+struct First(UnsafeCell<[u8; FIRST_BYTES]>);
+
+// SAFETY: each part is handed out once, by `take_first`.
+unsafe impl Sync for First {}
+
+static FIRST: First = First(UnsafeCell::new([0; FIRST_BYTES]));
+/// How much of [`FIRST`] is handed out (bytes).
+static FIRST_TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+/// A block of [`FIRST`]; `None` when too little is left.
+fn take_first(class: usize) -> Option<*mut u8> {
+    let bytes = usize::from(UNITS[class]) * UNIT_BYTES;
+    let next = |taken: usize| Some(taken + bytes).filter(|next| *next <= FIRST_BYTES);
+    let taken = FIRST_TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
+    // SAFETY: what was taken before ends there, within the static, and this block does too.
+    Some(unsafe { FIRST.0.get().cast::<u8>().add(taken) })
+}
+
+fn is_first(block: *mut u8) -> bool {
+    block.addr().wrapping_sub(FIRST.0.get().addr()) < FIRST_BYTES
 }
 
 /// What all blocks of a class are.
@@ -87,35 +115,56 @@ fn take(class: usize) -> *mut u8 {
         }
         block
     });
-    if kept.is_null() {
-        // SAFETY: the size is not zero.
-        unsafe { System.alloc(layout_of(class)) }
-    } else {
-        kept
-    }
+    if kept.is_null() { take_new(class) } else { kept }
 }
 
-/// Keeps a block, or gives it back to the system.
+/// Out of line, as is [`give_back`]: the others are a part of all code that takes or gives.
+#[inline(never)]
+fn take_new(class: usize) -> *mut u8 {
+    // SAFETY: the size is not zero.
+    take_first(class).unwrap_or_else(|| unsafe { System.alloc(layout_of(class)) })
+}
+
+/// Keeps a block, or gives it back.
 ///
 /// # Safety
 /// The block is of this class and nobody uses it any more.
-#[expect(clippy::cast_ptr_alignment, reason = "blocks are aligned to UNIT_BYTES")]
 unsafe fn give(block: *mut u8, class: usize) {
     let is_kept = KEPT.with(|kept| {
-        let count = kept.count[class].get();
-        let is_room = usize::from(count) < (KEPT_BYTES_MAX / bytes_of(class)).max(KEPT_BLOCKS_MIN);
-        if !kept.keeps.get() || !is_room {
-            return false;
-        }
+        let count = usize::from(kept.count[class].get());
+        kept.keeps.get() && count < (KEPT_BYTES_MAX / bytes_of(class)).max(KEPT_BLOCKS_MIN)
+    });
+    // SAFETY: as the caller promises.
+    unsafe { if is_kept { put(block, class) } else { give_back(block, class) } }
+}
+
+/// Puts a block into the list.
+///
+/// # Safety
+/// As for [`give`].
+#[expect(clippy::cast_ptr_alignment, reason = "blocks are aligned to UNIT_BYTES")]
+unsafe fn put(block: *mut u8, class: usize) {
+    KEPT.with(|kept| {
         // SAFETY: the block is ours now, large enough for a pointer and aligned for one.
         unsafe { block.cast::<*mut u8>().write(kept.first[class].get()) };
         kept.first[class].set(block);
-        kept.count[class].set(count + 1);
-        true
+        kept.count[class].set(kept.count[class].get() + 1);
     });
-    if !is_kept {
-        // SAFETY: every block of a class was allocated with its layout, in `take`.
-        unsafe { System.dealloc(block, layout_of(class)) }
+}
+
+/// Gives a block back to the system; one of the first, which were not the system's, is kept.
+///
+/// # Safety
+/// As for [`give`].
+#[inline(never)]
+unsafe fn give_back(block: *mut u8, class: usize) {
+    // SAFETY: as the caller promises; every other block of a class was allocated with its layout, in `take_new`.
+    unsafe {
+        if is_first(block) {
+            put(block, class);
+        } else {
+            System.dealloc(block, layout_of(class));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! <run_dir>/containers/<id>/spec.json   the record; its folder appears whole, by a rename
 //!                          /lock        held by the shim, then the monitor, for as long as it lives
-//!                          /started     the first process; appears before that process runs
+//!                          /started     a link to the first process's pid and time; appears before that runs
 //!                          /exit        the end; the last thing that happens to a container
 //!                          /attach      the monitor's socket
 //!                          /rootfs …    mount points, the bundle and libcontainer's own files
@@ -18,7 +18,10 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::symlink},
+    },
     path::{Path, PathBuf},
 };
 
@@ -74,11 +77,13 @@ impl Folder {
     }
 
     pub fn started(&self) -> Option<Started> {
-        read(&self.file("started")).ok()
+        let text = fs::read_link(self.file("started")).ok()?;
+        serde_json::from_slice(text.as_os_str().as_bytes()).ok()
     }
 
+    /// As the target of a link: it appears whole, and where state lies in memory takes no page of it.
     pub fn write_started(&self, started: &Started) -> io::Result<()> {
-        write(&self.file("started"), started)
+        symlink(serde_json::to_string(started)?, self.file("started"))
     }
 
     pub fn exit(&self) -> Option<Exit> {

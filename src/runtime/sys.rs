@@ -4,7 +4,7 @@
 use std::{
     ffi::CString,
     fs::File,
-    io,
+    io::{self, Read},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     os::unix::ffi::OsStrExt,
     path::Path,
@@ -14,7 +14,7 @@ use super::devices::Instruction;
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag},
-    poll::{PollFd, PollTimeout, poll},
+    poll::PollFd,
     sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal},
     unistd::{ForkResult, Pid},
 };
@@ -351,7 +351,10 @@ pub fn poll_at_rest(fds: &mut [PollFd<'_>]) -> nix::Result<libc::c_int> {
     if let Ok(page_bytes) = page_bytes {
         drop_stack_below(page_bytes);
     }
-    poll(fds, PollTimeout::NONE)
+    // Not nix's, which lies elsewhere.
+    let count = libc::nfds_t::try_from(fds.len()).unwrap_or_default();
+    // SAFETY: a `PollFd` is a `pollfd`, and there are so many.
+    Errno::result(unsafe { libc::poll(fds.as_mut_ptr().cast(), count, -1) })
 }
 
 /// A read-only part of the program as it is mapped.
@@ -374,16 +377,21 @@ impl ProgramPart {
     }
 }
 
-/// The constants and the code of the program that runs.
+/// The constants and the code of the program that runs. Never inlined, for its buffer.
+#[inline(never)]
 fn read_only_parts() -> io::Result<Vec<ProgramPart>> {
-    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    // On the stack: who waits is to keep nothing of it. The program comes first, a few lines.
+    let mut maps = [0; 1024];
+    let length = File::open("/proc/self/maps")?.read(&mut maps)?;
+    let maps = String::from_utf8_lossy(&maps[..length]);
     let number = |text| usize::from_str_radix(text, 16).map_err(io::Error::other);
     let mut parts = Vec::with_capacity(4);
     let mut first = None;
     for line in maps.lines() {
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        let [range, access, offset, device, inode, ..] = words[..] else { break };
-        // The program comes first; after its code come pages that were written before they became read-only.
+        let mut words = line.split_ascii_whitespace();
+        let [range, access, offset, device, inode] =
+            std::array::from_fn(|_| words.next().unwrap_or_default());
+        // After its code come pages that were written before they became read-only.
         if *first.get_or_insert((device, inode)) != (device, inode) || inode == "0" {
             break;
         }

@@ -20,8 +20,8 @@ use super::sys;
 pub const HELPER_NAME: &str = "sampan-shim";
 /// Descriptors in one message.
 const DESCRIPTORS_MAX: usize = 8;
-/// Bytes received at once.
-const CHUNK_BYTES: usize = 4096;
+/// Bytes received at once: a handover, of which a monitor keeps as little as it can.
+const CHUNK_BYTES: usize = 1024;
 
 /// Sends `bytes` (not none) with descriptors.
 pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[RawFd]) -> io::Result<usize> {
