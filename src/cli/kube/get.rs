@@ -1,6 +1,7 @@
-//! `get`: the server's tables, or objects as YAML, JSON, names or by templates; `-w` follows.
+//! `get`: the server's tables, or objects as YAML, JSON, names or by templates; `-w` follows. Or what the
+//! server answers to a path, as it is.
 
-use std::str::FromStr;
+use std::{io::Write, str::FromStr};
 
 use clap::Args;
 use http_body_util::BodyExt;
@@ -68,6 +69,7 @@ impl FromStr for Form {
 const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
 
 #[derive(Debug, Clone, Args)]
+#[command(mut_arg("targets", |targets| targets.required_unless_present("raw")))]
 pub struct Get {
     #[command(flatten)]
     pub(super) which: Which,
@@ -92,9 +94,15 @@ pub struct Get {
     /// It is no error when the object is not there
     #[arg(long)]
     ignore_not_found: bool,
+    /// The answer to a request for this path, as the server gives it
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["targets", "filename", "output", "watch"])]
+    raw: Option<String>,
 }
 
 pub async fn run(client: &Client, args: &Get) -> anyhow::Result<()> {
+    if let Some(path) = &args.raw {
+        return raw(client, path).await;
+    }
     let resources = discovery::resources(client).await?;
     let wanted = args.which.wanted(client, &resources)?;
     match &args.output {
@@ -114,6 +122,20 @@ pub async fn run(client: &Client, args: &Get) -> anyhow::Result<()> {
             print(&resources, args, form, objects, single)
         }
     }
+}
+
+/// Prints what comes while it comes.
+async fn raw(client: &Client, path: &str) -> anyhow::Result<()> {
+    let mut body =
+        client.expect(request(Method::GET, path, "application/json, */*", None)?).await?.into_body();
+    let mut out = std::io::stdout();
+    while let Some(frame) = body.frame().await {
+        if let Some(data) = frame?.data_ref() {
+            out.write_all(data)?;
+            out.flush()?;
+        }
+    }
+    Ok(())
 }
 
 async fn tables(client: &Client, args: &Get, wanted: &[Wanted]) -> anyhow::Result<()> {
