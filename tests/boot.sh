@@ -7,7 +7,8 @@
 #
 # A Debian kernel in qemu (emulated: no KVM is needed), 512 MiB, up to 4 cores, cgroup version 2 only, no
 # network. First boot: the node gets ready, the demo's Deployment, Service and Ingress work, and a volume
-# holds no more than its claim says (the disk has project quotas). While it writes, qemu is killed. Second
+# holds no more than its claim says (the disk has project quotas); AppArmor, huge pages and the kernel's
+# measure of pressure are at work. While it writes, qemu is killed. Second
 # boot: every acknowledged write is there, and all is back by itself; an NFS server that accepts and never
 # answers holds up neither another pod, nor the node, nor its pod's end.
 # As root on Debian 12; the kernel and the rest come from Debian's packages. State is in target/boot.
@@ -32,7 +33,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -f "$binary" ] || { sed -n '2,13p' "$0" | cut -c3-; exit 2; }
-need_packages binutils busybox-static cpio e2fsprogs kmod
+need_packages apparmor binutils busybox-static cpio e2fsprogs kmod
 [ -n "$arch" ] || case $(readelf -h "$binary" | sed -n 's/ *Machine: *//p') in
 *X86-64*) arch=x86_64 ;;
 *AArch64*) arch=aarch64 ;;
@@ -117,6 +118,7 @@ fill_root() {
     depmod -b "$root" "$release"
     install -m 755 "$binary" "$root/usr/local/bin/sampan"
     cp tests/boot/guest.sh examples/demo/demo.yaml "$root/boot-test/"
+    apparmor_parser --quiet --skip-kernel-load --stdout tests/boot/apparmor.profile >"$root/boot-test/profile" 2>/dev/null
 }
 
 make_root() {

@@ -16,7 +16,7 @@ use crate::{
     mqtt::stream::{Request, Stream},
     net::{self, PodNet},
     node::{self, Agent, Ground, Link},
-    runtime::{self, ShimRuntime},
+    runtime::{self, ShimRuntime, apparmor},
     tasks::Tasks,
 };
 
@@ -52,6 +52,11 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
     common.limits.check().map_err(anyhow::Error::msg)?;
     let state = common.data_dir.join("agent");
     let runtime = ShimRuntime::new(runtime_options(common)).context("set up the container runtime")?;
+    if apparmor::is_enabled()
+        && let Err(error) = apparmor::load()
+    {
+        tracing::warn!(%error, "containers are not confined by AppArmor, which this host has");
+    }
     let options = image::Options {
         insecure_registries: common.insecure_registries.clone(),
         reserve: common.limits.disk_kept(),

@@ -212,11 +212,6 @@ fn allocatable(capacity: &BTreeMap<String, String>, limits: &Limits) -> BTreeMap
     out
 }
 
-/// Whether the kernel confines processes by AppArmor.
-pub fn apparmor() -> bool {
-    fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|t| t.starts_with('Y'))
-}
-
 /// Whether SELinux is in force or permissive on this host.
 pub fn selinux() -> bool {
     Path::new("/sys/fs/selinux/enforce").exists()

@@ -142,10 +142,17 @@ pub fn runtime_handler(shared: &Shared, wanted: &Wanted) -> Result<(), String> {
     }
 }
 
+/// What containerd 2 allows in every pod's own network: low ports without a capability, and ping to all groups.
+fn sysctls_of_everyone() -> BTreeMap<String, String> {
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+}
+
 fn sandbox(shared: &Shared, wanted: &Wanted) -> Result<SandboxSpec, String> {
     let spec = &wanted.spec;
     let config = shared.config();
-    let mut sysctls = BTreeMap::new();
+    let mut sysctls = if wanted.host_network() { BTreeMap::new() } else { sysctls_of_everyone() };
     for sysctl in spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten()) {
         sysctls.insert(admit::sysctl_name(&sysctl.name), sysctl.value.clone());
     }
@@ -165,7 +172,7 @@ fn sandbox(shared: &Shared, wanted: &Wanted) -> Result<SandboxSpec, String> {
         share_pid: spec.share_process_namespace == Some(true),
         sysctls,
         cgroup: qos::class(spec).cgroup(&wanted.uid),
-        resources: qos::pod(spec, shared.options.pids_max()),
+        resources: shared.without_other_pages(qos::pod(spec, shared.options.pids_max())),
     })
 }
 

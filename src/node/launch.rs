@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -27,7 +26,10 @@ use crate::{
     crash,
     image::{self, Credentials, Image, Keyring},
     mqtt::messages::ItemKind,
-    runtime::{ContainerSpec, Mount, Propagation},
+    runtime::{
+        ContainerSpec, Mount, Propagation,
+        apparmor::{self, Loaded},
+    },
 };
 
 /// Where containerd puts it when a container does not say (`terminationMessagePath`).
@@ -45,11 +47,6 @@ pub struct Refusal {
     pub reason: &'static str,
     pub message: String,
 }
-
-/// The names of the profiles that the kernel has, where it has AppArmor.
-const APPARMOR_PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
-/// The profile that containerd loads for `RuntimeDefault`.
-const APPARMOR_DEFAULT: &str = "cri-containerd.apparmor.d";
 
 fn config_error(message: impl Into<String>) -> Refusal {
     Refusal { reason: "CreateContainerConfigError", message: message.into() }
@@ -305,11 +302,11 @@ async fn build(
         privileged,
         seccomp: security::seccomp(wanted, container, &shared.options.seccomp_profiles),
         unmasked_proc: context.proc_mount.as_deref() == Some("Unmasked"),
-        apparmor_profile: apparmor(wanted, container, || fs::read_to_string(APPARMOR_PROFILES).ok())?,
+        apparmor_profile: apparmor_profile(wanted, container, apparmor::loaded)?,
         mounts,
         devices: Vec::new(),
         shm_bytes: SHM_BYTES,
-        resources: qos::container(&wanted.spec, container, None),
+        resources: shared.without_other_pages(qos::container(&wanted.spec, container, None)),
         oom_score_adj: qos::oom_score_adj(wanted, container, shared.memory_capacity()),
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
@@ -320,24 +317,29 @@ async fn build(
     })
 }
 
-/// The profile among those that the kernel has (`name (mode)`, one a line; where it does not tell, it will
-/// refuse what it does not have). Whoever asks for the default one gets containerd's, where somebody has
-/// loaded that: profiles are compiled by a host's tool, and we call none.
-fn apparmor(
+/// The profile among those that the kernel has; where it does not tell, it will refuse what it does not have.
+/// As with containerd, whoever asks for none has the default one, unless privileged.
+fn apparmor_profile(
     wanted: &Wanted,
     container: &Container,
-    loaded: impl Fn() -> Option<String>,
+    loaded: impl Fn() -> Option<Loaded>,
 ) -> Result<Option<String>, String> {
-    let own = container.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+    let own = container.security_context.as_ref();
+    let privileged = own.and_then(|context| context.privileged) == Some(true);
+    let own = own.and_then(|context| context.app_armor_profile.as_ref());
     let whole = wanted.spec.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
-    let Some(profile) = own.or(whole) else { return Ok(None) };
-    let name = match profile.type_.as_str() {
-        "Localhost" => profile.localhost_profile.clone().unwrap_or_default(),
-        "RuntimeDefault" => APPARMOR_DEFAULT.to_owned(),
-        _ => return Ok(None),
+    let profile = own.or(whole);
+    let name = match profile.map(|profile| profile.type_.as_str()) {
+        Some("Localhost") => profile.and_then(|p| p.localhost_profile.clone()).unwrap_or_default(),
+        Some("RuntimeDefault") | None if privileged => return Ok(None),
+        Some("RuntimeDefault") => apparmor::DEFAULT.to_owned(),
+        None => {
+            let is_there = loaded().is_some_and(|loaded| loaded.has(apparmor::DEFAULT));
+            return Ok(is_there.then(|| apparmor::DEFAULT.to_owned()));
+        }
+        Some(_) => return Ok(None),
     };
-    let is_it = |line: &str| line.rsplit_once(" (").map_or(line, |(name, _)| name) == name;
-    if loaded().is_none_or(|loaded| loaded.lines().any(is_it)) {
+    if loaded().is_none_or(|loaded| loaded.has(&name)) {
         return Ok(Some(name));
     }
     Err(format!(
@@ -438,23 +440,26 @@ mod tests {
 
     #[test]
     fn profiles_are_those_that_the_kernel_has() {
-        let loaded =
-            "/usr/bin/man (enforce)\ncri-containerd.apparmor.d (enforce)\nno writes (x) (complain)\n";
-        let loaded = Some(loaded);
-        let pick = |own: &str, whole: &str, loaded: Option<&str>| {
+        let loaded = Some("/usr/bin/man (enforce)\nsampan-default (enforce)\n");
+        let pick_as = |privileged: bool, own: &str, whole: &str, loaded: Option<&str>| {
             let context = |profile: &str| match profile {
-                "" => serde_json::json!(null),
+                "" => serde_json::json!({}),
                 text => {
                     serde_json::json!({"appArmorProfile": serde_json::from_str::<serde_json::Value>(text).unwrap()})
                 }
             };
+            let mut own = context(own);
+            own["privileged"] = privileged.into();
             let pod = serde_json::json!({
                 "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
-                "spec": {"securityContext": context(whole), "containers": [{"name": "c", "securityContext": context(own)}]},
+                "spec": {"securityContext": context(whole), "containers": [{"name": "c", "securityContext": own}]},
             });
             let wanted = Wanted::new(serde_json::from_value(pod).unwrap());
-            apparmor(&wanted, &wanted.spec.containers[0], || loaded.map(str::to_owned))
+            apparmor_profile(&wanted, &wanted.spec.containers[0], || {
+                loaded.map(|text| Loaded(text.to_owned()))
+            })
         };
+        let pick = |own: &str, whole: &str, loaded: Option<&str>| pick_as(false, own, whole, loaded);
         let local = |name: &str| format!(r#"{{"type": "Localhost", "localhostProfile": "{name}"}}"#);
         let default = r#"{"type": "RuntimeDefault"}"#;
         let found = |name: &str| Ok(Some(name.to_owned()));
@@ -463,13 +468,17 @@ mod tests {
                 "failed to get container spec opts: failed to generate apparmor spec opts: apparmor profile not found {name}"
             ))
         };
-        assert_eq!(pick("", "", loaded), Ok(None));
-        assert_eq!(pick(&local("no writes (x)"), default, loaded), found("no writes (x)"));
+        assert_eq!(pick("", "", loaded), found(apparmor::DEFAULT));
+        assert_eq!(pick("", "", Some("")), Ok(None));
+        assert_eq!(pick("", "", None), Ok(None));
+        assert_eq!(pick_as(true, "", "", loaded), Ok(None));
+        assert_eq!(pick_as(true, "", default, loaded), Ok(None));
+        assert_eq!(pick_as(true, "", &local("/usr/bin/man"), loaded), found("/usr/bin/man"));
         assert_eq!(pick("", &local("/usr/bin/man"), loaded), found("/usr/bin/man"));
         assert_eq!(pick(&local("other"), "", loaded), missing("other"));
-        assert_eq!(pick("", default, loaded), found(APPARMOR_DEFAULT));
-        assert_eq!(pick("", default, Some("")), missing(APPARMOR_DEFAULT));
-        assert_eq!(pick("", default, None), found(APPARMOR_DEFAULT));
+        assert_eq!(pick("", default, loaded), found(apparmor::DEFAULT));
+        assert_eq!(pick("", default, Some("")), missing(apparmor::DEFAULT));
+        assert_eq!(pick("", default, None), found(apparmor::DEFAULT));
         assert_eq!(pick(r#"{"type": "Unconfined"}"#, default, Some("")), Ok(None));
     }
 }

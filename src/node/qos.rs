@@ -131,7 +131,12 @@ pub fn container(spec: &PodSpec, container: &Container, pids: Option<i64>) -> Re
         cpu_quota_us: limit.map(quota),
         cpu_shares: Some(shares(request)),
         pids,
-        hugepages: hugepages(resources),
+        hugepages: hugepages(
+            pick(resources, true)
+                .iter()
+                .flatten()
+                .filter_map(|(name, amount)| Some((&**name, amount.0.parse().ok()?))),
+        ),
     }
 }
 
@@ -145,19 +150,30 @@ pub fn limited(spec: &PodSpec, own: &ResourceRequirements) -> ResourceRequiremen
     limited
 }
 
-fn hugepages(resources: Option<&ResourceRequirements>) -> Vec<(String, i64)> {
-    let limits = pick(resources, true).unwrap_or_default();
-    let pages = limits.iter().filter_map(|(name, amount)| {
+/// Of each size of huge pages (as cgroups name them) how many bytes there are in a list of amounts.
+fn hugepages<'a>(amounts: impl Iterator<Item = (&'a str, Quantity)>) -> Vec<(String, i64)> {
+    let pages = amounts.filter_map(|(name, amount)| {
         let size: Quantity = name.strip_prefix("hugepages-")?.parse().ok()?;
-        let bytes = amount.0.parse::<Quantity>().ok()?.value();
         let size = match size.value() >> 10 {
             kib @ 0..1024 => format!("{kib}KB"),
             kib @ 1024..1_048_576 => format!("{}MB", kib >> 10),
             kib => format!("{}GB", kib >> 20),
         };
-        Some((size, bytes))
+        Some((size, amount.value()))
     });
     pages.collect()
+}
+
+fn quantities(list: &BTreeMap<String, String>) -> impl Iterator<Item = (&str, Quantity)> {
+    list.iter().filter_map(|(name, amount)| Some((name.as_str(), amount.parse().ok()?)))
+}
+
+/// Takes the huge pages that the node has from who has not asked for them (`GetHugepageLimitsFromResources`).
+pub fn no_other_pages(resources: &mut Resources, capacity: &BTreeMap<String, String>) {
+    let sizes = hugepages(quantities(capacity)).into_iter().filter(|(_, bytes)| *bytes > 0);
+    let others: Vec<_> =
+        sizes.filter(|(size, _)| resources.hugepages.iter().all(|(own, _)| own != size)).collect();
+    resources.hugepages.extend(others.into_iter().map(|(size, _)| (size, 0)));
 }
 
 /// The cgroup of the whole pod: its own amounts or its containers', and its overhead; a limit only where
@@ -178,7 +194,7 @@ pub fn pod(spec: &PodSpec, pids: Option<i64>) -> Resources {
         cpu_quota_us: limit("cpu").map(|amount| quota(amount.milli_value())),
         cpu_shares: Some(shares(request)),
         pids,
-        hugepages: Vec::new(),
+        hugepages: hugepages(limits.iter().map(|(name, amount)| (&**name, *amount))),
     }
 }
 
@@ -271,6 +287,13 @@ mod tests {
             }
         );
         assert_eq!(oom_score_adj(&wanted, &wanted.spec.containers[0], 640 << 20), 900);
+        let mut whole = pod(&wanted.spec, None);
+        assert_eq!(whole.hugepages, got.hugepages);
+        let capacity =
+            [("hugepages-1Gi", "0Ki"), ("hugepages-2Mi", "8Mi"), ("hugepages-64Ki", "1Mi"), ("cpu", "2")]
+                .map(|(name, amount)| (name.to_owned(), amount.to_owned()));
+        no_other_pages(&mut whole, &capacity.into());
+        assert_eq!(whole.hugepages, [("2MB".to_owned(), 4 << 20), ("64KB".to_owned(), 0)]);
         let plain = spec("{}");
         assert_eq!(container(&plain.spec, &plain.spec.containers[0], None).cpu_shares, Some(2));
     }

@@ -24,6 +24,7 @@ use super::{
     info,
     isolation::Isolation,
     ledger::Ledger,
+    qos,
     record::{Verdict, Wanted},
     usage::Looks,
 };
@@ -34,7 +35,7 @@ use crate::{
     kinds::placement,
     mqtt::messages::{ItemKey, ItemKind, NodeConfig, NodeEvent, NodeInfo, PodReport},
     net::Network,
-    runtime::Runtime,
+    runtime::{Resources, Runtime, apparmor},
 };
 
 /// What the master says of the time is on its way so long that less means nothing.
@@ -278,7 +279,7 @@ impl Shared {
             used,
             used_ports,
             node: Node { metadata, spec: Some(spec), ..Node::default() },
-            apparmor: info::apparmor(),
+            apparmor: apparmor::is_enabled(),
             selinux: info::selinux(),
             allowed_unsafe_sysctls: self.options.limits.allowed_unsafe_sysctls.clone(),
             memory_pressure: pressure.memory,
@@ -345,6 +346,13 @@ impl Shared {
         let info = self.info.lock().expect("no holder of the info's lock panics");
         let text = info.capacity.get("memory").map_or("0", String::as_str);
         text.parse().map_or(0, crate::kinds::quantity::Quantity::value)
+    }
+
+    /// The limits with none of the node's huge pages but those that are asked for.
+    pub fn without_other_pages(&self, mut limits: Resources) -> Resources {
+        let info = self.info.lock().expect("no holder of the info's lock panics");
+        qos::no_other_pages(&mut limits, &info.capacity);
+        limits
     }
 
     pub fn facts(&self, wanted: &Wanted, ip: Option<Ipv4Addr>) -> Facts {

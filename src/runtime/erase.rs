@@ -1,15 +1,15 @@
 //! The end of everything that the runtime has made on a board, when no daemon is to come after.
 //!
-//! In: where it worked. Out: no process, no group, no mount of it. Every call may be repeated.
+//! In: where it worked. Out: no process, no group, no mount, no profile of it. Every call may be repeated.
 
 use std::{fs, io, path::Path};
 
 use nix::mount::{MntFlags, umount2};
 
-use super::{Error, cgroup::Cgroups, daemon::Options};
+use super::{Error, apparmor, cgroup::Cgroups, daemon::Options};
 
-/// Kills all containers, and removes their groups and the mounts below the runtime's folders. The
-/// folders themselves stay. Goes on after a failure; what failed.
+/// Kills all containers, and removes their groups, the mounts below the runtime's folders and the AppArmor
+/// profile. The folders themselves stay. Goes on after a failure; what failed.
 pub fn erase(options: &Options) -> Vec<Error> {
     let fail = |operation, path: &Path| {
         let id = path.display().to_string();
@@ -25,6 +25,7 @@ pub fn erase(options: &Options) -> Vec<Error> {
     for folder in [&options.run_dir, &options.data_dir] {
         failed.extend(unmount_below(folder).map_err(fail("unmount", folder)).err());
     }
+    failed.extend(apparmor::remove().map_err(fail("remove profile", Path::new(apparmor::DEFAULT))).err());
     failed
 }
 

@@ -5,6 +5,7 @@
 //! container that a restarted daemon needs is in the state folder; every removal is idempotent.
 //! Deliberately absent: Pods, images by name, restart policies, the network inside a namespace.
 
+pub mod apparmor;
 mod cgroup;
 mod daemon;
 mod devices;

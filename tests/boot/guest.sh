@@ -95,6 +95,79 @@ a_volume_holds_what_it_says() {
     grep -q VolumeResizeSuccessful /tmp/last || { cat /tmp/last; fail "no event of the volume's growth"; }
     ! grep -q VolumeSizeNotEnforced /tmp/last || fail "an event says that the size is not enforced"
 }
+# What the kernel of no test machine has: groups of version 2 with all controllers, AppArmor, huge pages.
+kernel_pods() {
+    local name profile type
+    for name in confined default unknown; do
+        type=Localhost profile=', localhostProfile: board-test'
+        [ $name != default ] || type=RuntimeDefault profile=''
+        [ $name != unknown ] || profile=', localhostProfile: nowhere'
+        printf -- '---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec: {terminationGracePeriodSeconds: 1, containers: [{name: c, image: sampan.dev/demo, command: [sleep, infinity], securityContext: {appArmorProfile: {type: %s%s}}}]}\n' \
+            $name $type "$profile"
+    done
+    cat <<'EOF'
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: plain}
+spec: {terminationGracePeriodSeconds: 1, containers: [{name: c, image: sampan.dev/demo, command: [sleep, infinity]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: huge}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: c
+      image: sampan.dev/demo
+      command: [sleep, infinity]
+      resources: {limits: {hugepages-2Mi: 4Mi, cpu: 100m, memory: 16Mi}}
+      volumeMounts: [{name: huge, mountPath: /huge}]
+  volumes: [{name: huge, emptyDir: {medium: HugePages}}]
+EOF
+}
+runs() { sampan get pods "$@" --no-headers | grep -c ' Running ' | grep -qx $#; }
+# confined_by POD PROFILE: the container's first process, and one that exec starts.
+confined_by() {
+    local at
+    for at in 1 self; do
+        sampan exec "$1" -- cat "/proc/$at/attr/current" >/tmp/last || fail "read the profile of $1"
+        grep -qx "$2" /tmp/last || { cat /tmp/last; fail "$1 is not confined by $2"; }
+    done
+}
+no_profile() { sampan get events | grep -q 'apparmor profile not found nowhere'; }
+# How long a container has waited for CPU (seconds), as the node measures it by the kernel's word.
+waited_for_cpu() {
+    sampan get --raw /api/v1/nodes/board/proxy/metrics/cadvisor >/tmp/metrics
+    grep '^container_pressure_cpu_waiting_seconds_total{.*pod="huge"' /tmp/metrics
+}
+has_waited() { waited_for_cpu | grep -q '} [1-9]'; }
+what_only_this_kernel_has() {
+    local group
+    [ -d /sys/kernel/security/apparmor ] || fail "no AppArmor"
+    cat /boot-test/profile >/sys/kernel/security/apparmor/.replace || fail "load a profile"
+    echo 8 >/proc/sys/vm/nr_hugepages
+    [ "$(cat /proc/sys/vm/nr_hugepages)" = 8 ] || fail "no huge pages"
+    kernel_pods | sampan apply -f - || fail "apply of pods for this kernel"
+    until_true 120 "pods with AppArmor run" runs confined default plain
+    confined_by confined 'board-test (enforce)'
+    confined_by default 'sampan-default (enforce)'
+    confined_by plain 'sampan-default (enforce)'
+    if sampan exec confined -- /bin/sh -c 'echo x > /denied' 2>/tmp/last; then fail "a profile denies nothing"; fi
+    sampan exec plain -- /bin/sh -c 'echo x > /denied' || fail "the default profile denies too much"
+    until_true 60 "a profile that is not there is told of" no_profile
+    # Huge pages count from the node's next look at its board.
+    until_true 120 "a pod with huge pages runs" runs huge
+    for group in $(find /sys/fs/cgroup -path "*pod$(sampan get pod huge -o jsonpath='{.metadata.uid}')*/hugetlb.2MB.max"); do
+        echo "$group: $(cat "$group")"
+    done >/tmp/last
+    [ "$(grep -c ': 4194304$' /tmp/last)" = 2 ] || { cat /tmp/last; fail "huge pages are not limited"; }
+    sampan exec huge -- cpuburn 3 2
+    has_waited || { waited_for_cpu; head -n 5 /tmp/metrics; fail "how long it waited for CPU is not told"; }
+    say "how long it waited for CPU is told"
+    sampan delete pods confined default unknown plain huge || fail "delete of pods for this kernel"
+}
+
 hung_pods() {
     local name volumes='' mounts=''
     for name in free hung; do
@@ -129,6 +202,7 @@ first)
     until_true 120 "the Deployment is rolled out" rolled_out
     answers
     a_volume_holds_what_it_says
+    what_only_this_kernel_has
     say "writing"
     write 1 5000
     ;;

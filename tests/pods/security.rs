@@ -66,6 +66,8 @@ fn profiles_sysctls_and_refusals_are_the_nodes_business() {
     let sysctl = |name: &str| format!("  securityContext: {{sysctls: [{{name: {name}, value: \"81\"}}]}}");
     let read = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start";
     node.apply(&pod("safe", &once(&sysctl("net.ipv4.ip_unprivileged_port_start"), read, "")));
+    let humble = "    securityContext: {runAsUser: 1000, capabilities: {drop: [ALL]}}";
+    node.apply(&pod("humble", &once("", "httpd -p 80 && cat /proc/sys/net/ipv4/ping_group_range", humble)));
     node.apply(&pod("unsafe", &once(&sysctl("net.core.somaxconn"), read, "")));
     node.apply(&pod("noroot", &once("", "true", "    securityContext: {runAsNonRoot: true}")));
     let said = node.apply_said(&pod("users", &once("  hostUsers: false", "true", "")));
@@ -93,6 +95,7 @@ fn profiles_sysctls_and_refusals_are_the_nodes_business() {
     ));
     assert_eq!(log_of_ended(&node, "confined"), "mkdir: can't create directory '/x': Protocol error\nfine\n");
     assert_eq!(log_of_ended(&node, "safe"), "81\n");
+    assert_eq!(log_of_ended(&node, "humble"), "0\t2147483647\n");
     let apparmor = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
     let apparmor = apparmor.is_ok_and(|enabled| enabled.starts_with('Y'));
     for (pod, reason, words) in [
