@@ -145,7 +145,8 @@ fn pods(api: &Api, namespace: &str, name: &str, selector: &Selector) -> Vec<Valu
             if !name.is_empty() && name != own {
                 return None;
             }
-            let usage = api.usage.of_pod(space, own)?;
+            // Where nothing runs there is nothing to tell, as metrics-server has it.
+            let usage = api.usage.of_pod(space, own).filter(|usage| !usage.containers.is_empty())?;
             let mut item =
                 item("PodMetrics", space, own, pod.metadata.labels.as_ref(), usage.at, usage.window);
             let container =

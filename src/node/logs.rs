@@ -6,18 +6,17 @@
 
 use std::{
     cmp::Reverse,
-    collections::VecDeque,
-    io::{Read, Seek},
+    collections::{BTreeSet, VecDeque},
+    fs::File,
+    io::Seek,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use tokio::{
-    io::{AsyncReadExt, AsyncSeekExt},
-    sync::mpsc,
-};
+use tokio::{io::AsyncReadExt, sync::mpsc};
 
 use crate::mqtt::stream::LogOptions;
 
@@ -90,7 +89,7 @@ pub fn keep_in_memory(root: &Path, bytes: u64) -> std::io::Result<()> {
     };
     std::fs::create_dir_all(root)?;
     let parent = root.parent().unwrap_or(root);
-    let device = |path: &Path| std::fs::metadata(path).map(|m| std::os::unix::fs::MetadataExt::dev(&m));
+    let device = |path: &Path| std::fs::metadata(path).map(|m| m.dev());
     if statfs(root)?.filesystem_type() == TMPFS_MAGIC && device(root)? != device(parent)? {
         return Ok(());
     }
@@ -197,7 +196,7 @@ impl Writer<'_> {
     }
 }
 
-/// Sends a log. Ends at its end, or when `ended` says that the container has ended and all was read.
+/// Sends a log. Ends at its end; a followed one when `ended` says that the container has ended and all was read.
 ///
 /// # Errors
 /// The log cannot be read.
@@ -208,47 +207,81 @@ pub async fn send(
     ended: &Ended,
 ) -> std::io::Result<()> {
     let mut writer = Writer { options, left: options.limit_bytes, out, buffer: Vec::new(), fresh: true };
-    let files = files_of(log);
-    let (first, mut offset) = match options.tail_lines {
-        Some(tail) => {
-            let (files, options) = (files.clone(), options.clone());
-            let found = tokio::task::spawn_blocking(move || tail_start(&files, &options, tail));
-            found.await.map_err(std::io::Error::other)??
-        }
-        None => (0, 0),
-    };
-    let (last, older) = files.split_last().map_or((log, &[][..]), |(l, o)| (l.as_path(), o));
-    for file in older.iter().skip(first) {
-        // What rotation has taken away meanwhile is gone.
-        let Ok(mut file) = tokio::fs::File::open(file).await else { continue };
-        file.seek(std::io::SeekFrom::Start(std::mem::take(&mut offset))).await?;
-        let mut rest = Vec::new();
-        while copy(&mut file, &mut rest, &mut writer).await? {}
-        if !writer.more() {
+    let mut files = opened(log).await?;
+    while files.is_empty() {
+        if !options.follow || ended().await {
             return Ok(());
         }
+        tokio::time::sleep(FOLLOW_PERIOD).await;
+        files = opened(log).await?;
     }
-    let mut file = open(last, options.follow, ended).await?;
-    file.seek(std::io::SeekFrom::Start(offset)).await?;
-    let mut rest: Vec<u8> = Vec::new();
-    loop {
-        // Asked before reading: what was written before the end is read after it.
-        let over = !options.follow || ended().await;
-        while copy(&mut file, &mut rest, &mut writer).await? {}
-        if !writer.more() {
-            return Ok(());
-        }
-        if !writer.flush().await || over || out.is_closed() {
-            return Ok(());
-        }
-        // The log was rotated when another file has its name now.
-        if renewed(&file, last).await {
-            file = open(last, true, ended).await?;
-            rest.clear();
-        } else {
+    if let Some(tail) = options.tail_lines {
+        let options = options.clone();
+        let found = tokio::task::spawn_blocking(move || start_of_tail(files, &options, tail));
+        files = found.await.map_err(std::io::Error::other)??;
+    }
+    while let Some(file) = files.pop_front() {
+        let mut file = tokio::fs::File::from_std(file);
+        let mut rest = Vec::new();
+        loop {
+            // Asked before reading: what was written before the end is read after it.
+            let over = !options.follow || ended().await;
+            while copy(&mut file, &mut rest, &mut writer).await? {}
+            if !writer.more() {
+                return Ok(());
+            }
+            if files.is_empty() && options.follow {
+                files = younger(&file, log).await?;
+                // What was written until the log was rotated.
+                while copy(&mut file, &mut rest, &mut writer).await? {}
+            }
+            if !writer.more() || !writer.flush().await {
+                return Ok(());
+            }
+            if over || !files.is_empty() {
+                break;
+            }
             tokio::time::sleep(FOLLOW_PERIOD).await;
         }
     }
+    Ok(())
+}
+
+/// The files of a log, the oldest first. What rotation renames or removes from now on is read all the same.
+async fn opened(log: &Path) -> std::io::Result<VecDeque<File>> {
+    let log = log.to_owned();
+    let all = tokio::task::spawn_blocking(move || open_all(&log));
+    all.await.map_err(std::io::Error::other)?
+}
+
+fn open_all(log: &Path) -> std::io::Result<VecDeque<File>> {
+    let (mut files, mut known) = (VecDeque::new(), BTreeSet::new());
+    // The youngest first: one that rotation moves meanwhile is met twice, and none is missed.
+    for path in files_of(log).iter().rev() {
+        let file = match File::open(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        if known.insert(file.metadata()?.ino()) {
+            files.push_front(file);
+        }
+    }
+    Ok(files)
+}
+
+/// The files of a log that rotation has begun after this one.
+async fn younger(file: &tokio::fs::File, log: &Path) -> std::io::Result<VecDeque<File>> {
+    let mine = file.metadata().await?.ino();
+    match tokio::fs::metadata(log).await {
+        Ok(named) if named.ino() != mine => {}
+        _ => return Ok(VecDeque::new()),
+    }
+    let mut files = opened(log).await?;
+    let inodes = files.iter().map(|f| f.metadata().map(|m| m.ino()));
+    let position = inodes.collect::<Result<Vec<_>, _>>()?.iter().position(|inode| *inode == mine);
+    // Who is not among them is older than all.
+    files.drain(..position.map_or(0, |at| at + 1));
+    Ok(files)
 }
 
 /// Passes one chunk of a file on; `false` at its end. `rest` is an incomplete line.
@@ -275,16 +308,26 @@ async fn copy(
     Ok(count > 0)
 }
 
-/// Where the last `tail` wanted lines of a log begin: the index of a file and an offset in it. Files
-/// are read from their ends, and no further than needed. Blocks.
-fn tail_start(files: &[PathBuf], options: &LogOptions, tail: u64) -> std::io::Result<(usize, u64)> {
+/// The files that hold the last `tail` wanted lines of a log, the first where they begin. Files are read from
+/// their ends, and no further than needed. Blocks.
+fn start_of_tail(
+    mut files: VecDeque<File>,
+    options: &LogOptions,
+    tail: u64,
+) -> std::io::Result<VecDeque<File>> {
+    let (first, offset) = tail_start(&files, options, tail)?;
+    files.drain(..first);
+    if let Some(mut file) = files.front() {
+        file.seek(std::io::SeekFrom::Start(offset))?;
+    }
+    Ok(files)
+}
+
+/// The index of a file and an offset in it.
+fn tail_start(files: &VecDeque<File>, options: &LogOptions, tail: u64) -> std::io::Result<(usize, u64)> {
     let mut left = tail;
     let mut begin = None;
-    for (index, path) in files.iter().enumerate().rev() {
-        let mut file = match std::fs::File::open(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            opened => opened?,
-        };
+    for (index, file) in files.iter().enumerate().rev() {
         let mut end = file.metadata()?.len();
         begin.get_or_insert((index, end));
         // The beginning of the lines after `end`, whose own beginning is before it.
@@ -292,8 +335,7 @@ fn tail_start(files: &[PathBuf], options: &LogOptions, tail: u64) -> std::io::Re
         while end > 0 {
             let from = end.saturating_sub(CHUNK_BYTES as u64);
             let mut chunk = vec![0; usize::try_from(end - from).unwrap_or(CHUNK_BYTES)];
-            file.seek(std::io::SeekFrom::Start(from))?;
-            file.read_exact(&mut chunk)?;
+            file.read_exact_at(&mut chunk, from)?;
             chunk.append(&mut tail_of_line);
             // Whole lines from the last one back; what is before the first line feed waits, unless it
             // is the beginning of the file.
@@ -341,27 +383,6 @@ impl Wants for LogOptions {
         stream.is_none_or(|s| s.eq_ignore_ascii_case("all") || s.eq_ignore_ascii_case(entry.stream))
             && self.since.is_none_or(|since| entry.time.parse::<Timestamp>().is_ok_and(|t| t >= since))
     }
-}
-
-async fn open(path: &Path, wait: bool, ended: &Ended) -> std::io::Result<tokio::fs::File> {
-    loop {
-        match tokio::fs::File::open(path).await {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && wait && !ended().await => {
-                tokio::time::sleep(FOLLOW_PERIOD).await;
-            }
-            opened => return opened,
-        }
-    }
-}
-
-async fn renewed(file: &tokio::fs::File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let (Ok(mine), Ok(named)) = (file.metadata().await, tokio::fs::metadata(path).await) else {
-        return false;
-    };
-    let Ok(mut cursor) = file.try_clone().await else { return false };
-    let read_all = cursor.stream_position().await.is_ok_and(|at| at >= mine.len());
-    read_all && mine.ino() != named.ino()
 }
 
 #[cfg(test)]
@@ -432,19 +453,57 @@ mod tests {
         assert!(folder.join("0.log").exists());
     }
 
+    /// Puts a line into the log after one rotation, as the monitor does it.
+    fn rotate(log: &Path, text: &str) {
+        let numbered = |n: u32| log.with_extension(format!("log.{n}"));
+        for n in (1..20).rev() {
+            let _ = std::fs::rename(numbered(n), numbered(n + 1));
+        }
+        let _ = std::fs::rename(log, numbered(1));
+        std::fs::write(log, format!("2026-01-02T00:00:00Z stdout F {text}\n")).unwrap();
+    }
+
     #[tokio::test]
     async fn a_followed_log_goes_on_after_rotation() {
         let (dir, log) = example();
         let (sender, mut receiver) = mpsc::channel(64);
         let path = log.clone();
-        let options = LogOptions { follow: true, tail_lines: Some(0), ..LogOptions::default() };
-        let task =
-            tokio::spawn(async move { send(&path, &options, &sender, &|| Box::pin(async { false })).await });
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        std::fs::rename(&log, dir.path().join("0.log.1")).unwrap();
-        std::fs::write(&log, "2026-01-02T00:00:00Z stdout F next\n").unwrap();
-        assert_eq!(receiver.recv().await.unwrap(), b"next\n");
-        drop(receiver);
+        let (end, ended) = tokio::sync::watch::channel(false);
+        let options = LogOptions { follow: true, tail_lines: Some(1), ..LogOptions::default() };
+        let task = tokio::spawn(async move {
+            let ended = move || Box::pin(std::future::ready(*ended.borrow())) as BoxFuture<'static, bool>;
+            send(&path, &options, &sender, &ended).await
+        });
+        assert_eq!(receiver.recv().await.unwrap(), b"\n");
+        let mut heard = Vec::new();
+        // Once, then more than once between two looks, then once more with the container's end.
+        for lines in [&["one"][..], &["two", "three", "four"], &["five", "last"]] {
+            lines.iter().for_each(|line| rotate(&log, line));
+            if lines.contains(&"last") {
+                // With the file that is read all older ones are gone.
+                for n in 2..30 {
+                    let _ = std::fs::remove_file(dir.path().join(format!("0.log.{n}")));
+                }
+                end.send(true).unwrap();
+            }
+            let expected: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            while heard != expected.as_bytes() {
+                heard.extend(receiver.recv().await.expect(&expected));
+            }
+            heard.clear();
+        }
+        assert_eq!(receiver.recv().await, None);
         task.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn the_files_of_a_log_are_opened_once_each_the_oldest_first() {
+        let (_dir, log) = example();
+        // A rotation between two opens shows one file under two names.
+        std::fs::hard_link(&log, log.with_extension("log.3")).unwrap();
+        let sizes: Vec<u64> =
+            open_all(&log).unwrap().iter().map(|file| file.metadata().unwrap().len()).collect();
+        let size = |name: &str| std::fs::metadata(log.with_file_name(name)).unwrap().len();
+        assert_eq!(sizes, ["0.log.10", "0.log.2", "0.log.1", "0.log"].map(size));
     }
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use k8s_openapi::api::core::v1::PodStatus;
 use nix::sched::{CloneFlags, setns};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -59,7 +60,7 @@ pub async fn serve(shared: Arc<Shared>, mut stream: Stream, request: Request) {
 
 async fn tell(shared: &Shared, sender: &StreamSender, path: &str) -> Result<Outcome, Outcome> {
     let text = expose::answer(shared, path).await;
-    let text = text.ok_or_else(|| Outcome::refused(format!("404 page not found: {path}")))?;
+    let text = text.ok_or_else(|| Outcome::refused("404 page not found\n"))?;
     sender.send(STDOUT, Bytes::from(text)).await.map_err(|e| Outcome::failed(e.to_string()))?;
     Ok(Outcome::default())
 }
@@ -74,6 +75,7 @@ async fn under_way(sender: &StreamSender) {
 struct Found {
     wanted: Wanted,
     attempts: u32,
+    status: PodStatus,
 }
 
 fn pod(shared: &Shared, place: &Place) -> Result<Wanted, Outcome> {
@@ -90,7 +92,7 @@ fn find(shared: &Shared, place: &Place) -> Result<Found, Outcome> {
         return Err(Outcome::refused(text));
     }
     let record = shared.ledger.record(&wanted.uid).unwrap_or_default();
-    Ok(Found { attempts: record.container(&place.container).attempts, wanted })
+    Ok(Found { attempts: record.container(&place.container).attempts, wanted, status: record.status })
 }
 
 fn failed(error: runtime::Error) -> Outcome {
@@ -102,16 +104,29 @@ fn failed(error: runtime::Error) -> Outcome {
     }
 }
 
-/// The id of the running attempt.
-async fn running(shared: &Shared, place: &Place) -> Result<String, Outcome> {
+/// The id of the running attempt; `None`: nothing runs.
+async fn running(shared: &Shared, place: &Place) -> Result<Option<String>, Outcome> {
     let found = find(shared, place)?;
-    let none = || Outcome::refused(format!("container not found (\"{}\")", place.container));
-    let attempt = found.attempts.checked_sub(1).ok_or_else(none)?;
+    let Some(attempt) = found.attempts.checked_sub(1) else { return Ok(None) };
     let id = container_id(&found.wanted.uid, &place.container, attempt);
-    match shared.runtime.state(&id).await.map_err(failed)? {
-        ContainerState::Running { .. } => Ok(id),
-        _ => Err(Outcome::refused(format!("container {} is not running", place.container))),
-    }
+    let runs = matches!(shared.runtime.state(&id).await, Ok(ContainerState::Running { .. }));
+    Ok(Some(id).filter(|_| runs))
+}
+
+/// Why a container has no log yet (`validateContainerLogStatus`).
+fn waits(status: &PodStatus, place: &Place) -> Outcome {
+    let lists =
+        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    let mut all = lists.into_iter().flatten().flatten();
+    let state = all.find(|c| c.name == place.container).and_then(|c| c.state.as_ref()?.waiting.as_ref());
+    let why = match state.and_then(|waiting| waiting.reason.as_deref()) {
+        Some("ErrImagePull") => "image can't be pulled",
+        Some("ImagePullBackOff") => "trying and failing to pull image",
+        Some(reason) => reason,
+        None => "ContainerCreating",
+    };
+    let Place { container, pod, .. } = place;
+    Outcome::refused(format!("container {container:?} in pod {pod:?} is waiting to start: {why}"))
 }
 
 async fn read_logs(
@@ -121,18 +136,15 @@ async fn read_logs(
     options: LogOptions,
 ) -> Result<Outcome, Outcome> {
     let found = find(shared, place)?;
-    let Some(newest) = found.attempts.checked_sub(1) else {
-        return Err(Outcome::refused(format!(
-            "container {:?} in pod {:?} is waiting to start: ContainerCreating",
-            place.container, place.pod
-        )));
-    };
-    let attempt = if options.previous { newest.checked_sub(1) } else { Some(newest) };
-    let Some(attempt) = attempt else {
-        return Err(Outcome::refused(format!(
-            "previous terminated container {:?} in pod {:?} not found",
-            place.container, place.pod
-        )));
+    let attempt = if options.previous {
+        found.attempts.checked_sub(2).ok_or_else(|| {
+            Outcome::refused(format!(
+                "previous terminated container {:?} in pod {:?} not found",
+                place.container, place.pod
+            ))
+        })?
+    } else {
+        found.attempts.checked_sub(1).ok_or_else(|| waits(&found.status, place))?
     };
     let path = launch::log_path(shared, &found.wanted, &place.container, attempt);
     let id = container_id(&found.wanted.uid, &place.container, attempt);
@@ -183,8 +195,14 @@ async fn exec(
     place: &Place,
     spec: ExecSpec,
 ) -> Result<Outcome, Outcome> {
-    let id = running(shared, place).await?;
-    let session = shared.runtime.exec(&id, &spec).await.map_err(failed)?;
+    let none = || Outcome::refused(format!("container not found ({:?})", place.container));
+    let id = running(shared, place).await?.ok_or_else(none)?;
+    let session = shared.runtime.exec(&id, &spec).await.map_err(|error| match error {
+        runtime::Error::NotFound(_) | runtime::Error::NotRunning(_) => none(),
+        error => Outcome::failed(format!(
+            "error executing command in container: failed to exec in container: {error}"
+        )),
+    })?;
     under_way(&stream.sender()).await;
     bridge(stream, session).await
 }
@@ -195,13 +213,21 @@ async fn attach(
     place: &Place,
     stdin: bool,
 ) -> Result<Outcome, Outcome> {
-    let id = running(shared, place).await?;
-    let mut session = shared.runtime.attach(&id).await.map_err(failed)?;
+    let none = || {
+        let Place { container, pod, namespace, .. } = place;
+        Outcome::refused(format!("container {container} not found in pod {pod}_{namespace}"))
+    };
+    let id = running(shared, place).await?.ok_or_else(none)?;
+    let mut session = shared.runtime.attach(&id).await.map_err(|error| match error {
+        runtime::Error::NotFound(_) | runtime::Error::NotRunning(_) => none(),
+        error => Outcome::failed(format!("error attaching to container: {error}")),
+    })?;
     if !stdin {
         session.stdin = None;
     }
     under_way(&stream.sender()).await;
-    bridge(stream, session).await
+    // How the container ended is its status' to tell: upstream gives no code here.
+    bridge(stream, session).await.map(|outcome| Outcome { code: None, ..outcome })
 }
 
 type Output = Option<Box<dyn AsyncRead + Send + Unpin>>;

@@ -279,10 +279,16 @@ impl Monitor {
             Err(error) => return Err(error.into()),
         };
         self.quiet = ready.is_empty();
-        // Clients are removed by number: the highest first.
+        // Clients are removed by number: the highest first, and all before an output drops one.
         for source in ready.iter().rev() {
+            if let Source::Client(n) = *source {
+                self.client(n);
+            }
+        }
+        // Standard output before errors: what came together was mostly written so.
+        for source in &ready {
             match *source {
-                Source::Process => {}
+                Source::Process | Source::Client(_) => {}
                 Source::Listener => {
                     if let Some((_, listener)) = alive {
                         self.accept(listener);
@@ -290,7 +296,6 @@ impl Monitor {
                 }
                 Source::Output(n) => self.output(n),
                 Source::Stdin => self.feed(),
-                Source::Client(n) => self.client(n),
             }
         }
         self.log.flush();

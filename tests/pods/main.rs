@@ -21,7 +21,8 @@ fn board_with_busybox(test: &str) -> Node {
     let file = node.dir.path().join("busybox.tar");
     let applets = [
         "sh", "cat", "cp", "dd", "echo", "env", "grep", "hostname", "id", "kill", "ln", "ls", "mkdir",
-        "mount", "nc", "ps", "readlink", "rm", "sleep", "stat", "tar", "touch", "true", "umount", "wc",
+        "mount", "nc", "ps", "readlink", "rm", "sleep", "stat", "stty", "tar", "touch", "true", "umount",
+        "wc",
     ];
     fs::write(&file, images::busybox(&applets)).unwrap();
     must(&mut node.import(&file));

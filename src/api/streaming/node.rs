@@ -14,6 +14,7 @@ use crate::{
         verbs::Call,
     },
     kinds::registry,
+    streams::StreamError,
 };
 
 pub async fn serve(call: &Call, request: Request<Incoming>) -> Result<Reply, Refusal> {
@@ -29,7 +30,11 @@ pub async fn serve(call: &Call, request: Request<Incoming>) -> Result<Reply, Ref
     call.api.objects.get(registry::of::<Node>(), "", name)?;
     let path = call.path.rest.trim_matches('/').to_owned();
     let query = request.uri().query().map(|q| format!("?{q}")).unwrap_or_default();
-    let body = way_to(call, name)?.ask_node(name, &format!("{path}{query}")).await.map_err(refused)?;
+    let body = way_to(call, name)?.ask_node(name, &format!("{path}{query}")).await;
+    let body = match body {
+        Err(StreamError::NotFound(text)) => return Ok(reply::text(StatusCode::NOT_FOUND, text)),
+        body => body.map_err(refused)?,
+    };
     let content_type = match path.as_str() {
         "pods" | "stats/summary" | "configz" => "application/json",
         path if path.starts_with("metrics") => "text/plain; version=0.0.4; charset=utf-8",

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use hyper::{Request, body::Incoming};
+use hyper::{Request, StatusCode, body::Incoming};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -23,8 +23,12 @@ use super::{
     way_to, web_front,
 };
 use crate::{
-    api::{reply::Reply, status::Refusal, verbs::Call},
-    streams::{Exit, Reader, Session, TerminalSize, Wanted, Writer},
+    api::{
+        reply::{self, Reply},
+        status::Refusal,
+        verbs::Call,
+    },
+    streams::{Exit, Reader, Session, StreamError, TerminalSize, Wanted, Writer},
     tasks::CancellationToken,
 };
 
@@ -88,17 +92,15 @@ pub async fn serve(call: &Call, exec: bool, request: Request<Incoming>) -> Resul
     let target = target(call, &pod, container)?.ok_or_else(|| {
         Refusal::bad_request(format!("pod {} does not have a host assigned", call.path.name))
     })?;
-    let phase = pod["status"]["phase"].as_str().unwrap_or_default();
-    if matches!(phase, "Succeeded" | "Failed") {
-        let message =
-            format!("cannot exec or attach to a container in a completed pod; current phase is {phase}");
-        return Err(Refusal::bad_request(message));
-    }
     let nodes = way_to(call, &target.node)?;
     let offered = upgrade::offered(request, web_front::PROTOCOLS, spdy_front::PROTOCOLS)?;
     let session =
         if exec { nodes.exec(&target, &command, wanted).await } else { nodes.attach(&target, wanted).await };
-    let session = session.map_err(refused)?;
+    let session = match session {
+        // Upstream has upgraded the client's connection before it asks the node.
+        Err(StreamError::NotFound(why)) => return Ok(turn_away(call, offered, wanted, why)),
+        session => session.map_err(refused)?,
+    };
     let stop = call.api.stop.clone();
     let sessions = &call.api.sessions;
     Ok(match offered {
@@ -129,6 +131,21 @@ pub async fn serve(call: &Call, exec: bool, request: Request<Incoming>) -> Resul
             answer
         }
     })
+}
+
+/// Tells a client that the node has refused: over a WebSocket as the end of its session, to older clients instead of
+/// the upgrade.
+fn turn_away(call: &Call, offered: Offered, wanted: Wanted, why: String) -> Reply {
+    let Offered::Web(offer) = offered else { return reply::text(StatusCode::INTERNAL_SERVER_ERROR, why) };
+    let protocol = offer.protocol;
+    let (answer, socket) = offer.accept();
+    call.api.sessions.spawn(async move {
+        let Ok(socket) = socket.await else { return };
+        if let Some(front) = web_front::begin(socket, protocol, wanted).await {
+            front.finish(&Exit::Failed(format!("unable to upgrade connection: {why}"))).await;
+        }
+    });
+    answer
 }
 
 /// One read of an output, or never when there is none.
@@ -229,7 +246,8 @@ pub fn status(exit: &Exit) -> Value {
             "message": format!("command terminated with non-zero exit code: exit status {code}"),
             "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]}}),
         Exit::Failed(message) => json!({"metadata": {}, "status": "Failure", "reason": "InternalError",
-            "message": message, "details": {"causes": [{"message": message}]}, "code": 500}),
+            "message": format!("Internal error occurred: {message}"),
+            "details": {"causes": [{"message": message}]}, "code": 500}),
     }
 }
 
