@@ -172,6 +172,16 @@ fn folders_are_shared_owned_and_checked() {
     assert_eq!(lines[..4], ["shared", "1048576", "1234 2777", "1234 3777"], "{log}");
     assert!(lines[4].contains("size=1024k") && !lines[4].contains("nodev"), "as upstream mounts it: {log}");
 
+    // A volume below one that is read-only, and a part of a volume that anybody may write.
+    let below = "    volumeMounts: [{name: v, mountPath: /d/below, subPath: part}, {name: d, mountPath: /d}]";
+    let script = "echo mine > /d/below/f && cat /d/name /d/below/f && stat -c '%g %a' /d/below";
+    let spec = format!(
+        "  restartPolicy: Never\n  securityContext: {{runAsUser: 1001, fsGroup: 1234}}\n  containers:\n{}  volumes: [{{name: v, emptyDir: {{}}}}, {{name: d, downwardAPI: {{items: [{{path: name, fieldRef: {{fieldPath: metadata.name}}}}]}}}}]\n",
+        container("c", script, below)
+    );
+    node.apply(&pod("below", &spec));
+    assert_eq!(log_of_ended(&node, "below"), "belowmine\n1234 2777\n");
+
     // Parts: made where missing, by names from the environment, never outside.
     let parts = "    env: [{name: WHO, value: me}]\n    volumeMounts: [{name: v, mountPath: /a, subPathExpr: by/$(WHO)}]";
     let host = |kind: &str, path: &str| {

@@ -21,7 +21,7 @@ mod subpath;
 mod sys;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -159,7 +159,7 @@ async fn own(
     if let Some(plugin) = content::plugin(volume) {
         let path = dir_of(shared, wanted, plugin, &volume.name);
         let files = content::files(shared, wanted, volume, ip, tokens)?;
-        write(wanted, &path, files).await?;
+        write(wanted, &volume.name, &path, files).await?;
         return Ok(Mounted { path, read_only: true });
     }
     if let Some(source) = &volume.empty_dir {
@@ -273,9 +273,45 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
 }
 
-async fn write(wanted: &Wanted, path: &Path, files: payload::Files) -> Result<bool, String> {
+async fn write(wanted: &Wanted, volume: &str, path: &Path, files: payload::Files) -> Result<bool, String> {
     let (path, group) = (path.to_owned(), payload::Group::of(wanted));
-    blocking(move || payload::write(&path, &files, group).map_err(at("write", &path))).await
+    let below = mounted_below(wanted, volume);
+    blocking(move || {
+        for folder in below {
+            let folder = path.join(folder);
+            std::fs::create_dir_all(&folder).map_err(at("mkdir", &folder))?;
+        }
+        payload::write(&path, &files, group).map_err(at("write", &path))
+    })
+    .await
+}
+
+/// Where containers that have this volume mount others below it, relative to it: nothing can be made there
+/// any more once it is mounted read-only (`pkg/volume/util/nested_volumes.go`).
+fn mounted_below(wanted: &Wanted, volume: &str) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for (_, container) in wanted.containers() {
+        let mounts = || container.volume_mounts.iter().flatten();
+        let places: BTreeSet<PathBuf> =
+            mounts().map(|m| Path::new(&m.mount_path).components().collect()).collect();
+        for mount in mounts().filter(|mount| mount.name == volume && mount.sub_path.is_none()) {
+            // Parents come before what is in them.
+            let mut above: Option<&Path> = None;
+            for place in &places {
+                let Ok(below) = place.strip_prefix(&mount.mount_path) else { continue };
+                let plain = below.components().all(|c| matches!(c, std::path::Component::Normal(_)));
+                if below.as_os_str().is_empty()
+                    || !plain
+                    || above.is_some_and(|above| place.starts_with(above))
+                {
+                    continue;
+                }
+                above = Some(place);
+                found.insert(below.to_owned());
+            }
+        }
+    }
+    found
 }
 
 /// Brings the contents of a pod's volumes up to date; says whether anything changed.
@@ -293,7 +329,8 @@ pub async fn refresh(
     for volume in wanted.volumes() {
         if let Some(plugin) = content::plugin(volume) {
             let files = content::files(shared, wanted, volume, ip, tokens)?;
-            changed |= write(wanted, &dir_of(shared, wanted, plugin, &volume.name), files).await?;
+            let path = dir_of(shared, wanted, plugin, &volume.name);
+            changed |= write(wanted, &volume.name, &path, files).await?;
         }
     }
     Ok(changed)
@@ -439,6 +476,30 @@ fn unescape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_below_a_volume_are_known_before_it_is_read_only() {
+        let wanted = Wanted::new(
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
+                "spec": {
+                    "initContainers": [{"name": "i", "volumeMounts": [
+                        {"name": "v", "mountPath": "/etc/app/"}, {"name": "w", "mountPath": "/etc/app/certs"},
+                        {"name": "w", "mountPath": "/etc/apples"},
+                    ]}],
+                    "containers": [{"name": "c", "volumeMounts": [
+                        {"name": "w", "mountPath": "/cfg/a/b"}, {"name": "w", "mountPath": "/cfg/a"},
+                        {"name": "w", "mountPath": "/cfg/a-b"}, {"name": "v", "mountPath": "/cfg"},
+                        {"name": "v", "mountPath": "/part", "subPath": "x"}, {"name": "w", "mountPath": "/part/y"},
+                    ]}],
+                },
+            }))
+            .unwrap(),
+        );
+        let below = |volume| mounted_below(&wanted, volume).into_iter().collect::<Vec<_>>();
+        assert_eq!(below("v"), ["a", "a-b", "certs"].map(PathBuf::from));
+        assert_eq!(below("w"), ["b"].map(PathBuf::from));
+    }
 
     #[test]
     fn what_cannot_be_mounted_is_told_as_upstream_does() {

@@ -89,13 +89,19 @@ pub fn write(dir: &Path, files: &Files, group: Option<Group>) -> io::Result<bool
             _ => {}
         }
     }
+    // What else is there are folders that volumes below this one are mounted on.
     for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let stays = name == DATA || *name == *now || tops.contains(&Path::new(&name));
-        if !stays {
-            let path = entry.path();
-            if entry.file_type()?.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+        let (path, name) = {
+            let entry = entry?;
+            (entry.path(), entry.file_name())
+        };
+        if name == DATA || *name == *now || tops.contains(&Path::new(&name)) {
+            continue;
+        }
+        if name.as_encoded_bytes().starts_with(b"..") {
+            fs::remove_dir_all(path)?;
+        } else if fs::read_link(&path).is_ok_and(|target| target.starts_with(DATA)) {
+            fs::remove_file(path)?;
         }
     }
     Ok(true)
@@ -227,13 +233,14 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.join("d/b")).unwrap(), "2");
         assert_eq!(fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(fs::read_link(dir.join("a")).unwrap(), Path::new("..data/a"));
+        fs::create_dir(dir.join("below")).unwrap();
         assert!(write(dir, &files(&[("a", "3"), ("c", "")]), None).unwrap());
         assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "3");
         let mut names: Vec<_> =
             fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.retain(|n| !n.starts_with("..2"));
         names.sort();
-        assert_eq!(names, ["..data", "a", "c"]);
+        assert_eq!(names, ["..data", "a", "below", "c"]);
         // Killed before its links were made.
         fs::remove_file(dir.join("c")).unwrap();
         assert!(write(dir, &files(&[("a", "3"), ("c", "")]), None).unwrap());

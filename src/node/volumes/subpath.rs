@@ -5,7 +5,10 @@
 
 use std::{
     fs, io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Component, Path},
 };
 
@@ -66,20 +69,24 @@ pub fn read(base: &Path, file: &Path, max: u64) -> io::Result<Option<String>> {
     fs::read_to_string(&shown).map(Some)
 }
 
-/// Makes the missing folders of a part, each inside of the one before it.
+/// Makes the missing folders of a part, each inside of the one before it. The last one is as the volume's root
+/// is (`doSafeMakeDir` of `pkg/volume/util/subpath`): whoever may write there may write here.
 fn make(root: &OwnedFd, sub: &Path) -> io::Result<OwnedFd> {
+    let by_number = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let permissions = fs::metadata(by_number(root))?.permissions();
     let mut here = root.try_clone()?;
     for part in sub.components().filter(|c| matches!(c, Component::Normal(_))) {
         let name = Path::new(part.as_os_str());
         here = match open_beneath(&here, name) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let mode = nix::sys::stat::Mode::from_bits_truncate(0o777);
+                let mode = nix::sys::stat::Mode::from_bits_truncate(permissions.mode());
                 nix::sys::stat::mkdirat(Some(here.as_raw_fd()), name, mode)?;
                 open_beneath(&here, name)?
             }
             other => other?,
         };
     }
+    fs::set_permissions(by_number(&here), permissions)?;
     Ok(here)
 }
 
@@ -98,8 +105,9 @@ mod tests {
             assert!(pin(&base, Path::new(bad), &dir.path().join("pin")).is_err(), "{bad}");
         }
         let root: OwnedFd = fs::File::open(&base).unwrap().into();
+        fs::set_permissions(&base, PermissionsExt::from_mode(0o3777)).unwrap();
         make(&root, Path::new("a/b")).unwrap();
-        assert!(base.join("a/b").is_dir());
+        assert_eq!(fs::metadata(base.join("a/b")).unwrap().permissions().mode(), 0o43777);
         fs::write(base.join("a/f"), "x").unwrap();
         assert_eq!(read(&base, Path::new("a/f"), 9).unwrap().as_deref(), Some("x"));
         assert_eq!(read(&base, Path::new("a/g"), 9).unwrap(), None);
