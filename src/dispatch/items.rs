@@ -125,6 +125,7 @@ pub fn of_node<'a>(
         cluster_domain: options.cluster_domain.clone(),
         labels: node.as_ref().and_then(|n| n.metadata.labels.clone()).unwrap_or_default(),
         taints: node.as_deref().map(expelling_taints).unwrap_or_default(),
+        unschedulable: node.as_ref().and_then(|n| n.spec.as_ref()?.unschedulable).unwrap_or_default(),
         extended: node.as_deref().map(extended).unwrap_or_default(),
         endpoints: options.endpoints.clone(),
     };

@@ -203,6 +203,9 @@ pub struct NodeConfig {
     /// Keys and values of the node's taints that pods have to go for (`NoExecute`), without those that the
     /// master sets because it does not hear of the node: who reads this is heard of.
     pub taints: Vec<(String, String)>,
+    /// No new pods come here (`kubectl cordon`).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unschedulable: bool,
     /// What somebody else advertises of the node: allocatable amounts of extended resources.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub extended: BTreeMap<String, String>,

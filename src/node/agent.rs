@@ -53,7 +53,7 @@ use crate::{
         topics::{self, Leaf},
     },
     net::{AddressWatch, HostPort, Network, Peer, ServicePort, policy::PodPolicy},
-    runtime::Runtime,
+    runtime::{Kill, Runtime, SystemOoms},
     tasks::CancellationToken,
 };
 
@@ -199,6 +199,8 @@ pub struct Agent {
     network_error: String,
     /// The state of the node that the master was told last on this connection.
     state: Option<NodeState>,
+    /// What events have told last: no new pods come here.
+    unschedulable: bool,
     /// What events have told: memory, disk, processes, readiness are as they should be.
     told: Option<[bool; 4]>,
     looked: Option<Looked>,
@@ -290,6 +292,7 @@ impl Agent {
             network_start: String::new(),
             network_error: String::new(),
             state: None,
+            unschedulable: false,
             told: None,
             looked: None,
             state_seq: None,
@@ -324,6 +327,11 @@ impl Agent {
             .inspect_err(
                 |error| tracing::warn!(%error, "changes of addresses are noticed once a minute only"),
             )
+            .ok();
+        let mut kills = SystemOoms::open()
+            .inspect_err(|error| {
+                tracing::info!(%error, "the kernel's log cannot be read: no SystemOOM is told");
+            })
             .ok();
         self.boot().await;
         let folders = folders::run(Arc::clone(&shared), self.stop_workers.clone());
@@ -370,6 +378,11 @@ impl Agent {
                 true = arrived(&mut arrivals) => self.tell_all(Mail::Images).await,
                 _ = beat.tick() => self.beat().await,
                 () = addresses_changed(addresses.as_ref()) => self.addresses_changed().await,
+                kill = next_kill(kills.as_mut()) => {
+                    let Kill { process, pid } = kill;
+                    let message = format!("System OOM encountered, victim process: {process}, pid: {pid}");
+                    shared.node_event(true, "SystemOOM", message);
+                }
                 () = sleep_until(self.hello_again.unwrap_or_else(Instant::now)),
                     if self.hello_again.is_some() => self.hello(false).await,
             }
@@ -859,6 +872,10 @@ impl Agent {
         };
         let mut events = Vec::new();
         if self.told.is_none() {
+            if info::memory_may_be_swapped() {
+                let message = "The tmpfs noswap option is not supported. Memory-backed volumes (e.g. secrets, emptyDirs, etc.) might be swapped to disk and should no longer be considered secure.";
+                events.push(event(true, "PossibleMemoryBackedVolumesOnDisk", message.to_owned()));
+            }
             events.push(event(false, "Starting", "Starting kubelet.".to_owned()));
         }
         let flags = |state: &NodeState| {
@@ -913,6 +930,13 @@ async fn watch_resources(shared: Arc<Shared>) {
 async fn addresses_changed(watch: Option<&AddressWatch>) {
     match watch {
         Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_kill(kills: Option<&mut SystemOoms>) -> Kill {
+    match kills {
+        Some(kills) => kills.next().await,
         None => std::future::pending().await,
     }
 }

@@ -5,7 +5,7 @@
 //! counts thresholds is `probes`.
 //! TLS is spoken without verification, as kubelet does.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full};
@@ -103,11 +103,15 @@ impl From<String> for Fault {
     }
 }
 
-/// One probe.
+/// One probe. What is well may still be worth a warning.
 ///
 /// # Errors
 /// What was found wrong.
-pub async fn probe(runtime: &Arc<dyn Runtime>, target: &Target, probe: &Probe) -> Result<(), Fault> {
+pub async fn probe(
+    runtime: &Arc<dyn Runtime>,
+    target: &Target,
+    probe: &Probe,
+) -> Result<Option<String>, Fault> {
     let timeout = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).max(1) as u64);
     let named = probe.http_get.as_ref().map(|http| &http.port);
     if let Some(port) = named.or(probe.tcp_socket.as_ref().map(|tcp| &tcp.port)) {
@@ -116,12 +120,17 @@ pub async fn probe(runtime: &Arc<dyn Runtime>, target: &Target, probe: &Probe) -
     let work = async {
         if let Some(exec) = &probe.exec {
             let done = run(runtime, target, exec).await.map_err(Fault::Unknown)?;
-            return if done.code == 0 { Ok(()) } else { Err(Fault::Failed(done.output())) };
+            return if done.code == 0 { Ok(None) } else { Err(Fault::Failed(done.output())) };
         }
         if let Some(http) = &probe.http_get {
             return match get(target, http).await? {
-                code @ 400.. => Err(format!("HTTP probe failed with statuscode: {code}").into()),
-                _ => Ok(()),
+                Answer { code: code @ 400.., .. } => {
+                    Err(format!("HTTP probe failed with statuscode: {code}").into())
+                }
+                Answer { code: 300.., body, .. } => {
+                    Ok(Some(format!("Probe terminated redirects, Response body: {body}")))
+                }
+                Answer { .. } => Ok(None),
             };
         }
         if let Some(tcp) = &probe.tcp_socket {
@@ -129,13 +138,13 @@ pub async fn probe(runtime: &Arc<dyn Runtime>, target: &Target, probe: &Probe) -
             let port = target.port(&tcp.port)?;
             return TcpStream::connect((host.as_str(), port))
                 .await
-                .map(drop)
+                .map(|_| None)
                 .map_err(|e| format!("dial tcp {host}:{port}: connect: {}", plain(&e)).into());
         }
-        Ok(())
+        Ok(None)
     };
     if let Some(grpc) = &probe.grpc {
-        return grpc_health(target, grpc, timeout).await.map_err(Fault::Failed);
+        return grpc_health(target, grpc, timeout).await.map(|()| None).map_err(Fault::Failed);
     }
     if let Ok(result) = tokio::time::timeout(timeout, work).await {
         return result;
@@ -237,16 +246,14 @@ async fn drain(from: Option<Box<dyn AsyncRead + Send + Unpin>>, into: &mut Vec<u
 }
 
 /// Asks, and follows redirects on the same host; one that leads elsewhere is an answer as well
-/// (kubelet's `RedirectChecker`). Gives the status code.
-async fn get(target: &Target, action: &HTTPGetAction) -> Result<u16, String> {
+/// (kubelet's `RedirectChecker`).
+async fn get(target: &Target, action: &HTTPGetAction) -> Result<Answer, String> {
     let mut place = Place::of(target, action)?;
     for _ in 0..REDIRECTS_MAX {
-        match ask(&place, action).await? {
-            (code @ 300..400, location) => match location.and_then(|to| place.after(&to)) {
-                Some(next) => place = next,
-                None => return Ok(code),
-            },
-            (code, _) => return Ok(code),
+        let answer = ask(&place, action).await?;
+        match answer.location.as_ref().and_then(|to| place.after(to)) {
+            Some(next) => place = next,
+            None => return Ok(answer),
         }
     }
     Err(format!("stopped after {REDIRECTS_MAX} redirects"))
@@ -304,8 +311,17 @@ impl Place {
     }
 }
 
-/// One request: its status, and where it is redirected to.
-async fn ask(place: &Place, action: &HTTPGetAction) -> Result<(u16, Option<String>), String> {
+/// What a server has answered.
+#[derive(Debug, Default)]
+struct Answer {
+    code: u16,
+    /// Where it leads instead.
+    location: Option<String>,
+    /// The beginning of what else a redirection has.
+    body: String,
+}
+
+async fn ask(place: &Place, action: &HTTPGetAction) -> Result<Answer, String> {
     let Place { scheme, host, port, path } = place;
     let port = *port;
     let url = place.url();
@@ -338,20 +354,43 @@ async fn ask(place: &Place, action: &HTTPGetAction) -> Result<(u16, Option<Strin
     .map_err(|e| failed(&e))
 }
 
-async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<(u16, Option<String>), String>
+async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, String>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     let answer = async {
-        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        let response = sender.send_request(request).await?;
+        let code = response.status().as_u16();
+        if !response.status().is_redirection() {
+            return Ok(Answer { code, ..Answer::default() });
+        }
         let location = response.headers().get("location").and_then(|l| l.to_str().ok());
-        Ok((response.status().as_u16(), location.map(str::to_owned)))
+        let (location, mut body, mut text) = (location.map(str::to_owned), response.into_body(), Vec::new());
+        while text.len() < OUTPUT_BYTES_MAX
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        }
+        text.truncate(OUTPUT_BYTES_MAX);
+        Ok(Answer { code, location, body: String::from_utf8_lossy(&text).into_owned() })
     };
+    until_closed(answer, connection).await
+}
+
+/// The answer that comes over a connection; why there is none, else. Who closes at once may have answered
+/// before.
+async fn until_closed<T>(
+    answer: impl Future<Output = Result<T, hyper::Error>>,
+    connection: impl Future<Output = Result<(), hyper::Error>>,
+) -> Result<T, String> {
+    let mut answer = pin!(answer);
     tokio::select! {
-        answer = answer => answer,
-        ended = connection => Err(ended.err().map_or_else(|| "EOF".to_owned(), |e| e.to_string())),
+        answered = &mut answer => answered.map_err(|e| e.to_string()),
+        ended = connection => {
+            answer.await.map_err(|_| ended.err().map_or_else(|| "EOF".to_owned(), |e| e.to_string()))
+        }
     }
 }
 
@@ -416,11 +455,7 @@ async fn grpc_check(stream: TcpStream, address: &str, service: &str) -> Result<(
         };
         Ok::<_, hyper::Error>((of("grpc-status"), of("grpc-message"), collected.to_bytes()))
     };
-    let answered = tokio::select! {
-        answer = answer => answer,
-        ended = connection => return failed("Unavailable", &ended.err().map_or_else(|| "EOF".to_owned(), |e| e.to_string())),
-    };
-    let (status, message, body) = match answered {
+    let (status, message, body) = match until_closed(answer, connection).await {
         Ok(answered) => answered,
         Err(error) => return failed("Unavailable", &error),
     };
@@ -481,7 +516,7 @@ mod tests {
     use super::*;
     use crate::runtime::fake::FakeRuntime;
 
-    async fn asked(probe: &Probe) -> Result<(), String> {
+    async fn asked(probe: &Probe) -> Result<Option<String>, String> {
         let runtime: Arc<dyn Runtime> = Arc::new(FakeRuntime::new(Arc::new(crate::clock::SystemClock)));
         let target =
             Target { container_id: "c".into(), pod_ip: "127.0.0.1".into(), ports: vec![("web".into(), 1)] };
@@ -509,8 +544,14 @@ mod tests {
                     let right = request.uri().path() == "/healthz"
                         && request.headers().get("x-ask").is_some_and(|v| v == "1")
                         && request.headers()["user-agent"].to_str().unwrap().starts_with("kube-probe/");
-                    let code = if right { 200 } else { 500 };
-                    ready(Response::builder().status(code).body(Empty::<Bytes>::new()))
+                    let answer = Response::builder();
+                    let answer = match request.uri().path() {
+                        "/away" => answer.status(302).header("location", "http://example.com/"),
+                        "/there" => answer.status(302).header("location", "/healthz"),
+                        "/nowhere" => answer.status(304),
+                        _ => answer.status(if right { 200 } else { 500 }),
+                    };
+                    ready(answer.body(Full::new(Bytes::from_static(b"<a>Found</a>"))))
                 });
                 let http = hyper::server::conn::http1::Builder::new();
                 match &tls {
@@ -541,17 +582,42 @@ mod tests {
     #[tokio::test]
     async fn http_and_https_are_probed() {
         let (plain, secure) = (web(None).await, web(Some(acceptor())).await);
-        assert_eq!(asked(&over_http(plain, "HTTP")).await, Ok(()));
-        assert_eq!(asked(&over_http(secure, "HTTPS")).await, Ok(()), "a certificate of another name");
+        assert_eq!(asked(&over_http(plain, "HTTP")).await, Ok(None));
+        assert_eq!(asked(&over_http(secure, "HTTPS")).await, Ok(None), "a certificate of another name");
         let mut other = over_http(secure, "HTTPS");
         other.http_get.as_mut().unwrap().path = Some("/other".into());
         assert_eq!(asked(&other).await, Err("HTTP probe failed with statuscode: 500".into()));
+        for (path, warning) in [
+            ("/there", None),
+            ("/away", Some("Probe terminated redirects, Response body: <a>Found</a>")),
+            ("/nowhere", Some("Probe terminated redirects, Response body: ")),
+        ] {
+            let mut redirected = over_http(plain, "HTTP");
+            redirected.http_get.as_mut().unwrap().path = Some(path.into());
+            assert_eq!(asked(&redirected).await, Ok(warning.map(str::to_owned)), "{path}");
+        }
         let mut nameless = over_http(plain, "HTTP");
         nameless.http_get.as_mut().unwrap().port = IntOrString::String("absent".into());
         let unknown = "unknown: strconv.Atoi: parsing \"absent\": invalid syntax";
         assert_eq!(asked(&nameless).await, Err(unknown.to_owned()));
         let wrong = asked(&over_http(plain, "HTTPS")).await.unwrap_err();
         assert!(wrong.starts_with(&format!("Get \"https://127.0.0.1:{plain}/healthz\": ")), "{wrong}");
+    }
+
+    #[tokio::test]
+    async fn who_closes_as_soon_as_it_has_answered_has_answered() {
+        use tokio::io::AsyncWriteExt;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut guest, _)) = listener.accept().await {
+                let _ = guest.read(&mut [0; 1024]).await;
+                let _ = guest.write_all(b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            }
+        });
+        for _ in 0..20 {
+            assert_eq!(asked(&over_http(port, "HTTP")).await, Ok(None));
+        }
     }
 
     #[tokio::test]
@@ -570,7 +636,7 @@ mod tests {
             grpc: Some(GRPCAction { port: port.into(), service: None }),
             ..Probe::default()
         };
-        assert_eq!(asked(&tcp(silent)).await, Ok(()));
+        assert_eq!(asked(&tcp(silent)).await, Ok(None));
         let refused = "connect: connection refused";
         assert_eq!(asked(&tcp(gone)).await, Err(format!("dial tcp 127.0.0.1:{gone}: {refused}")));
         let url = |port: u16| format!("Get \"http://127.0.0.1:{port}/healthz\": ");
@@ -630,7 +696,7 @@ mod tests {
             let action = GRPCAction { port: port.into(), service: Some(service.to_owned()) };
             asked(&Probe { grpc: Some(action), ..Probe::default() }).await
         };
-        assert_eq!(ask("").await, Ok(()));
+        assert_eq!(ask("").await, Ok(None));
         for (service, text) in [
             ("down", "service unhealthy (responded with \"NOT_SERVING\")"),
             (

@@ -19,6 +19,9 @@ use crate::{
 /// What the board's firmware says of it (Documentation/ABI/testing/sysfs-firmware-ofw).
 const DEVICE_TREE: &str = "/sys/firmware/devicetree/base";
 
+/// The kernel that first knows a tmpfs of which nothing is swapped out.
+const NOSWAP_SINCE: (u32, u32) = (6, 4);
+
 /// The longest value of a label (characters).
 const LABEL_VALUE_MAX: usize = 63;
 
@@ -150,6 +153,20 @@ pub fn meminfo(name: &str) -> Option<u64> {
     text.lines().find_map(|l| l.strip_prefix(name))?.trim().trim_end_matches(" kB").parse().ok()
 }
 
+/// Whether what lies in a tmpfs may come to a disk: there is swap space, and the kernel does not know
+/// `noswap`.
+pub fn memory_may_be_swapped() -> bool {
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    nix::sys::utsname::uname().is_ok_and(|uname| may_be_swapped(&swaps, &uname.release().to_string_lossy()))
+}
+
+fn may_be_swapped(swaps: &str, kernel: &str) -> bool {
+    let mut numbers = kernel.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    // Below its headline.
+    swaps.lines().count() > 1 && version < NOSWAP_SINCE
+}
+
 fn capacity(data_dir: &Path, pods: u32) -> BTreeMap<String, String> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let memory_kib = meminfo("MemTotal:").unwrap_or(0);
@@ -279,6 +296,23 @@ mod tests {
         ] {
             fs::write(tree.path().join("model"), model).unwrap();
             assert_eq!(board(tree.path()).as_deref(), expected, "{}", String::from_utf8_lossy(model));
+        }
+    }
+
+    #[test]
+    fn memory_is_swapped_where_there_is_space_for_it_and_an_old_kernel() {
+        let headline = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+        let some = format!("{headline}/dev/zram0  partition\t1024\t0\t100\n");
+        for (swaps, kernel, expect) in [
+            (some.as_str(), "6.1.0-38-arm64", true),
+            (&some, "6.4.0", false),
+            (&some, "6.12.25+rpt-rpi-v8", false),
+            (&some, "5.15.0-1053-raspi", true),
+            (&some, "10.0", false),
+            (headline, "6.1.0", false),
+            ("", "6.1.0", false),
+        ] {
+            assert_eq!(may_be_swapped(swaps, kernel), expect, "{kernel}");
         }
     }
 

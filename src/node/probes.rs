@@ -34,7 +34,8 @@ pub struct Verdict {
     pub container: String,
     pub attempt: u32,
     pub kind: Kind,
-    pub result: Result<(), Fault>,
+    /// Well (with a warning), or not.
+    pub result: Result<Option<String>, Fault>,
     /// The threshold is reached: the verdict counts. Before that it is only worth an event.
     pub counts: bool,
 }
@@ -82,7 +83,7 @@ pub async fn run(
         let ok = result.is_ok();
         // What could not be asked is as if it had not been.
         let counts = !matches!(result, Err(Fault::Unknown(_))) && count.take(ok, &probe);
-        let news = !ok || counts && last_told != Some(ok);
+        let news = !matches!(result, Ok(None)) || counts && last_told != Some(ok);
         if counts {
             last_told = Some(ok);
         }

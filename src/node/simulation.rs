@@ -79,14 +79,18 @@ impl World {
             hellos: 0,
             running: None,
         };
-        let config = NodeConfig {
-            pod_cidr: "10.42.1.0/24".into(),
-            cluster_dns: "10.43.0.10".into(),
-            ..NodeConfig::default()
-        };
+        let config = Self::config();
         world.set(ItemKind::Config, "", "n", &serde_json::to_value(config).unwrap());
         world.start();
         world
+    }
+
+    fn config() -> NodeConfig {
+        NodeConfig {
+            pod_cidr: "10.42.1.0/24".into(),
+            cluster_dns: "10.43.0.10".into(),
+            ..NodeConfig::default()
+        }
     }
 
     fn start(&mut self) {
@@ -196,7 +200,7 @@ impl World {
                 return status.pods.into_iter().map(read).collect();
             }
             Up::Events(events) => {
-                self.told.extend(events.into_iter().filter(|event| !event.namespace.is_empty()));
+                self.told.extend(events);
             }
             _ => {}
         }
@@ -272,7 +276,8 @@ async fn a_pod_starts_is_adopted_and_goes() {
     assert!(world.runtime.calls().contains(&"signal u-p_a_0 15".to_owned()));
     assert!(world.runtime.calls().contains(&"remove_sandbox u-p".to_owned()));
     assert!(!world.dir.path().join("data/pods/u-p").exists());
-    let reasons: Vec<_> = world.told.iter().map(|e| e.reason.as_str()).collect();
+    let of_pods = world.told.iter().filter(|e| !e.namespace.is_empty());
+    let reasons: Vec<_> = of_pods.map(|e| e.reason.as_str()).collect();
     assert_eq!(reasons[..3], ["Pulled", "Created", "Started"]);
     world.stop().await;
 }
@@ -495,6 +500,48 @@ async fn who_was_here_before_a_restart_is_counted_before_anybody_is_let_in() {
     world.start();
     let status = world.until(|r, s| r.name == "a" && s.phase.as_deref() != Some("Pending")).await;
     assert_eq!(failed_for(&status).0, Some("OutOfcpu"));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_tells_that_it_is_closed_and_opened() {
+    let mut world = World::new().await;
+    for (unschedulable, reason) in [(true, "NodeNotSchedulable"), (false, "NodeSchedulable")] {
+        let config = NodeConfig { unschedulable, ..World::config() };
+        world.set(ItemKind::Config, "", "n", &serde_json::to_value(config).unwrap());
+        world.push().await;
+        let event = world.until_told(reason).await;
+        assert_eq!((event.name.as_str(), event.warning), ("n", false));
+        assert_eq!(event.message, format!("Node n status is now: {reason}"));
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_probe_that_is_led_elsewhere_succeeds_with_a_warning() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let server = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut guest, _)) = server.accept().await {
+            let _ = guest.read(&mut [0; 1024]).await;
+            let answer = b"HTTP/1.1 302 Found\r\nlocation: http://0.0.0.0/\r\ncontent-length: 5\r\n\r\nFound";
+            let _ = guest.write_all(answer).await;
+        }
+    });
+    let mut world = World::new().await;
+    world.pod(
+        "p",
+        &format!(
+            r#"{{"containers": [{{"name": "a", "image": "x", "readinessProbe": {{"httpGet": {{"host": "127.0.0.1", "port": {port}}}}}}}]}}"#
+        ),
+    );
+    world.until(|_, s| is_ready(s)).await;
+    let event = world.until_told("ProbeWarning").await;
+    assert_eq!(
+        (event.warning, event.message.as_str()),
+        (true, "Readiness probe warning: Probe terminated redirects, Response body: Found")
+    );
     world.stop().await;
 }
 

@@ -1019,12 +1019,16 @@ impl Worker {
         if !current || !matches!(here, Now::Running { .. }) || self.live.container(&name).job.is_some() {
             return;
         }
-        if let Err(fault) = &result {
-            let what = match fault {
-                Fault::Failed(text) => format!("failed: {text}"),
-                Fault::Unknown(text) => format!("errored and resulted in unknown state: {text}"),
-            };
-            self.say(Some(&name), true, "Unhealthy", format!("{} probe {what}", kind.name()));
+        let told = match &result {
+            Ok(None) => None,
+            Ok(Some(text)) => Some(("ProbeWarning", format!("warning: {text}"))),
+            Err(Fault::Failed(text)) => Some(("Unhealthy", format!("failed: {text}"))),
+            Err(Fault::Unknown(text)) => {
+                Some(("Unhealthy", format!("errored and resulted in unknown state: {text}")))
+            }
+        };
+        if let Some((reason, what)) = told {
+            self.say(Some(&name), true, reason, format!("{} probe {what}", kind.name()));
         }
         if !counts {
             return;
@@ -1037,14 +1041,14 @@ impl Worker {
         .and_then(|p| p.termination_grace_period_seconds);
         match (kind, result) {
             (Kind::Readiness, result) => self.live(&name).ready = result.is_ok(),
-            (Kind::Startup, Ok(())) => {
+            (Kind::Startup, Ok(_)) => {
                 let ready = container.readiness_probe.is_none();
                 let live = self.live(&name);
                 live.started = true;
                 live.ready = ready;
                 self.watch_health(&name, attempt);
             }
-            (Kind::Liveness, Ok(())) => {}
+            (Kind::Liveness, Ok(_)) => {}
             (_, Err(_)) => {
                 let what = kind.name().to_lowercase();
                 let message = format!("Container {name} failed {what} probe, will be restarted");

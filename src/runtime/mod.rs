@@ -18,6 +18,7 @@ mod log;
 mod monitor;
 mod mounts;
 mod oci;
+mod oom;
 mod process;
 mod sandbox;
 mod seccomp;
@@ -33,6 +34,7 @@ pub use helper::dispatch as dispatch_helper;
 pub use log::numbered as rotated_log;
 pub use mounts::reason;
 pub use oci::groups;
+pub use oom::{Kill, SystemOoms};
 pub use process::CAPABILITIES;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};

@@ -101,6 +101,40 @@ fn a_file_system_that_is_silent_stalls_no_other_pod() {
     node.k(&["delete", "pods", "--all"]);
 }
 
+/// What the kernel says when it has killed a process for the whole machine, and for a group of processes; the
+/// words are put into its log as any process of root may do.
+#[test]
+fn a_kill_for_want_of_memory_in_the_whole_machine_is_told_of_the_node() {
+    let node = board("oom");
+    let events = |reason: &str| {
+        let selector = format!("involvedObject.kind=Node,involvedObject.name={},reason={reason}", node.name);
+        let format = "jsonpath={range .items[*]}{.type} {.message}{\"\\n\"}{end}";
+        ["get", "events", "--field-selector", &selector, "-o", format].map(str::to_owned)
+    };
+    let wait = |reason: &str, expect: &str| {
+        let args = events(reason);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        node.wait_output(&args, expect, |text| text == expect);
+    };
+    let say = |text: &str| File::options().write(true).open("/dev/kmsg")?.write_all(text.as_bytes());
+    let group = "constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg=/a,task_memcg=/a/b,task=dd,pid=41,uid=0";
+    let lines = [
+        "dd invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=1000".to_owned(),
+        format!("oom-kill:{group}"),
+        "Memory cgroup out of memory: Killed process 41 (dd) total-vm:9000kB".to_owned(),
+        "sampan-test invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0".to_owned(),
+        "Out of memory: Killed process 42 (sampan test) total-vm:9000kB, anon-rss:4000kB".to_owned(),
+    ];
+    if let Some(error) = lines.iter().find_map(|line| say(line).err()) {
+        eprintln!("the kernel's log cannot be written here: {error}");
+        return;
+    }
+    wait("SystemOOM", "Warning System OOM encountered, victim process: sampan test, pid: 42\n");
+    // What else a node tells of itself, and its master has to tell it.
+    node.k(&["cordon", &node.name]);
+    wait("NodeNotSchedulable", &format!("Normal Node {} status is now: NodeNotSchedulable\n", node.name));
+}
+
 /// Answers what the root folder itself is asked for, until told to stop.
 fn answer_for_the_root(server: &File, stop: &AtomicBool) {
     const GETATTR: u32 = 3;

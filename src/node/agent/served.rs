@@ -15,6 +15,12 @@ impl Agent {
     /// Starts the network when the node's range of addresses is known, or has changed.
     pub(super) async fn apply_config(&mut self) {
         let config = self.shared.config();
+        if self.unschedulable != config.unschedulable {
+            self.unschedulable = config.unschedulable;
+            let reason = if config.unschedulable { "NodeNotSchedulable" } else { "NodeSchedulable" };
+            let message = format!("Node {} status is now: {reason}", self.shared.options.node);
+            self.shared.node_event(false, reason, message);
+        }
         if config.pod_cidr.is_empty() || config.pod_cidr == self.network_start {
             return;
         }

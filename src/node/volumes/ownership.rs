@@ -3,7 +3,6 @@
 //! Source: `pkg/volume/volume_linux.go` (`VolumeOwnership`).
 
 use std::{
-    future::Future,
     path::PathBuf,
     pin::pin,
     sync::{
