@@ -7,6 +7,9 @@
 /// The variable for a daemon, and the one for shims with what they start.
 pub const DAEMON: &str = "SAMPAN_TEST_DAEMON_DIES_AT";
 pub const SHIM: &str = "SAMPAN_TEST_SHIM_DIES_AT";
+/// For whoever writes a node's ledger, and for whoever unpacks, records or removes images.
+pub const LEDGER: &str = "SAMPAN_TEST_LEDGER_DIES_AT";
+pub const IMAGES: &str = "SAMPAN_TEST_IMAGES_DIES_AT";
 
 #[cfg(debug_assertions)]
 mod places {

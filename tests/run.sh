@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 . cross/toolchain.sh
 need_toolchain
 command -v kubectl >/dev/null || need_packages kubernetes-client
-need_packages docker-registry apache2-utils busybox-static crun curl iproute2 iptables mosquitto nftables
+need_packages docker-registry apache2-utils busybox-static crun curl e2fsprogs iproute2 iptables mosquitto nftables
 exec cargo test "$@"

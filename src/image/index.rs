@@ -12,6 +12,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::crash;
+
 const FILE: &str = "index.json";
 const BEFORE: &str = "index.json.1";
 const NEW: &str = "index.json.new";
@@ -54,19 +56,19 @@ pub struct Index {
 }
 
 impl Index {
-    /// Reads the index of `folder`; an absent one is empty.
-    pub fn load(folder: &Path) -> io::Result<Self> {
+    /// Reads the index of `folder`, and whether it had to be the one before; an absent one is empty.
+    pub fn load(folder: &Path) -> io::Result<(Self, bool)> {
         let error = match read(&folder.join(FILE)) {
-            Ok(index) => return Ok(index),
+            Ok(index) => return Ok((index, false)),
             Err(error) => error,
         };
         match read(&folder.join(BEFORE)) {
             Ok(index) => {
                 tracing::warn!(%error, folder = %folder.display(), "image index unreadable, using the one before");
-                Ok(index)
+                Ok((index, true))
             }
             Err(before) if before.kind() == io::ErrorKind::NotFound && error.kind() == before.kind() => {
-                Ok(Self::default())
+                Ok((Self::default(), false))
             }
             Err(_) => Err(error),
         }
@@ -77,14 +79,19 @@ impl Index {
         let new = folder.join(NEW);
         let mut file = File::create(&new)?;
         file.write_all(&serde_json::to_vec(self)?)?;
+        crash::point(crash::IMAGES);
         file.sync_data()?;
         drop(file);
+        crash::point(crash::IMAGES);
         let (current, before) = (folder.join(FILE), folder.join(BEFORE));
         if current.exists() {
             remove_file(&before)?;
+            crash::point(crash::IMAGES);
             fs::hard_link(&current, &before)?;
         }
+        crash::point(crash::IMAGES);
         fs::rename(&new, &current)?;
+        crash::point(crash::IMAGES);
         File::open(folder)?.sync_all()
     }
 
@@ -173,16 +180,16 @@ mod tests {
     #[test]
     fn a_torn_index_falls_back_to_the_one_before() {
         let folder = tempfile::tempdir().unwrap();
-        let mut index = Index::load(folder.path()).unwrap();
+        let (mut index, _) = Index::load(folder.path()).unwrap();
         assert_eq!(index, Index::default());
         index.add("1", image(&["a"], &[]));
         index.save(folder.path()).unwrap();
         let first = index.clone();
         index.add("2", image(&["b"], &[]));
         index.save(folder.path()).unwrap();
-        assert_eq!(Index::load(folder.path()).unwrap(), index);
+        assert_eq!(Index::load(folder.path()).unwrap(), (index, false));
         fs::write(folder.path().join(FILE), "{\"sequ").unwrap();
-        assert_eq!(Index::load(folder.path()).unwrap(), first);
+        assert_eq!(Index::load(folder.path()).unwrap(), (first, true));
         fs::write(folder.path().join(BEFORE), "").unwrap();
         assert!(Index::load(folder.path()).is_err());
     }

@@ -31,7 +31,7 @@ use super::{
     index::{ImageRecord, Index, LayerRecord, remove_file},
     unpack::{self, Depth, Unpacked},
 };
-use crate::{config::Least, oci::Reference};
+use crate::{config::Least, crash, oci::Reference};
 
 /// Largest configuration that is read (bytes).
 pub const CONFIG_BYTES_MAX: u64 = 8 << 20;
@@ -94,7 +94,7 @@ impl Content {
             path: lock_path,
             source: errno.into(),
         })?;
-        let index = io_at("read the image index of", root, Index::load(root))?;
+        let (index, fell_back) = io_at("read the image index of", root, Index::load(root))?;
         let content = Self {
             root: root.to_owned(),
             reserve,
@@ -119,7 +119,8 @@ impl Content {
         let before = fs::read_to_string(&marker).ok();
         let images = content.load_images();
         content.state().images = images;
-        if before.is_some_and(|before| before != boot) {
+        // An index from before may name what was removed since.
+        if fell_back || before.is_some_and(|before| before != boot) {
             tracing::warn!("the image store was not closed before the last boot; checking it");
             content.verify(Depth::Sizes)?;
         }
@@ -219,6 +220,7 @@ impl Content {
                 nix::unistd::syncfs(std::os::fd::AsRawFd::as_raw_fd(&folder)).map_err(io::Error::from)
             });
             io_at("sync", &self.root, synced)?;
+            crash::point(crash::IMAGES);
         }
         let (mut index, result) = {
             let state = self.state();
@@ -292,7 +294,10 @@ impl Content {
         let (root, sums) = (self.layer_path(number), self.sums_path(number));
         let result = make_folder(&root)
             .map_err(|source| unpack::Error::Write { operation: "create", path: root.clone(), source })
-            .and_then(|()| fill(&root, &sums));
+            .and_then(|()| {
+                crash::point(crash::IMAGES);
+                fill(&root, &sums)
+            });
         let kept = match &result {
             Ok(unpacked) => {
                 let mut state = self.state();
@@ -310,6 +315,7 @@ impl Content {
         if !kept {
             self.remove_layer_files(number);
         }
+        crash::point(crash::IMAGES);
         result
     }
 
@@ -319,6 +325,7 @@ impl Content {
                 // Tried again at the next open.
                 tracing::warn!(path = %path.display(), %error, "could not remove a layer");
             }
+            crash::point(crash::IMAGES);
         }
     }
 
@@ -336,7 +343,8 @@ impl Content {
             let source = io::Error::new(io::ErrorKind::NotFound, format!("layer {missing} is missing"));
             return Err(Error::Io { operation: "record", path, source });
         }
-        io_at("write", &path, fs::write(&path, &new.config))?;
+        io_at("write", &path, write_config(&path, &new.config))?;
+        crash::point(crash::IMAGES);
         let record = ImageRecord {
             names: new.names,
             digests: new.digests,
@@ -587,6 +595,17 @@ impl Drop for Lease {
             }
         }
     }
+}
+
+/// Puts a configuration into its place. One that is there, of an image that may be in use, is never cut short.
+fn write_config(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if fs::read(path).is_ok_and(|known| known == bytes) {
+        return Ok(());
+    }
+    let new = path.with_extension("new");
+    fs::write(&new, bytes)?;
+    crash::point(crash::IMAGES);
+    fs::rename(&new, path)
 }
 
 /// A folder of mode 0755 whatever the umask: it becomes `/` of containers.

@@ -20,7 +20,7 @@ use super::{
     tar::{Source, TarStream},
     tree::{Tree, Written},
 };
-use crate::config::Least;
+use crate::{config::Least, crash};
 
 /// Files in one layer.
 const ENTRIES_MAX: u64 = 2_000_000;
@@ -82,6 +82,7 @@ pub fn unpack(
     // What follows the compressed stream belongs to the blob's digest.
     io::copy(&mut stream, &mut io::sink()).map_err(Error::Stream)?;
     list.finish()?;
+    crash::point(crash::IMAGES);
     match expected {
         Some(expected) if expected != diff_id => {
             Err(Error::Digest { expected: expected.to_owned(), found: diff_id })
@@ -110,6 +111,7 @@ fn unpack_plain(
             unchecked = 0;
             check_space(&tree, entry.size, reserve)?;
         }
+        crash::point(crash::IMAGES);
         if let Written::File { bytes, crc } = tree.write(&entry, &mut tar)? {
             size_bytes += bytes;
             sums.push(&super::tree::relative(&entry.path)?, bytes, crc)?;

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use super::{env::Lookup, record::Record};
 use crate::{
+    crash,
     ids::Generation,
     mqtt::messages::{Item, ItemKey, ItemKind, SetDigest},
 };
@@ -330,6 +331,7 @@ fn connect(path: &Path) -> rusqlite::Result<Opened> {
 }
 
 fn write_all(connection: &mut Connection, writes: &[Write]) -> rusqlite::Result<()> {
+    crash::point(crash::LEDGER);
     let transaction = connection.transaction()?;
     for write in writes {
         match write {
@@ -356,7 +358,10 @@ fn write_all(connection: &mut Connection, writes: &[Write]) -> rusqlite::Result<
             }
         };
     }
-    transaction.commit()
+    crash::point(crash::LEDGER);
+    transaction.commit()?;
+    crash::point(crash::LEDGER);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -290,9 +290,10 @@ fn board_of_steps(name: &str, who: &str) -> (Node, PathBuf, String) {
     (node, place, manifest.display().to_string())
 }
 
-#[test]
-fn a_daemon_may_die_at_every_step_of_a_pods_life() {
-    let (mut node, place, manifest) = board_of_steps("steps", crash::DAEMON);
+/// Lets the daemon die at every one of `who`'s steps of a pod's life, and the power with every second one where
+/// `power` says so; how often it died.
+fn die_through_a_life(name: &str, who: &str, power: bool) -> u32 {
+    let (mut node, place, manifest) = board_of_steps(name, who);
     let mut deaths = 0;
     loop {
         fs::write(&place, (deaths + 1).to_string()).unwrap();
@@ -303,6 +304,9 @@ fn a_daemon_may_die_at_every_step_of_a_pods_life() {
             && comes(&mut node, &["get", "pods", "--no-headers"], str::is_empty);
         if node.has_ended() {
             deaths += 1;
+            if power && deaths % 2 == 0 {
+                node.power_off();
+            }
             node.spawn();
             node.wait_ready();
             let known = "jsonpath={.metadata.name} {.metadata.deletionTimestamp}";
@@ -319,7 +323,19 @@ fn a_daemon_may_die_at_every_step_of_a_pods_life() {
         break;
     }
     wait_for_nothing(&node);
+    deaths
+}
+
+#[test]
+fn a_daemon_may_die_at_every_step_of_a_pods_life() {
+    let deaths = die_through_a_life("steps", crash::DAEMON, false);
     assert!(deaths >= 28, "only {deaths} steps");
+}
+
+#[test]
+fn a_daemon_or_its_power_may_go_at_every_step_of_the_ledger() {
+    let deaths = die_through_a_life("ledger", crash::LEDGER, true);
+    assert!(deaths >= 12, "only {deaths} steps");
 }
 
 #[test]

@@ -8,5 +8,6 @@ mod common;
 mod ground;
 #[path = "../images/mod.rs"]
 mod images;
+mod images_at_steps;
 mod runtime;
 mod streams;
