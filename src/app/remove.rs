@@ -1,5 +1,7 @@
 //! The end of a node on its board: its pods, their network, their mounts.
 
+use std::path::Path;
+
 use crate::{
     config::{self, Cidr},
     net::{self, Network, PodNet},
@@ -10,7 +12,9 @@ use crate::{
 /// Goes on after a failure; what failed, a line each.
 pub async fn pods(common: &config::Common, cluster_cidr: Cidr, service_cidr: Cidr) -> Vec<String> {
     let options = super::worker::runtime_options(common);
-    let mut failed: Vec<String> = runtime::erase(&options).iter().map(ToString::to_string).collect();
+    let folders: [&Path; 2] = [&common.run_dir, &common.data_dir.join("agent")];
+    let mut failed: Vec<String> =
+        runtime::erase(&options, &folders).iter().map(ToString::to_string).collect();
     failed.extend(network(cluster_cidr, service_cidr).await.err().map(|error| format!("{error:#}")));
     failed
 }

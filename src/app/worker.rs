@@ -85,6 +85,7 @@ pub fn start(tasks: &Tasks, common: &Common, member: Membership, clock: SharedCl
         image_gc_low_percent: common.image_gc_low_threshold.min(common.image_gc_high_threshold),
         beat: member.way.link.beat(),
         local_volumes: common.data_dir.join("volumes"),
+        memory_volumes: Some(common.run_dir.join("volumes")),
         limits: common.limits.clone(),
         serves_ingress: common.enabled(Part::Ingress),
         external_ip: common.node_external_ip,

@@ -50,6 +50,14 @@ impl Asks {
     /// # Errors
     /// The master refused, or did not answer in time.
     pub async fn ask(&self, ask: Ask) -> Result<Answer, String> {
+        self.ask_for(ask, ANSWER_WAIT_MAX).await
+    }
+
+    /// The same for who does not wait longer than `at_most`.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn ask_for(&self, ask: Ask, at_most: Duration) -> Result<Answer, String> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
         {
@@ -60,7 +68,7 @@ impl Asks {
             open.insert(id, Open { ask, sent: false, reply });
         }
         self.changed.notify_one();
-        let answer = self.wait(answer).await;
+        let answer = self.wait(answer, at_most.min(ANSWER_WAIT_MAX)).await;
         self.lock().remove(&id);
         match answer {
             Some(Answer::Refused(reason)) => Err(reason),
@@ -69,11 +77,11 @@ impl Asks {
         }
     }
 
-    async fn wait(&self, mut answer: oneshot::Receiver<Answer>) -> Option<Answer> {
+    async fn wait(&self, mut answer: oneshot::Receiver<Answer>, at_most: Duration) -> Option<Answer> {
         let begun = Instant::now();
         let until = || {
             let heard = *self.heard.lock().expect("no holder of this lock panics");
-            (heard.map_or(begun, |heard| heard.max(begun)) + SILENCE_MAX).min(begun + ANSWER_WAIT_MAX)
+            (heard.map_or(begun, |heard| heard.max(begun)) + SILENCE_MAX).min(begun + at_most)
         };
         loop {
             let now = until();

@@ -25,6 +25,9 @@ use crate::{
 
 /// Between two tries to take a pod away.
 pub const TEARDOWN_RETRY: Duration = Duration::from_secs(2);
+/// How long a pod that begins waits for tokens where it has old ones: a board that boots alone starts its pods
+/// with these.
+const OLD_TOKEN_WAIT: Duration = Duration::from_secs(2);
 /// Between two tries to refresh volumes.
 pub const REFRESH_RETRY: Duration = Duration::from_mins(1);
 /// What a container gets after its preStop hook at least (kubelet's `minimumGracePeriodInSeconds`).
@@ -97,7 +100,7 @@ pub async fn set_up(
         return Err(("FailedCreatePodSandBox", vec![message]));
     }
     let volumes = async {
-        let tokens = tokens(shared, wanted).await;
+        let tokens = tokens(shared, wanted, OLD_TOKEN_WAIT).await;
         let mounted = volumes::set_up(shared, wanted, ip, &tokens, runs).await;
         Ok((mounted.map_err(|messages| ("FailedMount", messages))?, tokens))
     };
@@ -225,8 +228,8 @@ pub async fn resize(
 }
 
 /// The pod's tokens, those that are missing or old asked for anew. One that cannot be had now keeps
-/// what is there.
-async fn tokens(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
+/// what is there: after `old_wait` at the latest.
+async fn tokens(shared: &Shared, wanted: &Wanted, old_wait: Duration) -> Vec<Token> {
     let mut tokens = volumes::tokens_needed(shared, wanted);
     let now = shared.masters_time();
     for token in &mut tokens {
@@ -241,7 +244,11 @@ async fn tokens(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
             audiences: token.audiences.clone(),
             expiration_seconds: token.expiration_seconds,
         };
-        match shared.asks.ask(ask).await {
+        let answer = match &token.current {
+            Some(_) => shared.asks.ask_for(ask, old_wait).await,
+            None => shared.asks.ask(ask).await,
+        };
+        match answer {
             Ok(Answer::Token { token: text, expires }) => {
                 (token.current, token.fresh) = (Some((text, expires)), true);
             }
@@ -261,7 +268,7 @@ pub async fn refresh(
     ip: Option<Ipv4Addr>,
     volumes: &tokio::sync::Mutex<bool>,
 ) -> Result<Vec<Token>, String> {
-    let tokens = tokens(shared, wanted).await;
+    let tokens = tokens(shared, wanted, Duration::MAX).await;
     let there = volumes.lock().await;
     if *there {
         volumes::refresh(shared, wanted, ip, &tokens).await?;

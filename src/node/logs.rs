@@ -18,6 +18,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::{io::AsyncReadExt, sync::mpsc};
 
+use super::memory;
 use crate::mqtt::stream::LogOptions;
 
 /// Between two looks at a followed log.
@@ -83,19 +84,10 @@ pub async fn remove(log: &Path) {
 /// # Errors
 /// The folder or the mount cannot be made.
 pub fn keep_in_memory(root: &Path, bytes: u64) -> std::io::Result<()> {
-    use nix::{
-        mount::{MsFlags, mount},
-        sys::statfs::{TMPFS_MAGIC, statfs},
-    };
-    std::fs::create_dir_all(root)?;
-    let parent = root.parent().unwrap_or(root);
-    let device = |path: &Path| std::fs::metadata(path).map(|m| m.dev());
-    if statfs(root)?.filesystem_type() == TMPFS_MAGIC && device(root)? != device(parent)? {
-        return Ok(());
-    }
+    use nix::mount::MsFlags;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let options = format!("mode=755,size={bytes}");
-    Ok(mount(Some("sampan-logs"), root, Some("tmpfs"), flags, Some(options.as_str()))?)
+    memory::keep(root, || memory::tmpfs("sampan-logs", root, flags, &options))
 }
 
 /// Removes rotated files of all logs below `root`, the oldest first, until they take at most `max` bytes

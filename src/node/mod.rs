@@ -30,6 +30,7 @@ mod launch;
 mod ledger;
 mod local;
 mod logs;
+mod memory;
 mod parts;
 mod plan;
 mod preempt;

@@ -55,6 +55,9 @@ pub struct Options {
     pub image_gc_low_percent: u8,
     /// Where the folders of `local-path` volumes are.
     pub local_volumes: PathBuf,
+    /// Where a tmpfs is made for what must not be on a disk: secret, projected and downwardAPI volumes.
+    /// Without one they are beside the others.
+    pub memory_volumes: Option<PathBuf>,
     /// `/var/log/pods`.
     pub pod_logs: PathBuf,
     /// `/var/log/containers`: links into it.
@@ -83,6 +86,7 @@ impl Options {
             image_gc_high_percent: 85,
             image_gc_low_percent: 80,
             local_volumes: data_dir.join("volumes"),
+            memory_volumes: None,
             data_dir,
             pod_logs: log_dir.join("pods"),
             container_logs: log_dir.join("containers"),

@@ -727,6 +727,11 @@ impl Worker {
                     self.sandbox_exists = true;
                 }
                 self.schedule_refresh(&tokens);
+                let now = self.shared.masters_time();
+                if tokens.iter().any(|token| token.refresh_in(now).is_some_and(|left| left.is_zero())) {
+                    // It has begun with an old one.
+                    self.refresh();
+                }
                 jobs::publish_host_ports(&self.shared, &self.wanted, self.record.ip);
                 self.want_new_volumes();
             }

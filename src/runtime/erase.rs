@@ -8,9 +8,9 @@ use nix::mount::{MntFlags, umount2};
 
 use super::{Error, apparmor, cgroup::Cgroups, daemon::Options};
 
-/// Kills all containers, and removes their groups, the mounts below the runtime's folders and the AppArmor
+/// Kills all containers, and removes their groups, the mounts below the daemon's folders and the AppArmor
 /// profile. The folders themselves stay. Goes on after a failure; what failed.
-pub fn erase(options: &Options) -> Vec<Error> {
+pub fn erase(options: &Options, folders: &[&Path]) -> Vec<Error> {
     let fail = |operation, path: &Path| {
         let id = path.display().to_string();
         move |source: io::Error| Error::Io { operation, id, source }
@@ -22,7 +22,7 @@ pub fn erase(options: &Options) -> Vec<Error> {
     });
     let mut failed: Vec<Error> =
         killed.map_err(fail("remove the groups of", root)).err().into_iter().collect();
-    for folder in [&options.run_dir, &options.data_dir] {
+    for folder in folders {
         failed.extend(unmount_below(folder).map_err(fail("unmount", folder)).err());
     }
     failed.extend(apparmor::remove().map_err(fail("remove profile", Path::new(apparmor::DEFAULT))).err());

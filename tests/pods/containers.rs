@@ -406,12 +406,18 @@ fn a_pod_comes_back_after_a_power_cut() {
     node.apply(&pod("p", &format!("  containers:\n{}", container("c", "while :; do sleep 0.1; done", ""))));
     wait_ready(&node, &["p"]);
     let uid = field(&node, "p", ".metadata.uid");
+    let token = field(&node, "p", ".spec.volumes[0].name");
+    // As daemons once left it.
+    let folders = node.dir.path().join(format!("data/agent/pods/{uid}/volumes/kubernetes.io~projected"));
     node.power_off();
+    std::fs::create_dir_all(folders.join(&token)).unwrap();
     node.spawn();
     node.wait_ready();
     wait_field(&node, "p", ".status.containerStatuses[0].restartCount", "1");
     wait_ready(&node, &["p"]);
     assert_eq!(field(&node, "p", ".metadata.uid"), uid);
+    assert!(!folders.join(&token).exists());
+    assert!(node.dir.path().join(format!("run/volumes/{uid}/projected/{token}/token")).exists());
     let last = ".status.containerStatuses[0].lastState.terminated";
     let ended =
         [field(&node, "p", &format!("{last}.reason")), field(&node, "p", &format!("{last}.exitCode"))];

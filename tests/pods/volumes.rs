@@ -67,6 +67,28 @@ fn contents_follow_their_sources_as_one() {
     changed("/all/from/secret", "2");
     changed("/down/labels", "stage=\"second\"");
     assert_eq!(read("/part"), "1", "a part stays what it was");
+    let kinds =
+        shell("for v in all down none map; do grep -q \" /$v tmpfs \" /proc/mounts && echo $v; done; true");
+    assert_eq!(kinds, "all\ndown\nnone\n", "what may be secret is in memory alone");
+
+    // All of it is the group's, and the token the user's.
+    let mounts = "    volumeMounts: [{name: map, mountPath: /map}, {name: token, mountPath: /token}]";
+    let look = "cd /token; stat -c '%u %g %a' /map . ..data/token; stat -c %g ..data token; stat -L -c '%g %a' /map/a";
+    let volumes = r"  volumes:
+  - {name: map, configMap: {name: map}}
+  - {name: token, projected: {sources: [{serviceAccountToken: {path: token}}]}}
+";
+    let spec = format!(
+        "  restartPolicy: Never\n  securityContext: {{fsGroup: 1234, runAsUser: 77}}\n  containers:\n{}{volumes}",
+        container("c", look, mounts)
+    );
+    node.apply(&pod("q", &spec));
+    assert_eq!(log_of_ended(&node, "q"), "0 1234 2777\n0 1234 3777\n77 1234 640\n1234\n1234\n1234 644\n");
+    let memory = node.dir.path().join("run/volumes");
+    let pods = || fs::read_dir(&memory).unwrap().count();
+    assert_eq!(pods(), 1, "what has ended has nothing there");
+    node.k(&["delete", "pods", "--all"]);
+    assert_eq!(pods(), 0);
 }
 
 /// A file system on a folder of the host, with one inside of it; both go with the value.

@@ -1,15 +1,20 @@
 //! What is in configMap, secret, downwardAPI and projected volumes.
 
-use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{fs, io, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume};
 
 use super::{
-    super::{downward, env::Lookup, record::Wanted, shared::Shared},
-    dir_of,
+    super::{
+        downward,
+        env::Lookup,
+        record::{Role, Wanted},
+        shared::Shared,
+    },
     payload::{File, Files},
+    place,
 };
 
 /// Permission bits where the volume does not say.
@@ -60,14 +65,47 @@ pub fn plugin(volume: &Volume) -> Option<&'static str> {
     }
 }
 
-/// The tokens of a pod, with what is on disk.
+/// Whether the contents of these volumes are kept from disks (upstream wraps them into an emptyDir in memory).
+pub fn in_memory(plugin: &str) -> bool {
+    plugin != "configmap"
+}
+
+/// Where a token is kept for a boot without a master: the first one that a start of the pod's worker found, so
+/// that no later one costs the disk a write.
+fn kept(shared: &Shared, wanted: &Wanted, volume: &str, path: &str) -> PathBuf {
+    shared.pod_dir(&wanted.uid).join("tokens").join(volume).join(path)
+}
+
+/// Keeps the tokens of a pod whose volumes are made.
+pub fn keep(shared: &Shared, wanted: &Wanted, tokens: &[Token]) -> io::Result<()> {
+    for token in tokens {
+        let Some((text, _)) = &token.current else { continue };
+        let file = kept(shared, wanted, &token.volume, &token.path);
+        if fs::read_to_string(&file).is_ok_and(|kept| kept == *text) {
+            continue;
+        }
+        if let Some(folder) = file.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::set_permissions(shared.pod_dir(&wanted.uid).join("tokens"), PermissionsExt::from_mode(0o700))?;
+        fs::write(&file, text)?;
+    }
+    Ok(())
+}
+
+/// The tokens of a pod, with what is there of them.
 pub fn tokens(shared: &Shared, wanted: &Wanted) -> Vec<Token> {
     let mut out = Vec::new();
     for volume in wanted.volumes() {
         let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
         for source in sources.filter_map(|s| s.service_account_token.as_ref()) {
-            let file = dir_of(shared, wanted, "projected", &volume.name).join(&source.path);
-            let current = std::fs::read_to_string(file).ok().and_then(|t| Some((t.clone(), expiry(&t)?)));
+            let read = |file: PathBuf| {
+                let text = fs::read_to_string(file).ok()?;
+                let expires = expiry(&text)?;
+                Some((text, expires))
+            };
+            let shown = place(shared, wanted, "projected", &volume.name).join(&source.path);
+            let current = read(shown).or_else(|| read(kept(shared, wanted, &volume.name, &source.path)));
             out.push(Token {
                 volume: volume.name.clone(),
                 path: source.path.clone(),
@@ -195,21 +233,20 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// Mode and owner of a token: readable by the one user of the pod alone, if there is one.
+    /// Mode and owner of a token: it belongs to the one user of the pod, if there is one, and is for nobody
+    /// else but the pod's group.
     fn token_access(&self, mode: i32) -> (u32, Option<u32>) {
         let context = self.wanted.spec.security_context.as_ref();
-        if context.is_some_and(|c| c.fs_group.is_some()) {
-            return (0o600, None);
-        }
         let pod = context.and_then(|c| c.run_as_user);
         let mut users = self
             .wanted
             .containers()
+            .filter(|(role, _)| *role != Role::Ephemeral)
             .map(|(_, c)| c.security_context.as_ref().and_then(|s| s.run_as_user).or(pod));
-        match users.next().flatten() {
-            Some(user) if users.all(|u| u == Some(user)) => (0o600, Some(user as u32)),
-            _ => (mode as u32, None),
-        }
+        let first = users.next().flatten();
+        let owner = first.filter(|first| users.all(|user| user == Some(*first)));
+        let alone = owner.is_some() || context.is_some_and(|c| c.fs_group.is_some());
+        (if alone { 0o600 } else { mode as u32 }, owner.map(|user| user as u32))
     }
 }
 

@@ -1,16 +1,11 @@
 //! emptyDir volumes: a folder of the pod, on disk, in memory or in huge pages.
 
-use std::{
-    collections::BTreeSet,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::{collections::BTreeSet, os::unix::fs::PermissionsExt, path::Path};
 
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, PodSpec};
 use nix::mount::MsFlags;
 
-use super::{at, is_mount_point};
+use super::{super::memory, at, is_mount_point};
 use crate::kinds::{quantity::Quantity, resources};
 
 const HUGE_PAGES: &str = "HugePages";
@@ -37,7 +32,7 @@ pub fn make(
             if is_mount_point(path) {
                 return Ok(());
             }
-            in_memory_alone(&options, &NOSWAP_UNKNOWN, |options| mount("tmpfs", path, options))
+            memory::unswapped(&options, |options| mount("tmpfs", path, options))
                 .map_err(|e| format!("mount tmpfs at {}: {e}", path.display()))
         }
         medium if medium == HUGE_PAGES || medium.starts_with(HUGE_PAGES_OF) => {
@@ -54,25 +49,6 @@ pub fn make(
 
 fn mount(kind: &str, path: &Path, options: &str) -> nix::Result<()> {
     nix::mount::mount(Some(kind), path, Some(kind), MsFlags::empty(), Some(options))
-}
-
-/// This kernel has refused what keeps a tmpfs out of the swap space.
-static NOSWAP_UNKNOWN: AtomicBool = AtomicBool::new(false);
-
-/// Mounts a tmpfs of which nothing is swapped out, where the kernel can promise that (6.4, outside of
-/// user namespaces); elsewhere, as `unknown` remembers, one like any other.
-fn in_memory_alone(
-    options: &str,
-    unknown: &AtomicBool,
-    mount: impl Fn(&str) -> nix::Result<()>,
-) -> nix::Result<()> {
-    if !unknown.load(Ordering::Relaxed) {
-        let alone = mount(&format!("{options},noswap"));
-        if alone != Err(nix::Error::EINVAL) {
-            return alone;
-        }
-    }
-    mount(options).inspect(|()| unknown.store(true, Ordering::Relaxed))
 }
 
 /// The size of the pages of a medium of huge pages: the one it names, or the only one that containers of
@@ -156,29 +132,6 @@ mod tests {
                 (found, want) => panic!("{medium} {requests}: {found:?} instead of {want:?}"),
             }
         }
-    }
-
-    #[test]
-    fn memory_is_kept_out_of_the_swap_space_where_the_kernel_can() {
-        let tried = std::cell::RefCell::new(Vec::new());
-        let ask = |unknown: &AtomicBool, answers: fn(&str) -> nix::Result<()>| {
-            let result = in_memory_alone("mode=777", unknown, |options| {
-                tried.borrow_mut().push(options.to_owned());
-                answers(options)
-            });
-            (result, tried.take(), unknown.load(Ordering::Relaxed))
-        };
-        let list = |options: &[&str]| options.iter().map(|o| (*o).to_owned()).collect::<Vec<_>>();
-        let old = |options: &str| if options.contains("noswap") { Err(nix::Error::EINVAL) } else { Ok(()) };
-        let unknown = AtomicBool::new(false);
-        assert_eq!(ask(&unknown, |_| Ok(())), (Ok(()), list(&["mode=777,noswap"]), false));
-        let full = Err(nix::Error::ENOMEM);
-        assert_eq!(ask(&unknown, |_| Err(nix::Error::ENOMEM)), (full, list(&["mode=777,noswap"]), false));
-        let both = list(&["mode=777,noswap", "mode=777"]);
-        let bad = Err(nix::Error::EINVAL);
-        assert_eq!(ask(&unknown, |_| Err(nix::Error::EINVAL)), (bad, both.clone(), false), "it was not that");
-        assert_eq!(ask(&unknown, old), (Ok(()), both, true));
-        assert_eq!(ask(&unknown, old), (Ok(()), list(&["mode=777"]), true), "asked once");
     }
 
     #[test]

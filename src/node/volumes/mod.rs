@@ -27,18 +27,20 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Container, HostPathVolumeSource, Volume};
-use nix::mount::MntFlags;
+use nix::mount::{MntFlags, MsFlags};
 
 pub use content::Token;
 pub use image::layers as image_layers;
 pub use subpath::read as read_inside;
 
-use super::{env, record::Wanted, shared::Shared};
+use super::{env, memory, record::Wanted, shared::Shared};
 use crate::{
     crash,
     runtime::{Mount, Propagation, reason},
 };
 
+/// What all volumes in memory that the node fills may take of the board's memory.
+const MEMORY_PERCENT: u32 = 25;
 /// How long a mount of a network file system is waited for.
 const MOUNT_WAIT: Duration = Duration::from_secs(30);
 
@@ -55,6 +57,21 @@ pub struct Mounted {
 
 fn dir_of(shared: &Shared, wanted: &Wanted, plugin: &str, volume: &str) -> PathBuf {
     shared.pod_dir(&wanted.uid).join("volumes").join(format!("kubernetes.io~{plugin}")).join(volume)
+}
+
+/// Where the contents of a configMap, secret, downwardAPI or projected volume are. A pod that an older daemon
+/// has started sees what it was shown on the disk.
+fn place(shared: &Shared, wanted: &Wanted, plugin: &str, volume: &str) -> PathBuf {
+    let on_disk = dir_of(shared, wanted, plugin, volume);
+    match memory_of(shared, &wanted.uid) {
+        Some(memory) if content::in_memory(plugin) && !on_disk.exists() => memory.join(plugin).join(volume),
+        _ => on_disk,
+    }
+}
+
+/// The pod's part of the node's memory for volumes.
+fn memory_of(shared: &Shared, uid: &str) -> Option<PathBuf> {
+    shared.options.memory_volumes.as_ref().map(|root| root.join(uid))
 }
 
 /// An error of a call on a path, as Go tells it.
@@ -91,7 +108,13 @@ pub async fn set_up(
         }
         crash::point(crash::DAEMON);
     }
-    if failures.is_empty() { Ok(ready) } else { Err(complaints(&failures)) }
+    if !failures.is_empty() {
+        return Err(complaints(&failures));
+    }
+    if let Err(error) = content::keep(shared, wanted, tokens) {
+        tracing::warn!(pod = wanted.full_name(), %error, "keeping tokens for a boot without a master");
+    }
+    Ok(ready)
 }
 
 /// What is told of volumes that are not ready, in upstream's words (`pkg/kubelet/volumemanager`,
@@ -136,7 +159,7 @@ async fn one(
     let (claim, read_only) = match (&volume.persistent_volume_claim, &volume.ephemeral) {
         (Some(source), _) => (source.claim_name.clone(), source.read_only == Some(true)),
         (None, Some(_)) => (format!("{}-{}", wanted.name, volume.name), false),
-        (None, None) => return own(shared, wanted, volume, ip, tokens).await.map_err(plain),
+        (None, None) => return own(shared, wanted, volume, ip, tokens, runs).await.map_err(plain),
     };
     let found = claim::find(shared, wanted, volume, &claim, runs).map_err(Failure::Unresolved)?;
     let name = found.name.clone();
@@ -155,11 +178,16 @@ async fn own(
     volume: &Volume,
     ip: Option<std::net::Ipv4Addr>,
     tokens: &[Token],
+    runs: bool,
 ) -> Result<Mounted, String> {
     if let Some(plugin) = content::plugin(volume) {
-        let path = dir_of(shared, wanted, plugin, &volume.name);
         let files = content::files(shared, wanted, volume, ip, tokens)?;
-        write(wanted, &volume.name, &path, files).await?;
+        if !runs && shared.options.memory_volumes.is_some() && content::in_memory(plugin) {
+            // Of an older daemon.
+            let _ = tokio::fs::remove_dir_all(dir_of(shared, wanted, plugin, &volume.name)).await;
+        }
+        let path = place(shared, wanted, plugin, &volume.name);
+        write(shared, wanted, &volume.name, &path, files).await?;
         return Ok(Mounted { path, read_only: true });
     }
     if let Some(source) = &volume.empty_dir {
@@ -273,15 +301,29 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
 }
 
-async fn write(wanted: &Wanted, volume: &str, path: &Path, files: payload::Files) -> Result<bool, String> {
+async fn write(
+    shared: &Shared,
+    wanted: &Wanted,
+    volume: &str,
+    path: &Path,
+    files: payload::Files,
+) -> Result<bool, String> {
     let (path, group) = (path.to_owned(), payload::Group::of(wanted));
+    let memory = shared.options.memory_volumes.clone().filter(|root| path.starts_with(root));
     let below = mounted_below(wanted, volume);
     blocking(move || {
+        // The root of a tmpfs has the sticky bit.
+        let mode = if memory.is_some() { 0o1777 } else { 0o777 };
+        if let Some(root) = memory {
+            let options = format!("mode=700,size={MEMORY_PERCENT}%");
+            let mount = |options: &str| memory::tmpfs("tmpfs", &root, MsFlags::empty(), options);
+            memory::keep(&root, || memory::unswapped(&options, mount)).map_err(at("mount", &root))?;
+        }
         for folder in below {
             let folder = path.join(folder);
             std::fs::create_dir_all(&folder).map_err(at("mkdir", &folder))?;
         }
-        payload::write(&path, &files, group).map_err(at("write", &path))
+        payload::write(&path, &files, mode, group).map_err(at("write", &path))
     })
     .await
 }
@@ -329,8 +371,8 @@ pub async fn refresh(
     for volume in wanted.volumes() {
         if let Some(plugin) = content::plugin(volume) {
             let files = content::files(shared, wanted, volume, ip, tokens)?;
-            let path = dir_of(shared, wanted, plugin, &volume.name);
-            changed |= write(wanted, &volume.name, &path, files).await?;
+            let path = place(shared, wanted, plugin, &volume.name);
+            changed |= write(shared, wanted, &volume.name, &path, files).await?;
         }
     }
     Ok(changed)
@@ -435,9 +477,15 @@ fn check_sub_path(sub: &str) -> Result<(), String> {
 /// # Errors
 /// All that failed.
 pub async fn tear_down(shared: &Shared, uid: &str, remove: bool) -> Result<(), String> {
-    let dir = shared.pod_dir(uid);
+    let (dir, memory) = (shared.pod_dir(uid), memory_of(shared, uid));
     let done = blocking(move || {
         let mut failures = Vec::new();
+        let take_away = |dir: &Path| match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Some(format!("remove {}: {error}", dir.display()))
+            }
+            _ => None,
+        };
         for point in mounts_below(&dir) {
             if let Err(error) = nix::mount::umount2(&point, MntFlags::MNT_DETACH) {
                 failures.push(format!("unmount {}: {error}", point.display()));
@@ -445,13 +493,10 @@ pub async fn tear_down(shared: &Shared, uid: &str, remove: bool) -> Result<(), S
         }
         crash::point(crash::DAEMON);
         // Nothing is removed through a mount that is still there.
-        if remove
-            && failures.is_empty()
-            && let Err(error) = std::fs::remove_dir_all(&dir)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            failures.push(format!("remove {}: {error}", dir.display()));
+        if remove && failures.is_empty() {
+            failures.extend(take_away(&dir));
         }
+        failures.extend(memory.and_then(|memory| take_away(&memory)));
         if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     })
     .await;

@@ -33,11 +33,12 @@ pub type Files = BTreeMap<PathBuf, File>;
 
 const DATA: &str = "..data";
 
-/// Makes the folder show exactly `files`; says whether anything changed.
+/// Makes the folder, which has this mode, show exactly `files`; says whether anything changed. All of it is the
+/// group's to read, where there is one.
 ///
 /// # Errors
 /// A path that leaves the folder, or the file system's refusal.
-pub fn write(dir: &Path, files: &Files, group: Option<Group>) -> io::Result<bool> {
+pub fn write(dir: &Path, files: &Files, mode: u32, group: Option<Group>) -> io::Result<bool> {
     for path in files.keys() {
         let plain = path.components().all(|c| matches!(c, Component::Normal(_)));
         let hidden =
@@ -58,7 +59,7 @@ pub fn write(dir: &Path, files: &Files, group: Option<Group>) -> io::Result<bool
     if old.is_some() && linked && same(&data, files) {
         return Ok(false);
     }
-    fs::set_permissions(dir, PermissionsExt::from_mode(0o777))?;
+    fs::set_permissions(dir, PermissionsExt::from_mode(mode))?;
     let now = jiff::Timestamp::now().strftime("..%Y_%m_%d_%H_%M_%S.%9f").to_string();
     let fresh = dir.join(&now);
     fs::create_dir(&fresh)?;
@@ -75,7 +76,7 @@ pub fn write(dir: &Path, files: &Files, group: Option<Group>) -> io::Result<bool
         }
     }
     if let Some(group) = group {
-        own(&fresh, group.always(), true)?;
+        own(dir, group.always(), true)?;
     }
     let next = dir.join("..data_tmp");
     let _ = fs::remove_file(&next);
@@ -228,13 +229,13 @@ mod tests {
     fn contents_change_as_one() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
-        assert!(write(dir, &files(&[("a", "1"), ("d/b", "2")]), None).unwrap());
-        assert!(!write(dir, &files(&[("a", "1"), ("d/b", "2")]), None).unwrap());
+        assert!(write(dir, &files(&[("a", "1"), ("d/b", "2")]), 0o777, None).unwrap());
+        assert!(!write(dir, &files(&[("a", "1"), ("d/b", "2")]), 0o777, None).unwrap());
         assert_eq!(fs::read_to_string(dir.join("d/b")).unwrap(), "2");
         assert_eq!(fs::metadata(dir.join("a")).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(fs::read_link(dir.join("a")).unwrap(), Path::new("..data/a"));
         fs::create_dir(dir.join("below")).unwrap();
-        assert!(write(dir, &files(&[("a", "3"), ("c", "")]), None).unwrap());
+        assert!(write(dir, &files(&[("a", "3"), ("c", "")]), 0o777, None).unwrap());
         assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "3");
         let mut names: Vec<_> =
             fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -243,7 +244,7 @@ mod tests {
         assert_eq!(names, ["..data", "a", "below", "c"]);
         // Killed before its links were made.
         fs::remove_file(dir.join("c")).unwrap();
-        assert!(write(dir, &files(&[("a", "3"), ("c", "")]), None).unwrap());
+        assert!(write(dir, &files(&[("a", "3"), ("c", "")]), 0o777, None).unwrap());
         assert!(dir.join("c").exists());
     }
 
@@ -266,7 +267,7 @@ mod tests {
     fn paths_cannot_leave_the_volume() {
         let dir = tempfile::tempdir().unwrap();
         for bad in ["../x", "/x", "..x", "a/../../x", ""] {
-            assert!(write(dir.path(), &files(&[(bad, "")]), None).is_err(), "{bad}");
+            assert!(write(dir.path(), &files(&[(bad, "")]), 0o777, None).is_err(), "{bad}");
         }
     }
 }
