@@ -42,6 +42,10 @@ async fn a_container_runs_logs_and_ends_with_its_code() {
             "stdout P end"
         ]
     );
+    let mut stranger = ground.container("s", &["sh", "-c", "echo $HOME"]);
+    stranger.uid = 4242;
+    assert_eq!(run(&runtime, &stranger).await.code, 0);
+    assert_eq!(entries(&ground.log("s")), ["stdout F /"]);
     ground.assert_nothing_left(&runtime).await;
 }
 
@@ -167,6 +171,17 @@ async fn containers_of_a_pod_share_what_they_should() {
     assert_eq!(a[..4], spaces[..4]);
     assert_ne!(a[4], spaces[4]);
     assert!(b.contains("sleep 1000") && b.contains("stdout F 77"), "{b}");
+    ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn a_sandbox_that_could_not_be_made_leaves_nothing() {
+    let ground = Ground::new("unmade");
+    let runtime = ground.runtime();
+    let mut sandbox = Ground::sandbox();
+    sandbox.sysctls.insert("net.ipv4.tcp_syncookies".into(), "no number".into());
+    let error = runtime.ensure_sandbox(&sandbox).await.unwrap_err().to_string();
+    assert!(error.contains("net.ipv4.tcp_syncookies"), "{error}");
     ground.assert_nothing_left(&runtime).await;
 }
 

@@ -102,8 +102,10 @@ pub fn keep() {
     KEPT.with(|kept| kept.keeps.set(true));
 }
 
-/// Takes a kept block, or a new one. Null when there is no memory.
+/// Takes a kept block, or a new one. Null when there is no memory. Out of line, as is [`give`]: a quarter of a
+/// megabyte of code else.
 #[expect(clippy::cast_ptr_alignment, reason = "blocks are aligned to UNIT_BYTES")]
+#[inline(never)]
 fn take(class: usize) -> *mut u8 {
     let kept = KEPT.with(|kept| {
         let block = kept.first[class].get();
@@ -118,8 +120,6 @@ fn take(class: usize) -> *mut u8 {
     if kept.is_null() { take_new(class) } else { kept }
 }
 
-/// Out of line, as is [`give_back`]: the others are a part of all code that takes or gives.
-#[inline(never)]
 fn take_new(class: usize) -> *mut u8 {
     // SAFETY: the size is not zero.
     take_first(class).unwrap_or_else(|| unsafe { System.alloc(layout_of(class)) })
@@ -129,6 +129,7 @@ fn take_new(class: usize) -> *mut u8 {
 ///
 /// # Safety
 /// The block is of this class and nobody uses it any more.
+#[inline(never)]
 unsafe fn give(block: *mut u8, class: usize) {
     let is_kept = KEPT.with(|kept| {
         let count = usize::from(kept.count[class].get());
@@ -156,7 +157,6 @@ unsafe fn put(block: *mut u8, class: usize) {
 ///
 /// # Safety
 /// As for [`give`].
-#[inline(never)]
 unsafe fn give_back(block: *mut u8, class: usize) {
     // SAFETY: as the caller promises; every other block of a class was allocated with its layout, in `take_new`.
     unsafe {

@@ -123,7 +123,7 @@ pub async fn probe(
             return if done.code == 0 { Ok(None) } else { Err(Fault::Failed(done.output())) };
         }
         if let Some(http) = &probe.http_get {
-            return match get(target, http).await? {
+            return match get(target, http, "probe").await? {
                 Answer { code: code @ 400.., .. } => {
                     Err(format!("HTTP probe failed with statuscode: {code}").into())
                 }
@@ -191,7 +191,7 @@ pub async fn hook(
         return Err(format!("Exec lifecycle hook ([{command}]) {whose}: {error}, message: {output:?}"));
     }
     if let Some(http) = &hook.http_get {
-        let asked = tokio::time::timeout(HOOK_TIMEOUT, get(target, http)).await;
+        let asked = tokio::time::timeout(HOOK_TIMEOUT, get(target, http, "lifecycle")).await;
         let path = http.path.as_deref().unwrap_or_default();
         return match asked.unwrap_or_else(|_| Err("request timed out".to_owned())) {
             Ok(_) => Ok(()),
@@ -246,11 +246,11 @@ async fn drain(from: Option<Box<dyn AsyncRead + Send + Unpin>>, into: &mut Vec<u
 }
 
 /// Asks, and follows redirects on the same host; one that leads elsewhere is an answer as well
-/// (kubelet's `RedirectChecker`).
-async fn get(target: &Target, action: &HTTPGetAction) -> Result<Answer, String> {
+/// (kubelet's `RedirectChecker`). `why` it asks is told to the server.
+async fn get(target: &Target, action: &HTTPGetAction, why: &str) -> Result<Answer, String> {
     let mut place = Place::of(target, action)?;
     for _ in 0..REDIRECTS_MAX {
-        let answer = ask(&place, action).await?;
+        let answer = ask(&place, action, why).await?;
         match answer.location.as_ref().and_then(|to| place.after(to)) {
             Some(next) => place = next,
             None => return Ok(answer),
@@ -321,7 +321,7 @@ struct Answer {
     body: String,
 }
 
-async fn ask(place: &Place, action: &HTTPGetAction) -> Result<Answer, String> {
+async fn ask(place: &Place, action: &HTTPGetAction, why: &str) -> Result<Answer, String> {
     let Place { scheme, host, port, path } = place;
     let port = *port;
     let url = place.url();
@@ -333,8 +333,9 @@ async fn ask(place: &Place, action: &HTTPGetAction) -> Result<Answer, String> {
     }
     for (name, value) in [
         ("host", format!("{host}:{port}")),
-        ("user-agent", "kube-probe/1.36".to_owned()),
+        ("user-agent", format!("kube-{why}/1.36")),
         ("accept", "*/*".to_owned()),
+        ("connection", "close".to_owned()),
     ] {
         if !named.iter().any(|n| n == name) {
             request = request.header(name, value);
@@ -358,8 +359,12 @@ async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Answer, St
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    // Some servers know the usual capitals only.
+    let shaken = hyper::client::conn::http1::Builder::new()
+        .title_case_headers(true)
+        .handshake(TokioIo::new(stream))
+        .await;
+    let (mut sender, connection) = shaken.map_err(|e| e.to_string())?;
     let answer = async {
         let response = sender.send_request(request).await?;
         let code = response.status().as_u16();
@@ -386,11 +391,13 @@ async fn until_closed<T>(
     connection: impl Future<Output = Result<(), hyper::Error>>,
 ) -> Result<T, String> {
     let mut answer = pin!(answer);
+    let words = |error: hyper::Error| {
+        let ended = error.is_incomplete_message() || error.is_canceled() || error.is_closed();
+        if ended { "EOF".to_owned() } else { error.to_string() }
+    };
     tokio::select! {
-        answered = &mut answer => answered.map_err(|e| e.to_string()),
-        ended = connection => {
-            answer.await.map_err(|_| ended.err().map_or_else(|| "EOF".to_owned(), |e| e.to_string()))
-        }
+        answered = &mut answer => answered.map_err(words),
+        ended = connection => answer.await.map_err(|error| words(ended.err().unwrap_or(error))),
     }
 }
 

@@ -500,6 +500,8 @@ impl Runtime for ShimRuntime {
                     fs::create_dir_all(file.parent().unwrap_or(&file)).map_err(&fail)?;
                     state::write(&file, &spec).map_err(&fail)?;
                 }
+                // From here on there is something to remove, also when the rest fails.
+                inner.sandboxes().insert(spec.id.clone(), spec.clone());
                 crash::point(crash::DAEMON);
                 let cgroup = inner.pod_cgroup(&spec);
                 inner.cgroups.create(&cgroup, &spec.resources).map_err(&fail)?;
@@ -510,9 +512,11 @@ impl Runtime for ShimRuntime {
                 let namespaces = inner.namespaces(&spec.id);
                 sandbox::ensure(&spec, &namespaces, &inner.options.self_exe).map_err(&fail)?;
                 crash::point(crash::DAEMON);
-                let host = spec.host_network;
-                inner.sandboxes().insert(spec.id.clone(), spec.clone());
-                Ok(if host { PathBuf::from("/proc/self/ns/net") } else { namespaces.join("net") })
+                Ok(if spec.host_network {
+                    PathBuf::from("/proc/self/ns/net")
+                } else {
+                    namespaces.join("net")
+                })
             })
             .await
         })

@@ -1,8 +1,8 @@
 //! Which device nodes a container may open, for cgroup version 2: a BPF_CGROUP_DEVICE program.
 //!
 //! In: the devices of the spec. Out: a program on the container's group that allows these, the usual
-//! nodes (null, zero, full, random, urandom, tty, the terminals) and making any node, and refuses the
-//! rest. Version 1 has a controller for it, which takes the same rules as lines. Source: the OCI runtime
+//! nodes (null, zero, full, random, urandom, tty, the terminals, net/tun as with runc) and making any node,
+//! and refuses the rest. Version 1 has a controller for it, which takes the same rules as lines. Source: the OCI runtime
 //! specification's default devices; the kernel's BPF_PROG_TYPE_CGROUP_DEVICE and cgroup-v1/devices.rst.
 
 use std::{
@@ -84,6 +84,7 @@ fn rules(devices: &[Device]) -> Vec<Rule> {
     let mut rules = vec![any(CHARACTER), any(BLOCK)];
     rules.extend([3, 5, 7, 8, 9].map(|minor| usual(1, Some(minor))));
     rules.extend([0, 1, 2].map(|minor| usual(5, Some(minor))));
+    rules.push(usual(10, Some(200)));
     rules.push(usual(136, None));
     rules.extend(devices.iter().map(|device| Rule {
         kind: if device.block { BLOCK } else { CHARACTER },
@@ -233,6 +234,8 @@ mod tests {
             (CHARACTER, READ, 188, 1, false),
             (CHARACTER, READ, 81, 64, true),
             (CHARACTER, READ, 81, 96, false),
+            (CHARACTER, READ | WRITE, 10, 200, true),
+            (CHARACTER, READ, 10, 201, false),
             (BLOCK, READ, 8, 0, false),
             (BLOCK, READ, 1, 3, false),
             (BLOCK, MAKE, 8, 0, true),

@@ -429,10 +429,9 @@ impl Executor for Program {
             Ok((path, args, env)) => {
                 let mut env: Vec<_> =
                     env.iter().filter_map(|entry| CString::new(entry.as_str()).ok()).collect();
-                if let Some(home) = self.home.borrow().as_ref()
-                    && !env.iter().any(|entry| entry.as_bytes().starts_with(b"HOME="))
-                {
-                    env.extend(CString::new(home.as_str()));
+                if !env.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
+                    // Whom the image does not know is at home at the root.
+                    env.extend(CString::new(self.home.borrow().as_deref().unwrap_or("HOME=/")));
                 }
                 process::become_program(
                     &path,
