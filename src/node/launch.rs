@@ -46,10 +46,18 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 pub struct Refusal {
     pub reason: &'static str,
     pub message: String,
+    /// The image that it is about, where that is a volume's.
+    pub image: Option<String>,
+}
+
+impl Refusal {
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), image: None }
+    }
 }
 
 fn config_error(message: impl Into<String>) -> Refusal {
-    Refusal { reason: "CreateContainerConfigError", message: message.into() }
+    Refusal::new("CreateContainerConfigError", message)
 }
 
 /// What a container is started with.
@@ -81,15 +89,19 @@ pub async fn prepare(
         );
         shared.event(wanted, None, true, "FailedToRetrieveImagePullSecret", message);
     }
+    let mut mounted = mounted.clone();
+    mounted.extend(volumes::images(shared, wanted, container).await?);
     let image = fetch(shared, wanted, Some(&container.name), reference, policy).await?;
-    build(shared, wanted, container, attempt, ip, mounted, &image)
-        .await
-        .map(|spec| Prepared {
-            spec: ContainerSpec { processes_of, ..spec },
-            image: container.image.clone().unwrap_or_default(),
-            image_id: image.digests.first().cloned().unwrap_or_else(|| image.id.clone()),
-        })
-        .map_err(config_error)
+    let spec = build(shared, wanted, container, attempt, ip, &mounted, &image).await.map_err(config_error)?;
+    volumes::check_propagation(&spec.mounts).map_err(|why| {
+        let text = format!("failed to generate container {:?} spec: failed to generate spec: {why}", spec.id);
+        Refusal::new("CreateContainerError", text)
+    })?;
+    Ok(Prepared {
+        spec: ContainerSpec { processes_of, ..spec },
+        image: container.image.clone().unwrap_or_default(),
+        image_id: image.digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+    })
 }
 
 /// Where the environment's values come from.
@@ -140,7 +152,7 @@ pub async fn fetch(
         let message = format!("Container image {reference:?} is not present with pull policy of Never");
         say(true, "ErrImageNeverPull", message.clone());
         say(true, "Failed", "Error: ErrImageNeverPull".to_owned());
-        return Err(Refusal { reason: "ErrImageNeverPull", message });
+        return Err(Refusal::new("ErrImageNeverPull", message));
     }
     say(false, "Pulling", format!("Pulling image {reference:?}"));
     let begun = Instant::now();
@@ -149,7 +161,7 @@ pub async fn fetch(
         pulled = shared.images.pull(reference, &credentials, None) => pulled,
         () = wanted.ending.cancelled() => {
             let message = format!("the pod ends while image {reference:?} is pulled");
-            return Err(Refusal { reason: "ErrImagePull", message });
+            return Err(Refusal::new("ErrImagePull", message));
         }
     };
     match pulled {
@@ -169,7 +181,7 @@ pub async fn fetch(
             let message = format!("Failed to apply default image tag {reference:?}: {error}");
             say(true, "InspectFailed", message.clone());
             say(true, "Failed", "Error: InvalidImageName".to_owned());
-            Err(Refusal { reason: "InvalidImageName", message })
+            Err(Refusal::new("InvalidImageName", message))
         }
         Err(error) => {
             // A board that was cut off runs what it has, also of a tag that moves.
@@ -183,7 +195,7 @@ pub async fn fetch(
             }
             say(true, "Failed", format!("Failed to pull image {reference:?}: {error}"));
             say(true, "Failed", "Error: ErrImagePull".to_owned());
-            Err(Refusal { reason: "ErrImagePull", message: error.to_string() })
+            Err(Refusal::new("ErrImagePull", error.to_string()))
         }
     }
 }

@@ -363,7 +363,7 @@ fn again(context: Context<'_>, container: &Container, plan: &mut Plan) {
             if is_ahead(shown, ERROR_SHOWN, now) {
                 plan.wake_at(shown);
             } else {
-                let image = container.image.as_deref().unwrap_or_default();
+                let image = failure.image.as_ref().or(container.image.as_ref()).map_or("", String::as_str);
                 let message = format!("Back-off pulling image {image:?}: ErrImagePull: {}", failure.message);
                 told = ("ImagePullBackOff".to_owned(), message);
             }
@@ -653,7 +653,8 @@ mod tests {
     fn a_clock_that_was_set_back_holds_nothing_up() {
         let years = SignedDuration::from_hours(10 * 365 * 24);
         let mut case = Case::new(r#"{"containers": [{"name": "a"}]}"#);
-        let failure = |reason: &str| Failure { reason: reason.into(), message: String::new(), at: t(5) };
+        let failure =
+            |reason: &str| Failure { reason: reason.into(), message: String::new(), image: None, at: t(5) };
         for (reason, back, expect) in [
             ("CreateContainerConfigError", SignedDuration::ZERO, &[][..]),
             ("CreateContainerConfigError", years, &["prepare a"]),

@@ -135,7 +135,13 @@ impl Wanted {
                 mounts.chain(devices).chain(files)
             })
             .collect();
-        self.spec.volumes.iter().flatten().filter(move |volume| used.contains(volume.name.as_str()))
+        let own = |volume: &&Volume| volume.image.is_none();
+        self.spec
+            .volumes
+            .iter()
+            .flatten()
+            .filter(own)
+            .filter(move |volume| used.contains(volume.name.as_str()))
     }
 
     pub fn deleting(&self) -> bool {
@@ -375,6 +381,8 @@ pub struct Failure {
     /// `ErrImagePull`, `CreateContainerConfigError`, …
     pub reason: String,
     pub message: String,
+    /// The image that it is about, where that is a volume's.
+    pub image: Option<String>,
     pub at: Timestamp,
 }
 

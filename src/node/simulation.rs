@@ -234,6 +234,17 @@ impl World {
         tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it was never told")
     }
 
+    /// Serves the node until it has told this of a pod, or of a part of it.
+    async fn until_said(&mut self, pod: &str, part: &str, text: &str) {
+        let wait = async {
+            let said = |e: &NodeEvent| e.name == pod && e.field_path == part && e.message.starts_with(text);
+            while !self.told.iter().any(said) {
+                self.serve().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it was never said")
+    }
+
     /// Makes the pod's worker look again.
     async fn nudge(&mut self, name: &str) {
         let key = ItemKey::new(ItemKind::Pod, "ns", name);
@@ -813,6 +824,28 @@ async fn missing_images_and_secrets_are_told_as_kubelet_does() {
     };
     world.until(|_, s| reason(s, 0) == "ErrImagePull" && reason(s, 1) == "CreateContainerConfigError").await;
     world.until(|_, s| reason(s, 0) == "ImagePullBackOff").await;
+    // The image of a volume keeps only those that mount it.
+    world.pod(
+        "v",
+        r#"{"volumes": [{"name": "i", "image": {"reference": "missing:1"}}, {"name": "n", "image": {"reference": "missing:2", "pullPolicy": "Never"}}],
+        "containers": [{"name": "a", "image": "x", "volumeMounts": [{"name": "i", "mountPath": "/i"}]}, {"name": "b", "image": "x"},
+        {"name": "c", "image": "x", "volumeMounts": [{"name": "n", "mountPath": "/i"}]}]}"#,
+    );
+    world.push().await;
+    world
+        .until(|_, s| {
+            let runs = s.container_statuses.as_ref().is_some_and(|c| c.len() == 3 && c[1].ready);
+            runs && reason(s, 0) == "ImagePullBackOff" && reason(s, 2) == "ErrImageNeverPull"
+        })
+        .await;
+    for (place, text) in [
+        ("", "Failed to pull image \"missing:1\": "),
+        ("spec.containers{a}", "Error: ErrImagePull"),
+        ("", "Back-off pulling image \"missing:1\""),
+        ("spec.containers{c}", "Error: ErrImageNeverPull"),
+    ] {
+        world.until_said("v", place, text).await;
+    }
     world.set(
         ItemKind::Secret,
         "ns",

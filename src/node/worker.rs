@@ -271,7 +271,9 @@ impl Worker {
             Mail::Images => {
                 for (name, live) in &mut self.live.containers {
                     let waits = live.failure.as_ref().is_some_and(|f| f.reason.starts_with("ErrImage"));
-                    let image = self.wanted.container(name).and_then(|(_, c)| c.image.as_deref());
+                    let of_volume = live.failure.as_ref().and_then(|failure| failure.image.as_deref());
+                    let own = || self.wanted.container(name).and_then(|(_, c)| c.image.as_deref());
+                    let image = of_volume.or_else(own);
                     if waits && image.is_some_and(|image| self.shared.images.find(image).is_some()) {
                         live.failure = None;
                     }
@@ -576,7 +578,6 @@ impl Worker {
             if self.waiting.get(name).is_some_and(|(old, _)| old == reason) {
                 continue;
             }
-            let image = self.wanted.container(name).and_then(|(_, c)| c.image.clone()).unwrap_or_default();
             match reason.as_str() {
                 "CrashLoopBackOff" => self.say(
                     Some(name),
@@ -585,7 +586,11 @@ impl Worker {
                     format!("Back-off restarting failed container {name} in pod {}", self.wanted.full_name()),
                 ),
                 "ImagePullBackOff" => {
-                    self.say(Some(name), false, "BackOff", format!("Back-off pulling image {image:?}"));
+                    let of_volume = self.live.container(name).failure.and_then(|failure| failure.image);
+                    let own = || self.wanted.container(name).and_then(|(_, c)| c.image.clone());
+                    let subject = of_volume.is_none().then_some(name.as_str());
+                    let image = of_volume.or_else(own).unwrap_or_default();
+                    self.say(subject, false, "BackOff", format!("Back-off pulling image {image:?}"));
                     self.say(Some(name), true, "Failed", "Error: ImagePullBackOff");
                 }
                 _ => {}
@@ -849,17 +854,24 @@ impl Worker {
             Err(refusal) => {
                 if matches!(refusal.reason, "ErrImagePull" | "InvalidImageName") {
                     self.live(&name).pull.note(now);
-                } else if refusal.reason == "CreateContainerConfigError" {
+                } else if refusal.reason.starts_with("CreateContainer") {
                     let again =
                         self.live.container(&name).failure.is_some_and(|f| f.message == refusal.message);
                     if !again {
                         self.say(Some(&name), true, "Failed", format!("Error: {}", refusal.message));
                     }
                 }
+                if refusal.image.is_some() {
+                    self.say(Some(&name), true, "Failed", format!("Error: {}", refusal.reason));
+                }
                 let live = self.live(&name);
                 live.job = None;
-                live.failure =
-                    Some(Failure { reason: refusal.reason.to_owned(), message: refusal.message, at: now });
+                live.failure = Some(Failure {
+                    reason: refusal.reason.to_owned(),
+                    message: refusal.message,
+                    image: refusal.image,
+                    at: now,
+                });
                 return;
             }
         };

@@ -4,7 +4,7 @@ use std::{fs, io, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::PathBuf, ti
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume};
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume, VolumeProjection};
 
 use super::{
     super::{
@@ -151,24 +151,12 @@ pub fn files(
         source.downward(&mut files, downward.items.as_deref(), mode)?;
     } else if let Some(projected) = &volume.projected {
         let mode = projected.default_mode.unwrap_or(MODE_DEFAULT);
+        let mut missing = Vec::new();
         for part in projected.sources.iter().flatten() {
-            if let Some(map) = &part.config_map {
-                source.config_map(&mut files, &map.name, map.items.as_deref(), map.optional, mode)?;
-            } else if let Some(secret) = &part.secret {
-                source.secret(&mut files, &secret.name, secret.items.as_deref(), secret.optional, mode)?;
-            } else if let Some(downward) = &part.downward_api {
-                source.downward(&mut files, downward.items.as_deref(), mode)?;
-            } else if let Some(token) = &part.service_account_token {
-                let found = tokens.iter().find(|t| t.volume == volume.name && t.path == token.path);
-                let (text, _) = found
-                    .and_then(|t| t.current.as_ref())
-                    .ok_or("failed to fetch token: the master has not answered yet")?;
-                let (mode, owner) = source.token_access(mode);
-                let file = File { bytes: text.clone().into_bytes(), mode, owner };
-                files.insert(PathBuf::from(&token.path), file);
-            } else {
-                return Err("this source of a projected volume is not supported by Sampan".to_owned());
-            }
+            missing.extend(source.part(&mut files, &volume.name, part, tokens, mode).err());
+        }
+        if !missing.is_empty() {
+            return Err(aggregate(missing));
         }
     }
     Ok(files)
@@ -180,7 +168,48 @@ struct Source<'a> {
     ip: Option<Ipv4Addr>,
 }
 
+/// Several errors as one (`k8s.io/apimachinery/pkg/util/errors`).
+fn aggregate(errors: Vec<String>) -> String {
+    let mut different: Vec<String> = Vec::new();
+    for error in errors {
+        if !different.contains(&error) {
+            different.push(error);
+        }
+    }
+    let all = different.join(", ");
+    if different.len() == 1 { all } else { format!("[{all}]") }
+}
+
 impl Source<'_> {
+    /// One source of a projected volume.
+    fn part(
+        &self,
+        files: &mut Files,
+        volume: &str,
+        part: &VolumeProjection,
+        tokens: &[Token],
+        mode: i32,
+    ) -> Result<(), String> {
+        if let Some(map) = &part.config_map {
+            self.config_map(files, &map.name, map.items.as_deref(), map.optional, mode)
+        } else if let Some(secret) = &part.secret {
+            self.secret(files, &secret.name, secret.items.as_deref(), secret.optional, mode)
+        } else if let Some(downward) = &part.downward_api {
+            self.downward(files, downward.items.as_deref(), mode)
+        } else if let Some(token) = &part.service_account_token {
+            let found = tokens.iter().find(|t| t.volume == volume && t.path == token.path);
+            let (text, _) = found
+                .and_then(|t| t.current.as_ref())
+                .ok_or("failed to fetch token: the master has not answered yet")?;
+            let (mode, owner) = self.token_access(mode);
+            let file = File { bytes: text.clone().into_bytes(), mode, owner };
+            files.insert(PathBuf::from(&token.path), file);
+            Ok(())
+        } else {
+            Err("this source of a projected volume is not supported by Sampan".to_owned())
+        }
+    }
+
     fn config_map(
         &self,
         files: &mut Files,
@@ -280,6 +309,13 @@ fn pick(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_thing_that_is_missing_is_told_once() {
+        let told = |errors: &[&str]| aggregate(errors.iter().map(|e| (*e).to_owned()).collect());
+        assert_eq!(told(&["a", "a"]), "a");
+        assert_eq!(told(&["a", "b", "a"]), "[a, b]");
+    }
 
     #[test]
     fn a_token_is_replaced_by_its_age_and_at_once_when_a_clock_was_set() {

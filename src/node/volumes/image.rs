@@ -6,26 +6,34 @@ use std::{
     fs,
     os::{fd::AsRawFd, unix::fs::symlink},
     path::{Path, PathBuf},
+    sync::Mutex,
 };
 
 use k8s_openapi::api::core::v1::ImageVolumeSource;
 use nix::mount::MsFlags;
 
 use super::{
-    super::{launch, record::Wanted, shared::Shared},
+    super::{
+        launch::{self, Refusal},
+        record::Wanted,
+        shared::Shared,
+    },
     Mounted, at, blocking, dir_of, is_mount_point,
 };
+
+/// Held while it is looked whether an image is mounted, and it is mounted: two would lie on each other.
+static MOUNTING: Mutex<()> = Mutex::new(());
 
 /// Makes an image's files ready, pulled when the policy says so.
 ///
 /// # Errors
-/// The message of a `FailedMount` event.
+/// Why a container that has them cannot be started.
 pub async fn ready(
     shared: &Shared,
     wanted: &Wanted,
     volume: &str,
     source: &ImageVolumeSource,
-) -> Result<Mounted, String> {
+) -> Result<Mounted, Refusal> {
     let path = dir_of(shared, wanted, "image", volume);
     if is_mount_point(&path) {
         return Ok(Mounted { path, read_only: true });
@@ -35,9 +43,11 @@ pub async fn ready(
         !reference.contains('@') && !reference.rsplit('/').next().is_some_and(|name| name.contains(':'));
     let latest = latest || reference.ends_with(":latest");
     let policy = source.pull_policy.as_deref().unwrap_or(if latest { "Always" } else { "IfNotPresent" });
-    let image = launch::fetch(shared, wanted, None, reference, policy).await.map_err(|r| r.message)?;
+    let of_volume = |refusal| Refusal { image: Some(reference.to_owned()), ..refusal };
+    let image = launch::fetch(shared, wanted, None, reference, policy).await.map_err(of_volume)?;
     let (target, layers) = (path.clone(), image.layers.clone());
-    blocking(move || mount(&layers, &target)).await?;
+    let refused = |error: String| Refusal::new("CreateContainerError", error);
+    blocking(move || mount(&layers, &target)).await.map_err(refused)?;
     Ok(Mounted { path, read_only: true })
 }
 
@@ -59,6 +69,11 @@ pub fn layers(pod_dir: &Path) -> Vec<Vec<PathBuf>> {
 /// Mounts layers, the lowest first, at `target`. They are named by short links behind a descriptor,
 /// so that many of them fit into mount(2)'s one page.
 fn mount(layers: &[PathBuf], target: &Path) -> Result<(), String> {
+    // Containers of a pod are made ready side by side.
+    let _one = MOUNTING.lock().expect("no holder of the mounting lock panics");
+    if is_mount_point(target) {
+        return Ok(());
+    }
     fs::create_dir_all(target).map_err(at("mkdir", target))?;
     let links = target.with_extension("layers");
     // Of an earlier try.

@@ -16,6 +16,7 @@ mod modules;
 mod nfs;
 mod ownership;
 pub mod payload;
+mod propagation;
 mod quota;
 mod subpath;
 mod sys;
@@ -31,9 +32,10 @@ use nix::mount::{MntFlags, MsFlags};
 
 pub use content::Token;
 pub use image::layers as image_layers;
+pub use propagation::check as check_propagation;
 pub use subpath::read as read_inside;
 
-use super::{env, memory, record::Wanted, shared::Shared};
+use super::{env, launch::Refusal, memory, record::Wanted, shared::Shared};
 use crate::{
     crash,
     runtime::{Mount, Propagation, reason},
@@ -220,12 +222,28 @@ async fn own(
         mount_nfs(shared, export, &path).await?;
         return Ok(Mounted { path, read_only });
     }
-    if let Some(source) = &volume.image {
-        return image::ready(shared, wanted, &volume.name, source).await;
-    }
     let given = serde_json::to_value(volume).unwrap_or_default();
     let kind = given.as_object().and_then(|o| o.keys().find(|k| *k != "name").cloned()).unwrap_or_default();
     Err(format!("volumes of type {kind:?} are not supported by Sampan"))
+}
+
+/// The image volumes of one container, ready.
+///
+/// # Errors
+/// Why the container cannot be started (`toKubeContainerImageVolumes`).
+pub async fn images(
+    shared: &Shared,
+    wanted: &Wanted,
+    container: &Container,
+) -> Result<BTreeMap<String, Mounted>, Refusal> {
+    let mut ready = BTreeMap::new();
+    for volume in wanted.spec.volumes.iter().flatten() {
+        let Some(source) = &volume.image else { continue };
+        if container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name) {
+            ready.insert(volume.name.clone(), image::ready(shared, wanted, &volume.name, source).await?);
+        }
+    }
+    Ok(ready)
 }
 
 /// Mounts an export.
