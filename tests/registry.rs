@@ -583,7 +583,7 @@ async fn unreachable_registries_are_named() {
     let name = format!("{closed}/app:1");
     let message = Node::new(|_| {}).message(&name, &[]).await;
     let end = format!(
-        "failed to do request: GET \"https://{closed}/v2/app/manifests/1\": dial tcp {closed}: connect: connection refused"
+        "failed to do request: Get \"https://{closed}/v2/app/manifests/1\": dial tcp {closed}: connect: connection refused"
     );
     assert!(message.ends_with(&end), "{message}");
 }

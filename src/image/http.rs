@@ -34,11 +34,17 @@ const AGENT: &str = concat!("sampan/", env!("CARGO_PKG_VERSION"));
 
 /// Why a request has no answer. Worded as Go's client, for the texts that people search for.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("failed to do request: {method} \"{url}\": {message}")]
+#[error("failed to do request: {} \"{url}\": {message}", title(method))]
 pub struct Error {
     method: Method,
     url: String,
     message: String,
+}
+
+/// A method as Go's client writes it in errors.
+fn title(method: &Method) -> String {
+    let (first, rest) = method.as_str().split_at(1);
+    first.to_owned() + &rest.to_lowercase()
 }
 
 /// How a host is reached.

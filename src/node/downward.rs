@@ -31,7 +31,7 @@ pub fn field(wanted: &Wanted, path: &str, facts: &Facts) -> Result<String, Strin
     if let Some((map, key)) = path.strip_suffix("']").and_then(|p| p.split_once("['")) {
         let map = match map {
             "metadata.labels" => meta.labels.as_ref(),
-            "metadata.annotations" => meta.annotations.as_ref(),
+            "metadata.annotations" => return Ok(annotations(wanted).remove(key).unwrap_or_default()),
             _ => return Err(format!("unsupported fieldPath: {path}")),
         };
         return Ok(map.and_then(|m| m.get(key)).cloned().unwrap_or_default());
@@ -41,13 +41,24 @@ pub fn field(wanted: &Wanted, path: &str, facts: &Facts) -> Result<String, Strin
         "metadata.namespace" => wanted.namespace.clone(),
         "metadata.uid" => wanted.uid.clone(),
         "metadata.labels" => format_map(meta.labels.as_ref()),
-        "metadata.annotations" => format_map(meta.annotations.as_ref()),
+        "metadata.annotations" => format_map(Some(&annotations(wanted))),
         "spec.nodeName" => facts.node_name.clone(),
         "spec.serviceAccountName" => wanted.spec.service_account_name.clone().unwrap_or_default(),
         "status.hostIP" | "status.hostIPs" => facts.host_ip.clone(),
         "status.podIP" | "status.podIPs" => facts.pod_ip.clone(),
         _ => return Err(format!("unsupported fieldPath: {path}")),
     })
+}
+
+/// A pod's annotations, and where it is from and since when, as kubelet adds it. We know no better when than its
+/// creation, which is the same after each boot.
+fn annotations(wanted: &Wanted) -> BTreeMap<String, String> {
+    let meta = &wanted.pod.metadata;
+    let seen = meta.creation_timestamp.as_ref().map(|time| time.0.to_string()).unwrap_or_default();
+    let mut all = meta.annotations.clone().unwrap_or_default();
+    all.insert("kubernetes.io/config.seen".to_owned(), seen);
+    all.insert("kubernetes.io/config.source".to_owned(), "api".to_owned());
+    all
 }
 
 /// A map as the downward API writes it into a file: `key="escaped value"`, a line each, by key.
@@ -106,7 +117,7 @@ mod tests {
     #[test]
     fn fields_and_resources_are_read() {
         let pod = serde_json::json!({
-            "metadata": {"name": "p", "namespace": "n", "uid": "u", "annotations": {"a": "x\"y"}},
+            "metadata": {"name": "p", "namespace": "n", "uid": "u", "creationTimestamp": "2026-11-28T10:00:00Z", "annotations": {"a": "x\"y"}},
             "spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "1500m"}, "requests": {"memory": "64Mi"}}}]},
         });
         let wanted = Wanted::new(serde_json::from_value(pod).unwrap());
@@ -116,7 +127,12 @@ mod tests {
             ..Facts::default()
         };
         assert_eq!(field(&wanted, "status.podIP", &facts).unwrap(), "10.42.0.9");
-        assert_eq!(field(&wanted, "metadata.annotations", &facts).unwrap(), "a=\"x\\\"y\"");
+        assert_eq!(
+            field(&wanted, "metadata.annotations", &facts).unwrap(),
+            "a=\"x\\\"y\"\nkubernetes.io/config.seen=\"2026-11-28T10:00:00Z\"\nkubernetes.io/config.source=\"api\""
+        );
+        let source = field(&wanted, "metadata.annotations['kubernetes.io/config.source']", &facts);
+        assert_eq!(source.unwrap(), "api");
         assert!(field(&wanted, "spec.hostname", &facts).is_err());
         let resource = |name: &str, divisor: Option<&str>| {
             let selector = ResourceFieldSelector {

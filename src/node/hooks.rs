@@ -136,10 +136,7 @@ pub async fn probe(
         if let Some(tcp) = &probe.tcp_socket {
             let host = tcp.host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| target.pod_ip.clone());
             let port = target.port(&tcp.port)?;
-            return TcpStream::connect((host.as_str(), port))
-                .await
-                .map(|_| None)
-                .map_err(|e| format!("dial tcp {host}:{port}: connect: {}", plain(&e)).into());
+            return dial(&host, port).await.map(|_| None).map_err(Into::into);
         }
         Ok(None)
     };
@@ -343,9 +340,7 @@ async fn ask(place: &Place, action: &HTTPGetAction, why: &str) -> Result<Answer,
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
     let failed = |e: &dyn std::fmt::Display| format!("Get {url:?}: {e}");
-    let stream = TcpStream::connect((host.as_str(), port))
-        .await
-        .map_err(|e| failed(&format!("dial tcp {host}:{port}: connect: {}", plain(&e))))?;
+    let stream = dial(&host, port).await.map_err(|e| failed(&e))?;
     if scheme == "https" {
         let stream = tls(stream, host).await.map_err(|e| failed(&e))?;
         send(stream, request).await
@@ -407,6 +402,24 @@ async fn tls(stream: TcpStream, host: &str) -> Result<tokio_rustls::client::TlsS
         .map_err(|e| e.to_string())?;
     let name = rustls::pki_types::ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
     tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| e.to_string())
+}
+
+/// Connects, failing in the words of Go's dialer.
+async fn dial(host: &str, port: u16) -> Result<TcpStream, String> {
+    let unknown = |why: &str| format!("dial tcp: lookup {host}: {why}");
+    let addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| {
+        let text = error.to_string().to_lowercase();
+        let busy = ["try again", "temporary failure"].iter().any(|words| text.contains(words));
+        unknown(if busy { "server misbehaving" } else { "no such host" })
+    })?;
+    let mut last = unknown("no such host");
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = format!("dial tcp {address}: connect: {}", plain(&error)),
+        }
+    }
+    Err(last)
 }
 
 /// `grpc.health.v1.Health/Check` over plain HTTP/2 (the gRPC health checking protocol), in the words

@@ -1,6 +1,12 @@
 //! The actions of a plan, carried out over the runtime, the images, the network and the disk.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{core::v1::ResourceRequirements, node::v1::RuntimeClass};
@@ -78,7 +84,7 @@ pub enum Done {
         forever: bool,
     },
     TeardownAgain,
-    Refreshed(Result<Vec<Token>, String>),
+    Refreshed(Result<Vec<Token>, Vec<String>>),
     /// New limits are in force for these containers, or not.
     Resized {
         containers: BTreeMap<String, ResourceRequirements>,
@@ -267,7 +273,7 @@ pub async fn refresh(
     wanted: &Wanted,
     ip: Option<Ipv4Addr>,
     volumes: &tokio::sync::Mutex<bool>,
-) -> Result<Vec<Token>, String> {
+) -> Result<Vec<Token>, Vec<String>> {
     let tokens = tokens(shared, wanted, Duration::MAX).await;
     let there = volumes.lock().await;
     if *there {
@@ -465,15 +471,21 @@ pub async fn tear_down(
     crash::point(crash::DAEMON);
     note(volumes::tear_down(shared, &wanted.uid, forever).await);
     if forever {
-        for (name, known) in &record.containers {
-            for attempt in known.attempts.saturating_sub(2)..known.attempts {
-                let _ = tokio::fs::remove_file(launch::log_link(shared, wanted, name, attempt)).await;
-            }
+        for (name, attempt) in linked(wanted, record) {
+            let _ = tokio::fs::remove_file(launch::log_link(shared, wanted, name, attempt)).await;
         }
         note(remove_all(&shared.log_dir(wanted)).await);
     }
     crash::point(crash::DAEMON);
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+}
+
+/// The attempts that may have a link to their log: also one that was made ready and never begun.
+fn linked<'a>(wanted: &'a Wanted, record: &'a Record) -> BTreeSet<(&'a str, u32)> {
+    let known = record.containers.iter().map(|(name, known)| (name.as_str(), known.attempts));
+    let others = wanted.containers().map(|(_, container)| (container.name.as_str(), 0));
+    let attempts = |(name, next): (_, u32)| (next.saturating_sub(2)..=next).map(move |n| (name, n));
+    known.chain(others).flat_map(attempts).collect()
 }
 
 /// Ends and removes what belongs to no pod that is known: containers of a pod that was taken away
@@ -565,6 +577,16 @@ pub fn withdraw_host_ports(shared: &Shared, uid: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_made_ready_and_never_begun_has_a_link_too() {
+        let pod = serde_json::json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}, {"name": "b"}]}});
+        let wanted = Wanted::new(serde_json::from_value(pod).unwrap());
+        let mut record = Record::default();
+        record.containers.insert("a".into(), ContainerRecord { attempts: 3, ..ContainerRecord::default() });
+        let all = linked(&wanted, &record).into_iter().collect::<Vec<_>>();
+        assert_eq!(all, [("a", 0), ("a", 1), ("a", 2), ("a", 3), ("b", 0)]);
+    }
 
     #[test]
     fn signals_are_read_as_docker_writes_them() {

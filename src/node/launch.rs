@@ -99,9 +99,18 @@ pub async fn prepare(
     })?;
     Ok(Prepared {
         spec: ContainerSpec { processes_of, ..spec },
-        image: container.image.clone().unwrap_or_default(),
+        image: shown(&image, reference),
         image_id: image.digests.first().cloned().unwrap_or_else(|| image.id.clone()),
     })
+}
+
+/// What an image is called where a container's is told: as the asked name is written out, else as it is known;
+/// one without a tag by its id (containerd's `toCRIContainerStatus`).
+fn shown(image: &Image, asked: &str) -> String {
+    let asked = asked.parse::<image::Reference>().map(|reference| reference.to_string()).unwrap_or_default();
+    let mut tags = image.names.iter().filter(|name| !name.contains('@'));
+    let same = tags.clone().find(|name| **name == asked);
+    same.or_else(|| tags.next()).unwrap_or(&image.id).clone()
 }
 
 /// Where the environment's values come from.
@@ -184,6 +193,10 @@ pub async fn fetch(
             Err(Refusal::new("InvalidImageName", message))
         }
         Err(error) => {
+            let error = error.to_string();
+            // The client of the container runtime tells of this code as gRPC does, and of others plainly.
+            let lacks = error.ends_with(": not found");
+            let error = if lacks { format!("rpc error: code = NotFound desc = {error}") } else { error };
             // A board that was cut off runs what it has, also of a tag that moves.
             if let Some(image) = present {
                 say(
@@ -195,7 +208,7 @@ pub async fn fetch(
             }
             say(true, "Failed", format!("Failed to pull image {reference:?}: {error}"));
             say(true, "Failed", "Error: ErrImagePull".to_owned());
-            Err(Refusal::new("ErrImagePull", error.to_string()))
+            Err(Refusal::new("ErrImagePull", error))
         }
     }
 }
@@ -449,6 +462,19 @@ async fn write_if_new(path: &Path, text: &str) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_is_told_by_its_whole_name() {
+        let mut image = (*image::Images::find(&image::fake::AnyImages, "x").unwrap()).clone();
+        let mut told = |names: &[&str], asked: &str| {
+            image.names = names.iter().map(|name| (*name).to_owned()).collect();
+            shown(&image, asked)
+        };
+        let both = ["docker.io/library/bb:1", "docker.io/library/bb:2"];
+        assert_eq!(told(&both, "bb:2"), both[1]);
+        assert_eq!(told(&both, "other:3"), both[0]);
+        assert_eq!(told(&["docker.io/library/bb@sha256:1"], "bb@sha256:1"), "sha256:1");
+    }
 
     #[test]
     fn profiles_are_those_that_the_kernel_has() {

@@ -528,7 +528,7 @@ mod tests {
                 error: None,
             };
             self.record.containers.get_mut(name).unwrap().last =
-                Some(Past { attempt: 0, exit, message: String::new() });
+                Some(Past { attempt: 0, exit, message: String::new(), since: None });
             self
         }
 

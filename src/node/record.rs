@@ -196,6 +196,9 @@ pub struct Past {
     /// What the container left in its termination message.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// Since when one that was lost ran, as it was told before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
 }
 
 /// As whom a container's first process runs.
@@ -473,7 +476,7 @@ impl Live {
         match live.and_then(|l| l.state.as_ref()) {
             Some(ContainerState::Running { started_at, .. }) => Now::Running { since: *started_at },
             Some(ContainerState::Exited(exit)) => {
-                Now::Ended(Past { attempt, exit: exit.clone(), message: String::new() })
+                Now::Ended(Past { attempt, exit: exit.clone(), message: String::new(), since: None })
             }
             Some(ContainerState::Starting) | None => Now::Starting,
         }

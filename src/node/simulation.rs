@@ -859,6 +859,25 @@ async fn missing_images_and_secrets_are_told_as_kubelet_does() {
 }
 
 #[tokio::test]
+async fn a_running_pod_is_told_what_its_volumes_lack() {
+    let mut world = World::new().await;
+    let map = |key: &str| serde_json::json!({"metadata": {"name": "m"}, "data": {key: "v"}});
+    world.set(ItemKind::ConfigMap, "ns", "m", &map("k"));
+    world.pod(
+        "p",
+        r#"{"containers": [{"name": "a", "image": "x", "volumeMounts": [{"name": "c", "mountPath": "/c"}]}],
+        "volumes": [{"name": "c", "configMap": {"name": "m", "items": [{"key": "k", "path": "k"}]}}]}"#,
+    );
+    world.push().await;
+    world.until(|_, s| is_ready(s)).await;
+    world.set(ItemKind::ConfigMap, "ns", "m", &map("other"));
+    world.push().await;
+    let lacks = "MountVolume.SetUp failed for volume \"c\" : configmap references non-existent config key: k";
+    world.until_said("p", "", lacks).await;
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn nothing_is_left_of_a_pod_that_ended_and_was_removed_later() {
     let mut world = World::new().await;
     world.runtime.script("", Script { exit: Some((Duration::from_millis(10), 0)), ..Script::default() });

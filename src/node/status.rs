@@ -288,7 +288,7 @@ pub fn terminated(past: &Past, id: String) -> ContainerStateTerminated {
         signal: None,
         reason: Some(reason.to_owned()),
         message: Some(message).filter(|m| !m.is_empty()),
-        started_at: Some(Time(exit.started_at.unwrap_or(Timestamp::UNIX_EPOCH))),
+        started_at: Some(Time(exit.started_at.or(past.since).unwrap_or(Timestamp::UNIX_EPOCH))),
         finished_at: Some(Time(exit.finished_at)),
     }
 }
@@ -515,7 +515,7 @@ mod tests {
         fn ended(mut self, code: i32) -> Self {
             self = self.running();
             self.1.containers.get_mut("a").unwrap().last =
-                Some(Past { attempt: 0, exit: exit(code), message: String::new() });
+                Some(Past { attempt: 0, exit: exit(code), message: String::new(), since: None });
             self
         }
 
@@ -617,7 +617,7 @@ mod tests {
         let mut case = Case::new("Always").running();
         let known = case.1.containers.get_mut("a").unwrap();
         known.attempts = 2;
-        known.previous = Some(Past { attempt: 0, exit: exit(3), message: "why".into() });
+        known.previous = Some(Past { attempt: 0, exit: exit(3), message: "why".into(), since: None });
         let status = case.status();
         let status = &status.container_statuses.as_ref().unwrap()[0];
         assert_eq!(status.restart_count, 1);

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Probe;
+use k8s_openapi::api::core::v1::{PodStatus, Probe};
 use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
@@ -79,6 +79,14 @@ impl Mailbox {
             mail => drop(self.0.send(mail).await),
         }
     }
+}
+
+/// Since when a container runs, as it was told last.
+fn running_since(status: &PodStatus, name: &str) -> Option<Timestamp> {
+    let lists =
+        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    let told = lists.into_iter().flatten().flatten().find(|status| status.name == name)?;
+    Some(told.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0)
 }
 
 /// The worker of one pod.
@@ -338,6 +346,10 @@ impl Worker {
                         error: None,
                     };
                     self.ended(&name, attempt, exit).await;
+                    let since = running_since(&self.record.status, &name);
+                    if let Some(past) = self.record.containers.get_mut(&name).and_then(|c| c.last.as_mut()) {
+                        past.since = since;
+                    }
                 }
                 Err(error) => tracing::warn!(id, %error, "asking for a container's state"),
             }
@@ -348,7 +360,7 @@ impl Worker {
     async fn ended(&mut self, name: &str, attempt: u32, exit: Exit) {
         let message = jobs::termination_message(&self.shared, &self.wanted, name, attempt, &exit).await;
         if let Some(known) = self.record.containers.get_mut(name) {
-            known.last = Some(Past { attempt, exit, message });
+            known.last = Some(Past { attempt, exit, message, since: None });
         }
         self.stop_probes(name);
         let live = self.live(name);
@@ -826,8 +838,12 @@ impl Worker {
                 self.refreshing = false;
                 match result {
                     Ok(tokens) => self.schedule_refresh(&tokens),
-                    Err(text) => {
-                        tracing::warn!(pod = self.wanted.full_name(), error = text, "refreshing volumes");
+                    Err(messages) => {
+                        if !self.removed && !self.wanted.deleting() && self.record.verdict.is_none() {
+                            for message in messages {
+                                self.say(None, true, "FailedMount", message);
+                            }
+                        }
                         self.next_refresh = Some(Instant::now() + jobs::REFRESH_RETRY);
                     }
                 }

@@ -238,6 +238,26 @@ fn a_pod_stays_off_boards_that_its_image_has_no_build_for() {
     assert!(refused.starts_with(expected), "{refused}");
 }
 
+#[tokio::test]
+async fn the_claim_of_an_ephemeral_volume_is_waited_for_and_is_the_pod_s() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("state.db")).unwrap();
+    let objects = Objects::new(store, Arc::new(crate::clock::SystemClock));
+    let volumes = json!([{"name": "v", "ephemeral": {"volumeClaimTemplate": {}}},
+        {"name": "w", "persistentVolumeClaim": {"claimName": "p-w"}}]);
+    let problem = |only: usize| {
+        let pod = pod("p", "1", json!({"spec": {"volumes": [volumes[only]]}}));
+        Claims::of(&objects, &Snapshot::default(), &pod).problem.unwrap_or_default()
+    };
+    let waiting = "waiting for ephemeral volume controller to create the persistentvolumeclaim \"p-v\"";
+    assert_eq!(problem(0), waiting);
+    assert_eq!(problem(1), "persistentvolumeclaim \"p-w\" not found");
+    let claim = json!({"metadata": {"name": "p-v"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1"}}}});
+    let kind = registry::of::<k8s_openapi::api::core::v1::PersistentVolumeClaim>();
+    objects.create(kind, "default", claim, &WriteOptions::default()).await.unwrap();
+    assert_eq!(problem(0), "PVC default/p-v was not created for pod default/p (pod is not owner)");
+}
+
 #[test]
 fn preemption_takes_the_least() {
     let prio = |name: &str, cpu: &str, priority: i32| pod(name, cpu, json!({"spec": {"priority": priority}}));

@@ -162,19 +162,48 @@ fn provisions(class: &StorageClass, node: &Node) -> bool {
     class.provisioner != NO_PROVISIONER && (terms.is_empty() || terms.iter().any(allows))
 }
 
+/// Whether a claim of a pod is one of its ephemeral volumes'.
+fn is_ephemeral(pod: &PodInfo, claim: &str) -> bool {
+    let Some(volume) = claim.strip_prefix(pod.name()).and_then(|rest| rest.strip_prefix('-')) else {
+        return false;
+    };
+    let volumes = pod.spec().and_then(|spec| spec.volumes.as_ref());
+    volumes.into_iter().flatten().any(|v| v.ephemeral.is_some() && v.name == volume)
+}
+
 fn find(objects: &Objects, snapshot: &Snapshot, pod: &PodInfo, name: &str) -> Result<Claim, String> {
     let namespace = pod.namespace();
+    let ephemeral = is_ephemeral(pod, name);
     let Some(claim) = objects.get_typed::<PersistentVolumeClaim>(namespace, name) else {
-        return Err(format!("persistentvolumeclaim {name:?} not found"));
+        return Err(if ephemeral {
+            format!("waiting for ephemeral volume controller to create the persistentvolumeclaim {name:?}")
+        } else {
+            format!("persistentvolumeclaim {name:?} not found")
+        });
     };
+    let spec = claim.spec.clone().unwrap_or_default();
+    let status = claim.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+    if status == "Lost" {
+        let volume = spec.volume_name.as_deref().unwrap_or_default();
+        return Err(format!(
+            "persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}"
+        ));
+    }
     if claim.metadata.deletion_timestamp.is_some() {
         return Err(format!("persistentvolumeclaim {name:?} is being deleted"));
     }
-    let status = claim.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
-    if status == "Lost" {
-        return Err(format!("persistentvolumeclaim {name:?} bound to non-existent persistentvolume"));
+    let owned = claim
+        .metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .any(|owner| owner.controller == Some(true) && owner.uid == pod.uid());
+    if ephemeral && !owned {
+        return Err(format!(
+            "PVC {namespace}/{name} was not created for pod {namespace}/{} (pod is not owner)",
+            pod.name()
+        ));
     }
-    let spec = claim.spec.clone().unwrap_or_default();
     let exclusive = spec.access_modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod");
     let uses = |other: &PodInfo| {
         other.namespace() == namespace && other.uid() != pod.uid() && other.claims.iter().any(|c| c == name)

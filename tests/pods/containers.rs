@@ -153,7 +153,11 @@ fn what_a_pod_is_told_comes_from_everywhere() {
   initContainers:
 {}  containers:
 {}"#,
-        container("write", "echo FROM_FILE=written > /e/env", "    volumeMounts: [{name: e, mountPath: /e}]"),
+        container(
+            "write",
+            "echo \"FROM_FILE='written'\" > /e/env",
+            "    volumeMounts: [{name: e, mountPath: /e}]"
+        ),
         container("c", script, env),
     );
     node.apply(&pod("p", &spec).replace("{name: p}", "{name: p, labels: {app: told}}"));
@@ -407,6 +411,7 @@ fn a_pod_comes_back_after_a_power_cut() {
     wait_ready(&node, &["p"]);
     let uid = field(&node, "p", ".metadata.uid");
     let token = field(&node, "p", ".spec.volumes[0].name");
+    let since = field(&node, "p", ".status.containerStatuses[0].state.running.startedAt");
     // As daemons once left it.
     let folders = node.dir.path().join(format!("data/agent/pods/{uid}/volumes/kubernetes.io~projected"));
     node.power_off();
@@ -422,6 +427,9 @@ fn a_pod_comes_back_after_a_power_cut() {
     let ended =
         [field(&node, "p", &format!("{last}.reason")), field(&node, "p", &format!("{last}.exitCode"))];
     assert_eq!(ended, ["Unknown", "255"]);
+    assert_eq!(field(&node, "p", &format!("{last}.startedAt")), since);
+    let image = field(&node, "p", ".status.containerStatuses[0].image");
+    assert_eq!(image, "test.local/busybox:1");
     let selector = "involvedObject.name=p,reason=SandboxChanged";
     let told = [
         "get",

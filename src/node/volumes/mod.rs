@@ -377,23 +377,30 @@ fn mounted_below(wanted: &Wanted, volume: &str) -> BTreeSet<PathBuf> {
 /// Brings the contents of a pod's volumes up to date; says whether anything changed.
 ///
 /// # Errors
-/// What could not be read or written; the old contents stay.
+/// The messages of `FailedMount` events: what could not be read or written, whose old contents stay.
 pub async fn refresh(
     shared: &Shared,
     wanted: &Wanted,
     ip: Option<std::net::Ipv4Addr>,
     tokens: &[Token],
-) -> Result<bool, String> {
+) -> Result<bool, Vec<String>> {
     claim::resize(shared, &wanted.uid).await;
-    let mut changed = false;
+    let (mut changed, mut failures) = (false, BTreeMap::new());
     for volume in wanted.volumes() {
-        if let Some(plugin) = content::plugin(volume) {
-            let files = content::files(shared, wanted, volume, ip, tokens)?;
-            let path = place(shared, wanted, plugin, &volume.name);
-            changed |= write(shared, wanted, &volume.name, &path, files).await?;
+        let Some(plugin) = content::plugin(volume) else { continue };
+        let path = place(shared, wanted, plugin, &volume.name);
+        let written = match content::files(shared, wanted, volume, ip, tokens) {
+            Ok(files) => write(shared, wanted, &volume.name, &path, files).await,
+            Err(error) => Err(error),
+        };
+        match written {
+            Ok(more) => changed |= more,
+            Err(error) => {
+                failures.insert(volume.name.as_str(), Failure::Mount { step: SET_UP, name: None, error });
+            }
         }
     }
-    Ok(changed)
+    if failures.is_empty() { Ok(changed) } else { Err(complaints(&failures)) }
 }
 
 /// The tokens that the pod's projected volumes need, with what is on disk already.
