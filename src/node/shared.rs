@@ -262,12 +262,8 @@ pub struct Pressure {
 }
 
 impl Shared {
-    /// What this node is to a pod that comes, or that wants more.
-    pub fn ground(&self, uid: &str) -> admit::Ground {
-        let info = self.info();
-        let pressure = self.pressure();
-        let parse = |(name, text): (&String, &String)| Some((name.clone(), text.parse().ok()?));
-        let (used, used_ports) = admit::used_by_others(&self.allocations(), uid);
+    /// The node as labels, taints and selectors see it; without labels when the master has not told them yet.
+    pub fn node(&self) -> Node {
         let config = self.config();
         let labels = Some(config.labels).filter(|labels| !labels.is_empty());
         let taints = config.taints.into_iter().map(|(key, value)| Taint {
@@ -278,11 +274,21 @@ impl Shared {
         });
         let spec = NodeSpec { taints: Some(taints.collect()), ..NodeSpec::default() };
         let metadata = ObjectMeta { name: Some(self.options.node.clone()), labels, ..ObjectMeta::default() };
+        Node { metadata, spec: Some(spec), ..Node::default() }
+    }
+
+    /// What this node is to a pod that comes, or that wants more.
+    pub fn ground(&self, uid: &str) -> admit::Ground {
+        let info = self.info();
+        let pressure = self.pressure();
+        let parse = |(name, text): (&String, &String)| Some((name.clone(), text.parse().ok()?));
+        let (used, used_ports) = admit::used_by_others(&self.allocations(), uid);
+        let extended = self.config().extended;
         admit::Ground {
-            allocatable: info.allocatable.iter().chain(&config.extended).filter_map(parse).collect(),
+            allocatable: info.allocatable.iter().chain(&extended).filter_map(parse).collect(),
             used,
             used_ports,
-            node: Node { metadata, spec: Some(spec), ..Node::default() },
+            node: self.node(),
             apparmor: apparmor::is_enabled(),
             selinux: info::selinux(),
             allowed_unsafe_sysctls: self.options.limits.allowed_unsafe_sysctls.clone(),

@@ -374,9 +374,13 @@ fn volumes_are_told_of_until_they_are_there_and_missed_only_where_they_are_used(
         )
     };
     node.apply(&claim("nobodys"));
-    wait_told("claims", &format!("{prefix} PVC is not bound (1 times)"));
     // It is tried again and again, and told each time.
-    wait_told("claims", &format!("{prefix} PVC is not bound (2 times)"));
+    let again = format!("{prefix} PVC is not bound (");
+    let args = ["get", "events", "--field-selector", &events("claims"), "-o", told];
+    node.wait_output(&args, "a second try", |text| {
+        let times = text.split_once(&again).and_then(|(_, rest)| rest.split_once(' '));
+        times.is_some_and(|(times, _)| times.parse::<u32>().unwrap() > 1)
+    });
     let host = node.dir.path().join("host");
     fs::create_dir(&host).unwrap();
     node.apply(&format!(

@@ -6,14 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Volume};
+use k8s_openapi::api::core::v1::{
+    Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Volume,
+};
 
 use super::{
     super::{ledger::Ledger, record::Wanted, shared::Shared},
     Mounted, at, blocking, dir_of, nfs, ownership, patiently, payload, quota,
 };
 use crate::{
-    kinds::{quantity::Quantity, volumes},
+    kinds::{placement, quantity::Quantity, volumes},
     mqtt::messages::ItemKind,
 };
 
@@ -24,6 +26,8 @@ pub struct Found {
     volume: PersistentVolume,
     /// No second pod may have it.
     alone: bool,
+    /// The uid of whom the claim was made for.
+    controller: Option<String>,
 }
 
 /// The volume behind a claim. A pod that `runs` keeps what it has; others do not begin with a claim that
@@ -40,6 +44,12 @@ pub fn find(
 ) -> Result<Found, String> {
     let found = behind(&shared.ledger, &wanted.namespace, name, runs)
         .map_err(|why| format!("error processing PVC {}/{name}: {why}", wanted.namespace))?;
+    if volume.ephemeral.is_some() && found.controller.as_ref() != Some(&wanted.uid) {
+        let Wanted { namespace, name: pod, .. } = wanted;
+        return Err(format!(
+            "PVC {namespace}/{name} was not created for pod {namespace}/{pod} (pod is not owner)"
+        ));
+    }
     let mode = found.volume.spec.as_ref().and_then(|spec| spec.volume_mode.as_deref());
     let mounted = wanted
         .containers()
@@ -79,14 +89,45 @@ fn behind(ledger: &Ledger, namespace: &str, name: &str, runs: bool) -> Result<Fo
             "found PV object {name} but it has a nil pv.Spec.ClaimRef indicating it is not yet bound to the claim"
         ));
     };
-    let [owner, claim] = [&owner.uid, &claim.metadata.uid].map(|uid| uid.as_deref().unwrap_or_default());
-    if owner != claim {
+    let [owner, uid] = [&owner.uid, &claim.metadata.uid].map(|uid| uid.as_deref().unwrap_or_default());
+    if owner != uid {
         return Err(format!(
-            "found PV object {name} but its pv.Spec.ClaimRef.UID {owner} does not point to claim.UID {claim}"
+            "found PV object {name} but its pv.Spec.ClaimRef.UID {owner} does not point to claim.UID {uid}"
         ));
     }
     let alone = spec.access_modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod");
-    Ok(Found { name, volume, alone })
+    let owners = claim.metadata.owner_references.into_iter().flatten();
+    let controller = owners.into_iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid);
+    Ok(Found { name, volume, alone, controller })
+}
+
+/// Whether the volume is one of this node: who has not asked the scheduler may be anywhere.
+///
+/// # Errors
+/// In upstream's words (`CheckNodeAffinity`).
+pub fn belongs(found: &Found, node: &Node) -> Result<(), String> {
+    let affinity = found.volume.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref());
+    let required = affinity.and_then(|affinity| affinity.required.as_ref());
+    // Labels that the master has not told yet tell nothing.
+    let known = node.metadata.labels.is_some();
+    if required.is_some_and(|required| known && !placement::selector_selects(required, node)) {
+        return Err("no matching NodeSelectorTerms".to_owned());
+    }
+    Ok(())
+}
+
+/// A path of the host is no mount, and has no options.
+///
+/// # Errors
+/// In upstream's words (`checkMountOptionSupport`).
+pub fn takes_options(found: &Found) -> Result<(), String> {
+    let given = found.volume.spec.as_ref().filter(|spec| spec.host_path.is_some());
+    let options =
+        given.and_then(|spec| spec.mount_options.as_ref()).is_some_and(|options| !options.is_empty());
+    if options && !volumes::is_local_path(&found.volume) {
+        return Err("Mount options are not supported for this volume type".to_owned());
+    }
+    Ok(())
 }
 
 /// Makes the volume of a claim ready.
@@ -270,6 +311,10 @@ pub async fn resize(shared: &Shared, uid: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        ids::Generation,
+        mqtt::messages::{Item, ItemKey},
+    };
 
     #[test]
     fn a_local_volume_is_a_folder() {
@@ -288,6 +333,89 @@ mod tests {
             (r#"{"accessModes":["ReadWriteOnce"],"iscsi":{"targetPortal":"p","iqn":"q","lun":0}}"#, "iscsi"),
         ] {
             assert_eq!(kind_of(&serde_json::from_str(text).unwrap()), kind);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_claim_leads_to_its_volume_or_to_upstreams_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&dir.path().join("ledger.db")).unwrap();
+        let claim = |name: &str, volume: &str, status: &str, more: &str| {
+            let text = format!(
+                r#"{{"metadata":{{"uid":"c"{more}}},"spec":{{"volumeName":{volume:?}}},"status":{{"phase":{status:?}}}}}"#
+            );
+            Item::new(ItemKey::new(ItemKind::PersistentVolumeClaim, "ns", name), text)
+        };
+        let volume = |name: &str, spec: &str| {
+            Item::new(ItemKey::new(ItemKind::PersistentVolume, "", name), format!(r#"{{"spec":{{{spec}}}}}"#))
+        };
+        let owned =
+            r#","ownerReferences":[{"apiVersion":"v1","kind":"Pod","name":"p","uid":"u","controller":true}]"#;
+        let going = r#","deletionTimestamp":"2026-01-01T00:00:00Z""#;
+        let items = vec![
+            claim("good", "pv", "Bound", owned),
+            claim("going", "pv", "Bound", going),
+            claim("waiting", "pv", "Pending", ""),
+            claim("empty", "", "Bound", ""),
+            claim("lost", "absent", "Bound", ""),
+            claim("free", "free", "Bound", ""),
+            claim("foreign", "foreign", "Bound", ""),
+            volume("pv", r#""claimRef":{"uid":"c"}"#),
+            volume("free", ""),
+            volume("foreign", r#""claimRef":{"uid":"d"}"#),
+        ];
+        ledger.apply(Generation(1), items, Vec::new()).await.unwrap();
+        let leads = |name: &str, runs: bool| {
+            behind(&ledger, "ns", name, runs).map(|found| (found.name, found.controller.unwrap_or_default()))
+        };
+        let to = |controller: &str| Ok(("pv".to_owned(), controller.to_owned()));
+        assert_eq!(leads("good", false), to("u"));
+        assert_eq!(leads("going", true), to(""), "who has it keeps it");
+        for (name, words) in [
+            ("none", "failed to fetch PVC from API server: persistentvolumeclaims \"none\" not found"),
+            ("going", "PVC is being deleted"),
+            ("waiting", "PVC is not bound"),
+            ("empty", "PVC has empty pvc.Spec.VolumeName"),
+            ("lost", "failed to fetch PV absent from API server: persistentvolumes \"absent\" not found"),
+            (
+                "free",
+                "found PV object free but it has a nil pv.Spec.ClaimRef indicating it is not yet bound to the claim",
+            ),
+            (
+                "foreign",
+                "found PV object foreign but its pv.Spec.ClaimRef.UID d does not point to claim.UID c",
+            ),
+        ] {
+            assert_eq!(leads(name, false), Err(words.to_owned()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_volume_is_used_where_it_is_and_as_it_can_be() {
+        let found = |spec: &str| Found {
+            name: "pv".to_owned(),
+            volume: serde_json::from_str(&format!(r#"{{"spec":{spec}}}"#)).unwrap(),
+            alone: false,
+            controller: None,
+        };
+        let on = |host: &str| {
+            let text = format!(
+                r#"{{"nodeAffinity":{{"required":{{"nodeSelectorTerms":[{{"matchExpressions":[{{"key":"host","operator":"In","values":[{host:?}]}}]}}]}}}}}}"#
+            );
+            found(&text)
+        };
+        let here: Node = serde_json::from_str(r#"{"metadata":{"name":"n","labels":{"host":"n"}}}"#).unwrap();
+        assert_eq!(belongs(&on("n"), &here), Ok(()));
+        assert_eq!(belongs(&found("{}"), &here), Ok(()));
+        assert_eq!(belongs(&on("m"), &here), Err("no matching NodeSelectorTerms".to_owned()));
+        assert_eq!(belongs(&on("m"), &Node::default()), Ok(()), "nobody knows yet what it is");
+        let refused = Err("Mount options are not supported for this volume type".to_owned());
+        for (spec, expect) in [
+            (r#"{"hostPath":{"path":"/x"},"mountOptions":["noatime"]}"#, refused),
+            (r#"{"hostPath":{"path":"/x"},"mountOptions":[]}"#, Ok(())),
+            (r#"{"local":{"path":"/x"},"mountOptions":["noatime"]}"#, Ok(())),
+        ] {
+            assert_eq!(takes_options(&found(spec)), expect, "{spec}");
         }
     }
 

@@ -47,7 +47,9 @@ const MEMORY_PERCENT: u32 = 25;
 const MOUNT_WAIT: Duration = Duration::from_secs(30);
 
 /// The steps of a mount that upstream's kubelet names.
+const PLACE: &str = "NodeAffinity check";
 const LOOK: &str = "NewMounter initialization";
+const OPTIONS: &str = "MountOptionSupport check";
 const SET_UP: &str = "SetUp";
 
 /// A volume that is ready.
@@ -169,7 +171,11 @@ async fn one(
         let name = Some(name.clone());
         move |error| Failure::Mount { step, name, error }
     };
+    if !runs {
+        claim::belongs(&found, &shared.node()).map_err(failed(PLACE))?;
+    }
     claim::look(shared, wanted, &found).await.map_err(failed(LOOK))?;
+    claim::takes_options(&found).map_err(failed(OPTIONS))?;
     claim::ready(shared, wanted, found, &claim, read_only).await.map_err(failed(SET_UP))
 }
 
