@@ -147,7 +147,9 @@ pub fn runtime_handler(shared: &Shared, wanted: &Wanted) -> Result<(), String> {
             "failed to get RuntimeClass {name:?}: runtimeclass.node.k8s.io {name:?} not found"
         )),
         Some(handler) if HANDLERS.contains(&handler.as_str()) => Ok(()),
-        Some(handler) => failed(format!("no runtime for {handler:?} is configured")),
+        Some(handler) => failed(format!(
+            "rpc error: code = Unknown desc = failed to get sandbox runtime: no runtime for {handler:?} is configured"
+        )),
     }
 }
 

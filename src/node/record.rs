@@ -404,6 +404,8 @@ pub struct LiveContainer {
     pub started: bool,
     /// The readiness probe's verdict, or that there is none.
     pub ready: bool,
+    /// Its postStart hook is not through.
+    pub hooking: bool,
     /// Why it has to be stopped: event message, and the grace period when it is not the pod's.
     pub doomed: Option<(String, Option<i64>)>,
     /// How the newest attempt's postStart hook failed.

@@ -600,7 +600,7 @@ async fn a_shorter_grace_period_hurries_what_is_ending() {
     world.until(|_, s| is_ready(s)).await;
     world.delete("p", 600);
     world.push().await;
-    world.until(|_, s| !is_ready(s)).await;
+    world.until_told("Killing").await;
     world.delete("p", 1);
     world.push().await;
     world.until(|report, _| report.gone).await;
@@ -714,7 +714,10 @@ async fn a_runtime_that_is_not_there_is_told() {
         world.until(|_, _| true).await;
         world.clock.advance(jiff::SignedDuration::from_secs(1));
     }
-    assert_eq!(told(&world).unwrap(), "Failed to create pod sandbox: no runtime for \"kata\" is configured");
+    assert_eq!(
+        told(&world).unwrap(),
+        "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to get sandbox runtime: no runtime for \"kata\" is configured"
+    );
     world.set(ItemKind::RuntimeClass, "", "special", &class("runc"));
     world.push().await;
     world.until(|report, s| report.name == "p" && is_ready(s)).await;
@@ -855,6 +858,36 @@ async fn missing_images_and_secrets_are_told_as_kubelet_does() {
     world.push().await;
     world.until(|_, s| s.container_statuses.as_ref().is_some_and(|c| c[1].ready)).await;
     assert!(world.told.iter().any(|e| e.message == "Error: secret \"s\" not found"));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_serves_until_it_has_ended_and_not_before_its_hook_is_through() {
+    let mut world = World::new().await;
+    world.runtime.script("", Script { ignores_signals: true, ..Script::default() });
+    world.pod(
+        "p",
+        r#"{"containers": [{"name": "a", "image": "x", "lifecycle": {"postStart": {"sleep": {"seconds": 1}}}}], "terminationGracePeriodSeconds": 2}"#,
+    );
+    world.push().await;
+    let runs = |s: &PodStatus| {
+        s.container_statuses.iter().flatten().any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()))
+    };
+    let honest = |s: &PodStatus| assert_eq!(runs(s), is_ready(s), "{s:?}");
+    world
+        .until(|_, s| {
+            honest(s);
+            is_ready(s)
+        })
+        .await;
+    world.delete("p", 2);
+    world.push().await;
+    world
+        .until(|report, s| {
+            honest(s);
+            report.gone
+        })
+        .await;
     world.stop().await;
 }
 

@@ -99,7 +99,8 @@ pub fn compute(
     let pod_ip = if wanted.host_network() {
         Some(host_ip.to_owned()).filter(|ip| !ip.is_empty())
     } else {
-        record.ip.map(|ip| ip.to_string()).or_else(|| old.pod_ip.clone())
+        // It has none before there is a sandbox that has it.
+        record.ip.filter(|_| record.epoch > 0).map(|ip| ip.to_string()).or_else(|| old.pod_ip.clone())
     };
     // Amounts of the whole pod are told where the pod has any of its own.
     let own = wanted.spec.resources.as_ref().filter(|own| own.requests.is_some() || own.limits.is_some());
@@ -184,6 +185,9 @@ fn container(
         }
         (Now::Never, None) => (wait(not_yet, None), None),
         (Now::Starting, _) => (wait(not_yet, None), known.previous.as_ref().map(ended)),
+        (Now::Running { .. }, _) if mine.hooking && !wanted.deleting() => {
+            (wait(not_yet, None), known.previous.as_ref().map(ended))
+        }
         (Now::Running { since }, _) => (
             ContainerState {
                 running: Some(ContainerStateRunning { started_at: Some(Time(*since)) }),

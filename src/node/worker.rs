@@ -362,11 +362,12 @@ impl Worker {
         if let Some(known) = self.record.containers.get_mut(name) {
             known.last = Some(Past { attempt, exit, message, since: None });
         }
-        self.stop_probes(name);
+        self.stop_probes(name, &[Kind::Startup, Kind::Liveness, Kind::Readiness]);
         let live = self.live(name);
         live.state = None;
         live.started = false;
         live.ready = false;
+        live.hooking = false;
         live.doomed = None;
     }
 
@@ -663,8 +664,8 @@ impl Worker {
             }
             Action::Kill { container, message, grace_seconds } => {
                 self.live(&container).job = Some(Job::Stopping);
-                self.stop_probes(&container);
-                self.live(&container).ready = false;
+                // As long as it runs it may be ready, and serve while no other does.
+                self.stop_probes(&container, &[Kind::Startup, Kind::Liveness]);
                 self.say(Some(&container), false, "Killing", message);
                 let known = self.record.container(&container);
                 let pod_ip = shared.facts(&wanted, self.record.ip).pod_ip;
@@ -761,6 +762,7 @@ impl Worker {
                 if self.record.container(&container).attempts != attempt + 1 {
                     return;
                 }
+                self.live(&container).hooking = false;
                 match result {
                     Ok(()) => self.started(&container, attempt),
                     Err(text) => {
@@ -967,6 +969,7 @@ impl Worker {
                     .and_then(|(_, c)| Some((c, c.lifecycle.as_ref()?.post_start.clone()?)));
                 match hook {
                     Some((container, hook)) => {
+                        self.live.containers.entry(name.to_owned()).or_default().hooking = true;
                         let target = self.target(container, attempt);
                         let runtime = Arc::clone(&self.shared.runtime);
                         let (container, pod) = (name.to_owned(), self.wanted.full_name());
@@ -1037,8 +1040,8 @@ impl Worker {
         }
     }
 
-    fn stop_probes(&mut self, name: &str) {
-        for kind in [Kind::Startup, Kind::Liveness, Kind::Readiness] {
+    fn stop_probes(&mut self, name: &str, kinds: &[Kind]) {
+        for kind in kinds {
             if let Some(handle) = self.probing.remove(&(name.to_owned(), kind.name())) {
                 handle.abort();
             }
@@ -1049,7 +1052,12 @@ impl Worker {
         let probes::Verdict { container: name, attempt, kind, result, counts } = verdict;
         let here = self.live.now(&name, &self.record);
         let current = self.record.container(&name).attempts == attempt + 1;
-        if !current || !matches!(here, Now::Running { .. }) || self.live.container(&name).job.is_some() {
+        let counts_now = match self.live.container(&name).job {
+            None => true,
+            Some(Job::Stopping) => kind == Kind::Readiness,
+            Some(_) => false,
+        };
+        if !current || !matches!(here, Now::Running { .. }) || !counts_now {
             return;
         }
         let told = match &result {

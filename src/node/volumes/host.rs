@@ -11,8 +11,7 @@ use k8s_openapi::api::core::v1::HostPathVolumeSource;
 
 use super::at;
 
-/// Checks, and for the `OrCreate` types makes, the path on the host. A path without a type that is
-/// not there becomes a folder, as containerd makes it.
+/// Checks, and for the `OrCreate` types makes, the path on the host.
 ///
 /// # Errors
 /// The message of a `FailedMount` event.
@@ -28,11 +27,8 @@ pub fn prepare(source: &HostPathVolumeSource) -> Result<(), String> {
         }
     };
     match (kind, found) {
-        ("", Some(_)) => Ok(()),
-        ("" | "DirectoryOrCreate", None) => {
-            std::fs::create_dir_all(path).map_err(at("mkdir", path))?;
-            std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).map_err(at("chmod", path))
-        }
+        ("", _) => Ok(()),
+        ("DirectoryOrCreate", None) => folder(path),
         ("FileOrCreate", None) => {
             std::fs::File::create_new(path).map_err(at("open", path))?;
             std::fs::set_permissions(path, PermissionsExt::from_mode(0o644)).map_err(at("chmod", path))
@@ -46,9 +42,37 @@ pub fn prepare(source: &HostPathVolumeSource) -> Result<(), String> {
     }
 }
 
+/// What a mount is made of is there: the whole of it becomes a folder where it is not, as containerd makes it;
+/// there is no part of what is not.
+///
+/// # Errors
+/// The file system's refusal.
+pub fn source(path: &Path, part: bool) -> Result<(), String> {
+    match std::fs::metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) if part || error.kind() != std::io::ErrorKind::NotFound => Err(at("stat", path)(error)),
+        Err(_) => folder(path),
+    }
+}
+
+fn folder(path: &Path) -> Result<(), String> {
+    std::fs::create_dir_all(path).map_err(at("mkdir", path))?;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).map_err(at("chmod", path))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_mounted_whole_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        let lacks = format!("stat {}: no such file or directory", path.display());
+        assert_eq!(source(&path, true), Err(lacks));
+        assert_eq!((source(&path, false), path.is_dir()), (Ok(()), true));
+        assert_eq!(source(&path, true), Ok(()));
+    }
 
     #[test]
     fn host_paths_are_checked() {
@@ -73,7 +97,7 @@ mod tests {
             ("../../../../../../../../dev/null", "CharDevice", Ok(())),
             ("file", "CharDevice", Err("is not a character device")),
             ("plain", "", Ok(())),
-            ("plain", "Directory", Ok(())),
+            ("plain", "Directory", Err("is not a directory")),
             ("file", "Nonsense", Err("Nonsense is an invalid volume type")),
             ("none/file", "FileOrCreate", Err("/none/file: no such file or directory")),
             ("file/dir", "DirectoryOrCreate", Err("/file/dir: not a directory")),

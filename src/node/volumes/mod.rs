@@ -448,13 +448,18 @@ pub async fn mounts(
             Some(expr) => Some(env::expand_path(expr, lookup)?),
             None => mount.sub_path.clone(),
         };
+        let pins = shared.pod_dir(&wanted.uid).join("volume-subpaths").join(&mount.name);
+        let pin = pins.join(&container.name).join(index.to_string());
+        let base = volume.path.clone();
+        if is_of_host(shared, wanted, &base) {
+            let (what, part) = (format!("looking at {:?}", base.display().to_string()), sub.is_some());
+            let base = base.clone();
+            patiently(shared, &pin, &what, move || host::source(&base, part), || ()).await?;
+        }
         let source = match sub.filter(|s| !s.is_empty()) {
-            None => volume.path.clone(),
+            None => base,
             Some(sub) => {
                 check_sub_path(&sub)?;
-                let pins = shared.pod_dir(&wanted.uid).join("volume-subpaths").join(&mount.name);
-                let pin = pins.join(&container.name).join(index.to_string());
-                let base = volume.path.clone();
                 blocking(move || {
                     subpath::pin(&base, Path::new(&sub), &pin).map(|()| pin).map_err(|e| e.to_string())
                 })
@@ -489,6 +494,12 @@ pub async fn mounts(
         });
     }
     Ok(out)
+}
+
+/// Whether a volume is a path of the host, and no folder of ours.
+fn is_of_host(shared: &Shared, wanted: &Wanted, path: &Path) -> bool {
+    let memory = memory_of(shared, &wanted.uid);
+    !path.starts_with(shared.pod_dir(&wanted.uid)) && memory.is_none_or(|memory| !path.starts_with(memory))
 }
 
 /// Refuses a part that is not below its volume (`pkg/kubelet/kubelet_pods.go`, `makeMounts`).
