@@ -195,8 +195,6 @@ pub struct Agent {
     tables: watch::Sender<Tables>,
     /// What the network was told last.
     network_start: String,
-    /// Why it could not be started.
-    network_error: String,
     /// The state of the node that the master was told last on this connection.
     state: Option<NodeState>,
     /// What events have told last: no new pods come here.
@@ -250,6 +248,7 @@ impl Agent {
             looks: Looks::default(),
             evictions: Mutex::default(),
             preemptions: Mutex::default(),
+            network_error: Mutex::default(),
             admitting: Mutex::default(),
             room: watch::Sender::default(),
             victims: Victims::default(),
@@ -290,7 +289,6 @@ impl Agent {
             sandboxes: BTreeSet::new(),
             tables: watch::Sender::new(Tables::default()),
             network_start: String::new(),
-            network_error: String::new(),
             state: None,
             unschedulable: false,
             told: None,
@@ -567,6 +565,9 @@ impl Agent {
         }
         self.seq_of_beat = self.seq;
         // What could not be set when it changed.
+        if !self.shared.network_error().is_empty() {
+            self.apply_config().await;
+        }
         if self.peers.is_none() {
             self.apply_peers().await;
         }
@@ -904,7 +905,7 @@ impl Agent {
 
     /// Looks at how the node is: at a beat, when pressure or images change, when its network starts.
     fn look_at_state(&mut self) {
-        let not_ready = self.network_error.clone();
+        let not_ready = self.shared.network_error();
         let state = NodeState { not_ready, ..info::state(self.shared.pressure(), &*self.shared.images) };
         self.state_to_tell = (self.state.as_ref() != Some(&state)).then_some(state);
     }

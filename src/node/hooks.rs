@@ -340,7 +340,7 @@ async fn ask(place: &Place, action: &HTTPGetAction, why: &str) -> Result<Answer,
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
     let failed = |e: &dyn std::fmt::Display| format!("Get {url:?}: {e}");
-    let stream = dial(&host, port).await.map_err(|e| failed(&e))?;
+    let stream = dial(host, port).await.map_err(|e| failed(&e))?;
     if scheme == "https" {
         let stream = tls(stream, host).await.map_err(|e| failed(&e))?;
         send(stream, request).await

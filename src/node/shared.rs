@@ -221,6 +221,8 @@ pub struct Shared {
     pub addresses: Mutex<Addresses>,
     /// What pods have been given of this node, by uid.
     pub allocations: Mutex<Allocations>,
+    /// Why the pod network could not be started.
+    pub network_error: Mutex<String>,
     /// Held while it is decided on a pod that comes.
     pub admitting: Mutex<()>,
     /// Pods have given something of the node back.
@@ -310,6 +312,17 @@ impl Shared {
         let mut lead = self.masters_lead.lock().expect("no holder of the lead's lock panics");
         *lead += error;
         error.abs() > TIME_ERROR_MAX
+    }
+
+    /// Why the pod network could not be started; empty when it was, or nobody has asked for it yet.
+    pub fn network_error(&self) -> String {
+        self.network_error.lock().expect("no holder of the network's lock panics").clone()
+    }
+
+    /// Notes it; what it was before.
+    pub fn set_network_error(&self, error: String) -> String {
+        let mut now = self.network_error.lock().expect("no holder of the network's lock panics");
+        std::mem::replace(&mut *now, error)
     }
 
     pub fn allocations(&self) -> MutexGuard<'_, Allocations> {

@@ -48,6 +48,7 @@ struct World {
     dir: tempfile::TempDir,
     broker: MemoryBroker,
     runtime: Arc<FakeRuntime>,
+    network: Arc<FakeNetwork>,
     clock: Arc<Skewed>,
     bus: Arc<dyn Bus>,
     events: Events,
@@ -69,6 +70,7 @@ impl World {
             dir: tempfile::tempdir().unwrap(),
             broker,
             runtime: Arc::new(FakeRuntime::new(clock.clone())),
+            network: Arc::new(FakeNetwork::new()),
             clock,
             bus,
             events,
@@ -107,7 +109,7 @@ impl World {
             Ground {
                 runtime: self.runtime.clone(),
                 images: Arc::new(AnyImages),
-                network: Arc::new(FakeNetwork::new()),
+                network: self.network.clone(),
                 clock: self.clock.clone(),
             },
             None,
@@ -242,7 +244,7 @@ impl World {
                 self.serve().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it was never said")
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it was never said");
     }
 
     /// Makes the pod's worker look again.
@@ -511,6 +513,25 @@ async fn who_was_here_before_a_restart_is_counted_before_anybody_is_let_in() {
     world.start();
     let status = world.until(|r, s| r.name == "a" && s.phase.as_deref() != Some("Pending")).await;
     assert_eq!(failed_for(&status).0, Some("OutOfcpu"));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn pods_wait_for_a_network_that_could_not_be_started() {
+    let mut world = World::new().await;
+    world.stop().await;
+    world.network.set_failure(Some("no such module".to_owned()));
+    world.start();
+    world.pod("p", SIMPLE);
+    world.pod("host", r#"{"hostNetwork": true, "containers": [{"name": "a", "image": "x:1"}]}"#);
+    world.until(|r, s| r.name == "host" && is_ready(s)).await;
+    let event = world.until_told("NetworkNotReady").await;
+    assert_eq!((event.name.as_str(), event.warning), ("p", true));
+    assert!(event.message.starts_with("network is not ready: ") && event.message.contains("no such module"));
+    assert_eq!(world.starts(), ["start u-host_a_0"]);
+    // It is tried again at a beat.
+    world.network.set_failure(None);
+    world.until(|r, s| r.name == "p" && is_ready(s)).await;
     world.stop().await;
 }
 

@@ -616,6 +616,11 @@ impl Worker {
         let wanted = self.wanted.clone();
         match action {
             Action::Setup => {
+                let network = shared.network_error();
+                if !network.is_empty() && !wanted.host_network() {
+                    self.setup_failed(("NetworkNotReady", vec![format!("network is not ready: {network}")]));
+                    return;
+                }
                 if !self.sandbox_exists
                     && let Err(message) = jobs::runtime_handler(&shared, &wanted)
                 {

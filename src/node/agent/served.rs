@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
-use super::{Agent, health};
+use super::{Agent, Mail, health};
 use crate::{
     mqtt::messages::ItemKind,
     net::{Peer, Viewpoint, cidr::Cidr, policy},
@@ -31,14 +31,16 @@ impl Agent {
         match self.shared.network.start(&config.pod_cidr).await {
             Ok(()) => {
                 self.network_start = config.pod_cidr;
-                self.network_error.clear();
+                if !self.shared.set_network_error(String::new()).is_empty() {
+                    self.tell_all(Mail::Items).await;
+                }
                 self.apply_peers().await;
                 self.apply_policies().await;
                 self.apply_services().await;
             }
             Err(error) => {
                 tracing::error!(%error, "starting the pod network");
-                self.network_error = error.to_string();
+                self.shared.set_network_error(error.to_string());
             }
         }
         if self.welcome {
