@@ -10,7 +10,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Condvar, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -575,6 +575,37 @@ async fn two_pulls_of_one_image_load_it_once() {
     for layer in layers {
         assert_eq!(scripted.asked(&layer), 1);
     }
+}
+
+#[tokio::test]
+async fn a_node_loads_two_layers_at_once_and_no_third() {
+    let names: Vec<String> = (0..5).map(|n| format!("layer {n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    // Two images whose layers have nothing in common.
+    let pushed = Arc::new([image("arm64", &names), image("arm64", &["one", "two", "three", "four"])]);
+    let loading = Arc::new((Mutex::new((0_usize, 0_usize)), Condvar::new()));
+    let (both, seen) = (pushed.clone(), loading.clone());
+    let scripted = Scripted::new(move |request| {
+        let of = &both[usize::from(request.path.starts_with("/v2/second/"))];
+        if of.layers.iter().any(|layer| request.path.ends_with(layer)) {
+            let (counts, changed) = &*seen;
+            let mut now = counts.lock().unwrap();
+            now.0 += 1;
+            now.1 = now.1.max(now.0);
+            changed.notify_all();
+            // The first ones wait for company; all stay so long that a third would be seen.
+            let waited = changed.wait_timeout_while(now, Duration::from_secs(30), |now| now.1 < 2).unwrap();
+            drop(waited);
+            thread::sleep(Duration::from_millis(30));
+            counts.lock().unwrap().0 -= 1;
+        }
+        honest(of, request)
+    });
+    let node = Node::new(|options| options.stall = Duration::from_mins(1));
+    let (first, second) = (scripted.name("first:1"), scripted.name("second:1"));
+    let (a, b) = tokio::join!(node.store.pull(&first, &[], None), node.store.pull(&second, &[], None));
+    assert_eq!((a.unwrap().layers.len(), b.unwrap().layers.len()), (5, 4));
+    assert_eq!(loading.0.lock().unwrap().1, 2);
 }
 
 #[tokio::test]

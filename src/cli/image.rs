@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::{State, kube::align};
 use crate::{
     control::{self, ImageInfo, Line, Request},
-    image::{ImageStore, Options, Registries},
+    image::{ImageStore, Options, Reference, Registries},
 };
 
 /// Lines of progress that may wait while the terminal is slow.
@@ -106,7 +106,12 @@ pub async fn run(args: Image) -> anyhow::Result<ExitCode> {
                 println!("damaged and dropped: {}", image.names.join(", "));
             }
         }
-        Verb::Pull { .. } | Verb::Import { .. } | Verb::Pin { .. } | Verb::Unpin { .. } => {
+        Verb::Pull { reference, .. } | Verb::Pin { reference } | Verb::Unpin { reference } => {
+            for image in &images {
+                println!("{}", name_asked_for(image, reference));
+            }
+        }
+        Verb::Import { .. } => {
             for image in &images {
                 println!("{}", image.names.first().unwrap_or(&image.id));
             }
@@ -136,6 +141,13 @@ async fn alone(
     };
     let ((), answer) = tokio::join!(control::execute(&images, request, &send), show);
     Ok(answer)
+}
+
+/// The name of an image, in full, by which it was asked for: it may have others.
+fn name_asked_for<'a>(image: &'a ImageInfo, reference: &str) -> &'a str {
+    let asked = reference.parse::<Reference>().map(|parsed| parsed.to_string());
+    let own = image.names.iter().chain(&image.digests).find(|name| asked.as_ref().is_ok_and(|a| a == *name));
+    own.or(image.names.first()).unwrap_or(&image.id)
 }
 
 fn table(images: &[ImageInfo]) -> String {
@@ -184,5 +196,29 @@ impl Bars {
             // A terminal that went away needs no clearing.
             let _ = all.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_told_by_the_name_it_was_asked_for() {
+        let image = ImageInfo {
+            id: "sha256:1".into(),
+            names: vec!["other.example/app:1".into(), "docker.io/library/app:1".into()],
+            digests: vec!["docker.io/library/app@sha256:2".into()],
+            size_bytes: 0,
+            pinned: false,
+        };
+        for (asked, told) in [
+            ("app:1", "docker.io/library/app:1"),
+            ("other.example/app:1", "other.example/app:1"),
+            ("sha256:1", "other.example/app:1"),
+        ] {
+            assert_eq!(name_asked_for(&image, asked), told);
+        }
+        assert_eq!(name_asked_for(&ImageInfo { names: Vec::new(), ..image }, "x"), "sha256:1");
     }
 }

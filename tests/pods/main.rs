@@ -17,7 +17,11 @@ use common::{Node, board, must};
 
 /// A board with busybox: `test.local/busybox:1`.
 fn board_with_busybox(test: &str) -> Node {
-    let node = board(test);
+    with_busybox(board(test))
+}
+
+/// Gives a board the image.
+fn with_busybox(node: Node) -> Node {
     let file = node.dir.path().join("busybox.tar");
     let applets = [
         "sh", "cat", "cp", "dd", "echo", "env", "grep", "hostname", "id", "kill", "ln", "ls", "mkdir",

@@ -5,8 +5,8 @@ use std::{
     process::{ChildStdout, Command, Stdio},
 };
 
-use super::{board_with_busybox, container, pod, wait_ready};
-use crate::common::{Node, Running, must, output, wait_for};
+use super::{board_with_busybox, container, pod, wait_ready, with_busybox};
+use crate::common::{Namespace, Node, Running, must, output, unique, wait_for};
 
 #[test]
 fn logs_are_cut_as_asked() {
@@ -77,6 +77,60 @@ fn logs_are_cut_as_asked() {
         0 => Ok(()),
         n => Err(format!("{n} are left")),
     });
+}
+
+#[test]
+fn logs_in_memory_are_rotated_and_kept_within_the_nodes_bound() {
+    const KEPT: u64 = 250 << 10;
+    let name = unique("rotated");
+    let space = Namespace::new(&name, "192.0.2.10/24");
+    let kept = format!("{}Ki", KEPT >> 10);
+    let flags = [
+        ["--pod-logs-tmpfs", "32Mi"],
+        ["--container-log-max-size", "100Ki"],
+        ["--container-log-max-files", "8"],
+        ["--pod-logs-max-size", &kept],
+    ];
+    let node = Node::start("server", &name, space, flags.as_flattened());
+    node.wait_ready();
+    let node = with_busybox(node);
+    let script =
+        "n=0; while [ $n -lt 6000 ]; do n=$((n+1)); echo $n of a line of some length; done; sleep 3600";
+    node.apply(&pod("p", &format!("  containers:\n{}", container("c", script, ""))));
+    wait_ready(&node, &["p"]);
+    // Followed, all lines come in their order, whatever is rotated meanwhile and however late the first look is.
+    let mut follow = node.kubectl();
+    follow.args(["logs", "-f", "p"]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut following = Running(follow.spawn().unwrap());
+    let numbers = BufReader::new(following.0.stdout.take().unwrap())
+        .lines()
+        .map(|line| line.unwrap().split(' ').next().unwrap().parse::<u32>().unwrap());
+    let mut last = 0;
+    for number in numbers {
+        assert!(last == 0 || number == last + 1, "{number} after {last}");
+        last = number;
+        if number == 6000 {
+            break;
+        }
+    }
+    assert_eq!(last, 6000);
+    let logs = node.dir.path().join("log/pods");
+    let tmpfs = nix::sys::statfs::statfs(&logs).unwrap().filesystem_type();
+    assert_eq!(tmpfs, nix::sys::statfs::TMPFS_MAGIC);
+    let folder = std::fs::read_dir(&logs).unwrap().next().unwrap().unwrap().path().join("c");
+    let files = || -> Vec<u64> {
+        let entries = std::fs::read_dir(&folder).unwrap();
+        entries.map(|entry| std::fs::metadata(entry.unwrap().path()).unwrap().len()).collect()
+    };
+    assert!(files().iter().all(|bytes| *bytes <= 100 << 10), "{:?}", files());
+    wait_for("the oldest files to go", || match files().iter().sum::<u64>() {
+        total if total <= KEPT => Ok(()),
+        total => Err(format!("{total} bytes are left")),
+    });
+    assert!(files().len() > 1, "{:?}", files());
+    let tail = node.k(&["logs", "p", "--tail=2500"]);
+    let expected: Vec<String> = (3501..=6000).map(|n| format!("{n} of a line of some length")).collect();
+    assert_eq!(tail.lines().collect::<Vec<_>>(), expected, "across a rotation");
 }
 
 #[test]
