@@ -164,9 +164,11 @@ impl NodeUsage {
 async fn look(shared: &Shared) -> NodeUsage {
     let total = info::meminfo("MemTotal:").unwrap_or(0) << 10;
     let available = info::meminfo("MemAvailable:").unwrap_or(0) << 10;
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let mut node = NodeUsage {
         at: shared.clock.now(),
-        cpu_ns: cpu_time(&fs::read_to_string("/proc/stat").unwrap_or_default()),
+        started: boot_time(&stat),
+        cpu_ns: cpu_time(&stat),
         memory_bytes: total.saturating_sub(available),
         memory_available_bytes: available,
         cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -271,6 +273,12 @@ fn cpu_time(stat: &str) -> u64 {
     [0, 1, 2, 5, 6, 7].iter().filter_map(|i| ticks.get(*i)).sum::<u64>() * TICK_NS
 }
 
+/// When the machine was started, by its clock of now (`/proc/stat`).
+fn boot_time(stat: &str) -> Option<Timestamp> {
+    let seconds = stat.lines().find_map(|l| l.strip_prefix("btime "))?;
+    Timestamp::from_second(seconds.trim().parse().ok()?).ok()
+}
+
 /// `/proc/net/dev` without the loopback.
 fn interfaces(text: &str) -> Vec<Interface> {
     let line = |line: &str| {
@@ -295,6 +303,8 @@ mod tests {
     #[test]
     fn files_of_proc_are_read() {
         assert_eq!(cpu_time("cpu  1 2 3 100 50 4 5 6 0 0\ncpu0 1\n"), (1 + 2 + 3 + 4 + 5 + 6) * TICK_NS);
+        assert_eq!(boot_time("cpu  1\nbtime 1795000000\n"), Timestamp::from_second(1_795_000_000).ok());
+        assert_eq!(boot_time("cpu  1\n"), None);
         let text = "Inter-|   Receive\n face |bytes\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  eth0: 10 1 2 0 0 0 0 0 20 1 3 0 0 0 0 0\n";
         assert_eq!(
             interfaces(text),
