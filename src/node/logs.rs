@@ -470,7 +470,9 @@ mod tests {
         let mut heard = Vec::new();
         // Once, then more than once between two looks, then once more with the container's end.
         for lines in [&["one"][..], &["two", "three", "four"], &["five", "last"]] {
-            lines.iter().for_each(|line| rotate(&log, line));
+            for line in lines {
+                rotate(&log, line);
+            }
             if lines.contains(&"last") {
                 // With the file that is read all older ones are gone.
                 for n in 2..30 {
@@ -478,7 +480,7 @@ mod tests {
                 }
                 end.send(true).unwrap();
             }
-            let expected: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            let expected = lines.join("\n") + "\n";
             while heard != expected.as_bytes() {
                 heard.extend(receiver.recv().await.expect(&expected));
             }
