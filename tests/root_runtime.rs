@@ -423,7 +423,8 @@ async fn volumes_are_mounted_as_asked() {
     fs::create_dir_all(ground.path("volume/sub")).unwrap();
     fs::write(ground.path("volume/file"), "content").unwrap();
     let script = "cat /data/file; echo; echo w > /data/sub/new && echo written; (echo x > /ro/y) 2>/dev/null || echo denied; \
-                  cat /etc/one; echo; (echo x > /sys/fs/cgroup/x) 2>/dev/null || echo denied; (echo 1 > /top) 2>/dev/null || echo denied";
+                  cat /etc/one; echo; (echo x > /sys/fs/cgroup/x) 2>/dev/null || echo denied; (echo 1 > /top) 2>/dev/null || echo denied; \
+                  echo kept > /of/the/image/f && cat /of/the/image/f";
     let mut spec = ground.container("c", &["sh", "-c", script]);
     let mount = |source: &str, target: &str| Mount {
         source: ground.path(source),
@@ -436,12 +437,23 @@ async fn volumes_are_mounted_as_asked() {
         Mount { propagation: Propagation::HostToContainer, ..mount("volume/file", "/etc/one") },
     ];
     spec.read_only_root = true;
+    spec.volumes = vec!["/of/the/image".into()];
     let exit = run(&runtime, &spec).await;
     let log = ground.log("c");
     assert_eq!(exit.code, 0, "{log}");
     let text: Vec<_> = entries(&log).iter().map(|line| &line[9..]).collect();
-    assert_eq!(text, ["content", "written", "denied", "content", "denied", "denied"]);
+    assert_eq!(text, ["content", "written", "denied", "content", "denied", "denied", "kept"]);
     assert!(ground.path("volume/sub/new").exists());
+    for (name, source, target, words) in [
+        ("d", "volume", "/etc/passwd", "not a directory: Are you trying to mount a directory onto a file"),
+        ("f", "volume/file", "/bin", "not a directory: Are you trying to mount a directory onto a file"),
+        ("p", "volume", "/proc/x", "/proc/x"),
+    ] {
+        let mut spec = ground.container(name, &["true"]);
+        spec.mounts = vec![mount(source, target)];
+        let error = run(&runtime, &spec).await.error.unwrap();
+        assert!(error.contains(words), "{error}");
+    }
     ground.assert_nothing_left(&runtime).await;
 }
 

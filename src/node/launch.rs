@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     sync::Arc,
     time::Instant,
 };
@@ -328,6 +328,7 @@ async fn build(
         seccomp: security::seccomp(wanted, container, &shared.options.seccomp_profiles),
         unmasked_proc: context.proc_mount.as_deref() == Some("Unmasked"),
         apparmor_profile: apparmor_profile(wanted, container, apparmor::loaded)?,
+        volumes: image_volumes(of_image.volumes().iter().flatten(), &mounts),
         mounts,
         devices: Vec::new(),
         shm_bytes: SHM_BYTES,
@@ -340,6 +341,14 @@ async fn build(
         log_bytes_max: shared.options.limits.container_log_max_size,
         log_files_max: shared.options.limits.container_log_max_files,
     })
+}
+
+/// The folders that an image wants to write to, but for those that something is mounted on.
+fn image_volumes<'a>(volumes: impl Iterator<Item = &'a String>, mounts: &[Mount]) -> Vec<PathBuf> {
+    let plain =
+        |path: &PathBuf| path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    let volumes = volumes.map(|path| Path::new("/").join(path).components().collect());
+    volumes.filter(plain).filter(|path| mounts.iter().all(|mount| mount.target != *path)).collect()
 }
 
 /// The profile among those that the kernel has; where it does not tell, it will refuse what it does not have.
@@ -379,7 +388,7 @@ pub fn log_path(shared: &Shared, wanted: &Wanted, container: &str, attempt: u32)
 
 /// The link that log shippers follow.
 pub fn log_link(shared: &Shared, wanted: &Wanted, container: &str, attempt: u32) -> PathBuf {
-    let id = record::container_id(&wanted.uid, container, attempt);
+    let id = record::told_id(&wanted.uid, container, attempt);
     let name = format!("{}_{}_{container}-{id}.log", wanted.name, wanted.namespace);
     shared.options.container_logs.join(name)
 }
@@ -474,6 +483,14 @@ mod tests {
         assert_eq!(told(&both, "bb:2"), both[1]);
         assert_eq!(told(&both, "other:3"), both[0]);
         assert_eq!(told(&["docker.io/library/bb@sha256:1"], "bb@sha256:1"), "sha256:1");
+    }
+
+    #[test]
+    fn volumes_of_an_image_are_folders_that_nothing_is_mounted_on() {
+        let volumes = ["/data", "/var/lib/db/", "logs", "/../up"].map(str::to_owned);
+        let mounts = [Mount { target: "/data".into(), ..Mount::default() }];
+        let found = image_volumes(volumes.iter(), &mounts);
+        assert_eq!(found, ["/var/lib/db", "/logs"].map(PathBuf::from));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, ResourceReq
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    ids,
     kinds::pod,
     runtime::{ContainerState, Exit},
     tasks::CancellationToken,
@@ -490,6 +491,12 @@ pub fn container_id(uid: &str, container: &str, attempt: u32) -> String {
     format!("{uid}_{container}_{attempt}")
 }
 
+/// A container's id as it is told: 64 hexadecimal digits, which shippers of logs look for.
+pub fn told_id(uid: &str, container: &str, attempt: u32) -> String {
+    let id = container_id(uid, container, attempt);
+    ids::hex(ring::digest::digest(&ring::digest::SHA256, id.as_bytes()).as_ref())
+}
+
 /// The parts of [`container_id`].
 pub fn parse_container_id(id: &str) -> Option<(&str, &str, u32)> {
     let (rest, attempt) = id.rsplit_once('_')?;
@@ -506,6 +513,9 @@ mod tests {
         assert_eq!(parse_container_id(&container_id("u-1", "web", 3)), Some(("u-1", "web", 3)));
         assert_eq!(parse_container_id("x"), None);
         assert_eq!(parse_container_id("x_y"), None);
+        let told = told_id("u-1", "web", 3);
+        assert!(told.len() == 64 && told.bytes().all(|b| b.is_ascii_hexdigit()), "{told}");
+        assert_ne!(told, told_id("u-1", "web", 4));
     }
 
     #[test]

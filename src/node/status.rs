@@ -19,7 +19,7 @@ use k8s_openapi::{
 
 use super::{
     preempt, qos,
-    record::{ContainerRecord, LOST_EXIT_CODE, Live, Now, Past, Record, Role, Wanted, container_id},
+    record::{ContainerRecord, LOST_EXIT_CODE, Live, Now, Past, Record, Role, Wanted, told_id},
 };
 use crate::kinds::resources;
 
@@ -167,7 +167,7 @@ fn container(
     let known = record.container(&spec.name);
     let mine = live.container(&spec.name);
     let here = live.now(&spec.name, record);
-    let id = |past_or_now: u32| format!("sampan://{}", container_id(&wanted.uid, &spec.name, past_or_now));
+    let id = |past_or_now: u32| format!("sampan://{}", told_id(&wanted.uid, &spec.name, past_or_now));
     let wait = |reason: &str, message: Option<String>| ContainerState {
         waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
         ..ContainerState::default()
@@ -625,9 +625,9 @@ mod tests {
         let status = case.status();
         let status = &status.container_statuses.as_ref().unwrap()[0];
         assert_eq!(status.restart_count, 1);
-        assert_eq!(status.container_id.as_deref(), Some("sampan://u_a_1"));
+        assert_eq!(status.container_id, Some(format!("sampan://{}", told_id("u", "a", 1))));
         let last = status.last_state.clone().unwrap().terminated.unwrap();
         assert_eq!((last.exit_code, last.message.as_deref()), (3, Some("why")));
-        assert_eq!(last.container_id.as_deref(), Some("sampan://u_a_0"));
+        assert_eq!(last.container_id, Some(format!("sampan://{}", told_id("u", "a", 0))));
     }
 }

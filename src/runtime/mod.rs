@@ -132,6 +132,9 @@ pub struct ContainerSpec {
     pub unmasked_proc: bool,
     pub apparmor_profile: Option<String>,
     pub mounts: Vec<Mount>,
+    /// Folders that can be written to, also with a read-only root; made where the layers have none.
+    #[serde(default)]
+    pub volumes: Vec<PathBuf>,
     /// Host device nodes shown inside: (host path, container path, `rwm`).
     pub devices: Vec<(PathBuf, PathBuf, String)>,
     /// Size of `/dev/shm` in bytes.

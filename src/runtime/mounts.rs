@@ -9,19 +9,20 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
 use nix::{
+    fcntl::OFlag,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     unistd::{chdir, pivot_root},
 };
 
 use super::{
-    Propagation,
+    Mount, Propagation, process,
     sandbox::SHM,
     state::{Folder, Record},
     sys,
@@ -87,7 +88,7 @@ pub fn enter(folder: &Folder, record: &Record, groups: &[(String, PathBuf)]) -> 
     move_in(folder, parts).map_err(say("leave the host's mounts"))?;
 
     let here = Folder(STATE.into());
-    let staged = trees
+    let mut staged = trees
         .iter()
         .zip(&record.spec.mounts)
         .enumerate()
@@ -107,7 +108,51 @@ pub fn enter(folder: &Folder, record: &Record, groups: &[(String, PathBuf)]) -> 
         .collect::<Result<Vec<_>, String>>()?;
     let mut record = record.clone();
     record.namespaces = NAMESPACES.into();
-    Ok(Ready { root: here.file("rootfs"), folder: here, record, staged, groups })
+    let root = here.file("rootfs");
+    check_targets(&root, &record.spec.mounts, &trees)?;
+    for volume in &record.spec.volumes {
+        let failed = |error: io::Error| format!("make volume {volume:?} of the image: {}", reason(&error));
+        process::make_folder(&root, volume).map_err(failed)?;
+        if record.spec.read_only_root {
+            // A mount of its own does not become read-only with the root.
+            let tree = part_of(&root, volume).map_err(failed)?;
+            staged.push(stage(&here, &staged.len().to_string(), &tree).map_err(failed)?);
+            record.spec.mounts.push(Mount { target: volume.clone(), ..Mount::default() });
+        }
+    }
+    Ok(Ready { root, folder: here, record, staged, groups })
+}
+
+/// A detached copy of a part of the root file system, whose links cannot lead out of it.
+fn part_of(root: &Path, folder: &Path) -> io::Result<OwnedFd> {
+    let root = fs::File::open(root)?;
+    let part = sys::open_in_root(root.as_fd(), folder, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+    sys::clone_mounts(Path::new(&format!("/proc/self/fd/{}", part.as_raw_fd())), false)
+}
+
+/// Refuses to mount a folder on a file, and the other way round, in runc's words: libcontainer only says that
+/// something failed.
+fn check_targets(root: &Path, mounts: &[Mount], trees: &[OwnedFd]) -> Result<(), String> {
+    let root = fs::File::open(root).map_err(|error| format!("open the root: {error}"))?;
+    for (mount, tree) in mounts.iter().zip(trees) {
+        let is_inside =
+            |other: &Mount| mount.target != other.target && mount.target.starts_with(&other.target);
+        if mounts.iter().any(is_inside) {
+            continue;
+        }
+        let fits = match sys::open_in_root(root.as_fd(), &mount.target, OFlag::O_PATH) {
+            Ok(there) => sys::is_folder(there.as_fd()).ok() == sys::is_folder(tree.as_fd()).ok(),
+            Err(error) => error.kind() != io::ErrorKind::NotADirectory,
+        };
+        if !fits {
+            return Err(format!(
+                "unable to start container process: error during container init: error mounting {:?} to rootfs at {:?}: not a directory: Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type",
+                mount.source.display(),
+                mount.target.display()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A detached mount, and its place below the new root.

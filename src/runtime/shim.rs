@@ -13,8 +13,9 @@ use std::{
     collections::HashMap,
     error::Error as _,
     ffi::CString,
+    fmt::Write as _,
     fs::{self, File},
-    io::{Read, Write},
+    io::{Read, Seek, Write},
     os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd},
     os::unix::{
         fs::{FileTypeExt, MetadataExt},
@@ -34,10 +35,11 @@ use libcontainer::{
 use nix::{
     fcntl::OFlag,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{signal::Signal, wait::waitpid},
+    sys::{memfd::MemFdCreateFlag, signal::Signal, wait::waitpid},
     unistd::{ForkResult, Pid, pipe2},
 };
 use oci_spec::runtime::Spec;
+use tracing::level_filters::LevelFilter;
 
 use super::{
     Exit, Resources,
@@ -293,6 +295,7 @@ fn create(folder: &mut Folder, record: &Record) -> Result<(Handover, Streams), S
         near = (stdin_near, Some(stdout_near), Some(stderr_near));
     }
 
+    let complaints = Complaints::hear().map_err(say("hear complaints"))?;
     // What libcontainer cannot finish it ends with the whole group.
     charge.end().map_err(say("leave cgroup"))?;
     let built = builder.as_init(&folder.0).with_systemd(false).with_detach(true).build();
@@ -301,11 +304,11 @@ fn create(folder: &mut Folder, record: &Record) -> Result<(Handover, Streams), S
         Err(error) => {
             drop(reporter);
             let reported = read_report(report);
-            return Err(if reported.is_empty() {
-                chain(&error)
-            } else {
-                format!("unable to start container process: error during container init: {reported}")
-            });
+            let reason = if reported.is_empty() { complaints.first() } else { Some(reported) };
+            return Err(reason.map_or_else(
+                || chain(&error),
+                |reason| format!("unable to start container process: error during container init: {reason}"),
+            ));
         }
     };
     let (stdin, stdout, stderr) = match console {
@@ -379,6 +382,64 @@ fn chain(error: &LibcontainerError) -> String {
         next = source.source();
     }
     text
+}
+
+/// What libcontainer has logged as an error. Its init process tells only the outermost words of a failure to
+/// who waits for it.
+struct Complaints(File);
+
+/// The kept length of one complaint (bytes).
+const COMPLAINT_BYTES_MAX: usize = 1024;
+
+impl Complaints {
+    /// Hears this process, and those that it is the parent of.
+    fn hear() -> std::io::Result<Self> {
+        let file = nix::sys::memfd::memfd_create(c"complaints", MemFdCreateFlag::MFD_CLOEXEC)?;
+        let file = File::from(file);
+        let _ = tracing::subscriber::set_global_default(Listener(file.try_clone()?));
+        Ok(Self(file))
+    }
+
+    /// What was wrong first.
+    fn first(mut self) -> Option<String> {
+        let mut text = String::new();
+        self.0.seek(std::io::SeekFrom::Start(0)).ok()?;
+        self.0.read_to_string(&mut text).ok()?;
+        text.lines().next().map(str::to_owned)
+    }
+}
+
+struct Listener(File);
+
+impl tracing::Subscriber for Listener {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::ERROR
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::ERROR)
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut text = String::new();
+        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            let _ = match field.name() {
+                "message" => write!(text, "{value:?} "),
+                name => write!(text, "{name}: {value:?} "),
+            };
+        });
+        text.truncate(text.floor_char_boundary(COMPLAINT_BYTES_MAX));
+        let _ = (&self.0).write_all(format!("{}\n", text.trim_end().replace('\n', " ")).as_bytes());
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 /// Runs in the container's init process, after everything else was set up.
