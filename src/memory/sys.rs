@@ -102,10 +102,8 @@ pub fn keep() {
     KEPT.with(|kept| kept.keeps.set(true));
 }
 
-/// Takes a kept block, or a new one. Null when there is no memory. Out of line, as is [`give`]: a quarter of a
-/// megabyte of code else.
+/// Takes a kept block, or a new one. Null when there is no memory.
 #[expect(clippy::cast_ptr_alignment, reason = "blocks are aligned to UNIT_BYTES")]
-#[inline(never)]
 fn take(class: usize) -> *mut u8 {
     let kept = KEPT.with(|kept| {
         let block = kept.first[class].get();
@@ -129,7 +127,6 @@ fn take_new(class: usize) -> *mut u8 {
 ///
 /// # Safety
 /// The block is of this class and nobody uses it any more.
-#[inline(never)]
 unsafe fn give(block: *mut u8, class: usize) {
     let is_kept = KEPT.with(|kept| {
         let count = usize::from(kept.count[class].get());

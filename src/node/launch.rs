@@ -24,11 +24,13 @@ use super::{
 };
 use crate::{
     crash,
-    image::{self, Credentials, Image, Keyring},
+    image::{Credentials, Image, Keyring},
     mqtt::messages::ItemKind,
+    oci::Reference,
     runtime::{
-        ContainerSpec, Mount, Propagation,
+        ContainerSpec, Mount, Propagation, Seccomp,
         apparmor::{self, Loaded},
+        reason,
     },
 };
 
@@ -58,6 +60,17 @@ impl Refusal {
 
 fn config_error(message: impl Into<String>) -> Refusal {
     Refusal::new("CreateContainerConfigError", message)
+}
+
+/// What kubelet leaves to the container runtime to find out.
+fn create_error(message: impl Into<String>) -> Refusal {
+    Refusal::new("CreateContainerError", message)
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Self {
+        config_error(message)
+    }
 }
 
 /// What a container is started with.
@@ -92,7 +105,7 @@ pub async fn prepare(
     let mut mounted = mounted.clone();
     mounted.extend(volumes::images(shared, wanted, container).await?);
     let image = fetch(shared, wanted, Some(&container.name), reference, policy).await?;
-    let spec = build(shared, wanted, container, attempt, ip, &mounted, &image).await.map_err(config_error)?;
+    let spec = build(shared, wanted, container, attempt, ip, &mounted, &image).await?;
     volumes::check_propagation(&spec.mounts).map_err(|why| {
         let text = format!("failed to generate container {:?} spec: failed to generate spec: {why}", spec.id);
         Refusal::new("CreateContainerError", text)
@@ -107,7 +120,7 @@ pub async fn prepare(
 /// What an image is called where a container's is told: as the asked name is written out, else as it is known;
 /// one without a tag by its id (containerd's `toCRIContainerStatus`).
 fn shown(image: &Image, asked: &str) -> String {
-    let asked = asked.parse::<image::Reference>().map(|reference| reference.to_string()).unwrap_or_default();
+    let asked = asked.parse::<Reference>().map(|reference| reference.to_string()).unwrap_or_default();
     let mut tags = image.names.iter().filter(|name| !name.contains('@'));
     let same = tags.clone().find(|name| **name == asked);
     same.or_else(|| tags.next()).unwrap_or(&image.id).clone()
@@ -146,6 +159,12 @@ pub async fn fetch(
     policy: &str,
 ) -> Result<Arc<Image>, Refusal> {
     let say = |warning, reason, message| shared.event(wanted, container, warning, reason, message);
+    if let Err(error) = reference.parse::<Reference>() {
+        let message = format!("Failed to apply default image tag {reference:?}: {error}");
+        say(true, "InspectFailed", message.clone());
+        say(true, "Failed", "Error: InvalidImageName".to_owned());
+        return Err(Refusal::new("InvalidImageName", message));
+    }
     let present = shared.images.find(reference);
     if let Some(image) = present.clone().filter(|_| policy != "Always") {
         say(
@@ -185,12 +204,6 @@ pub async fn fetch(
                 ),
             );
             Ok(image)
-        }
-        Err(image::Error::InvalidReference(error)) => {
-            let message = format!("Failed to apply default image tag {reference:?}: {error}");
-            say(true, "InspectFailed", message.clone());
-            say(true, "Failed", "Error: InvalidImageName".to_owned());
-            Err(Refusal::new("InvalidImageName", message))
         }
         Err(error) => {
             let error = error.to_string();
@@ -247,7 +260,7 @@ async fn build(
     ip: Option<std::net::Ipv4Addr>,
     mounted: &BTreeMap<String, Mounted>,
     image: &Image,
-) -> Result<ContainerSpec, String> {
+) -> Result<ContainerSpec, Refusal> {
     let config = shared.config();
     let facts = shared.facts(wanted, ip);
     let links = wanted.spec.enable_service_links != Some(false);
@@ -275,7 +288,10 @@ async fn build(
         (None, None) => [entry, arguments].concat(),
     };
     if args.is_empty() {
-        return Err(format!("container {} has no command, and neither has its image", container.name));
+        return Err(create_error(format!(
+            "failed to generate container {:?} spec: failed to generate spec: no command specified",
+            record::told_id(&wanted.uid, &container.name, attempt)
+        )));
     }
     let host = files::uts_name(wanted, &config.cluster_domain);
     let mut environment: Vec<(String, String)> = Vec::new();
@@ -298,7 +314,8 @@ async fn build(
     }
     let accounts = security::Accounts::of_layers(&image.layers);
     let image_user = of_image.user().clone().unwrap_or_default();
-    let user = security::user(wanted, container, &image_user, &accounts)?;
+    security::check_root(wanted, container, &image_user)?;
+    let user = security::user(wanted, container, &image_user, &accounts).map_err(create_error)?;
     let context = container.security_context.clone().unwrap_or_default();
     let privileged = context.privileged == Some(true);
     let cwd = container
@@ -307,6 +324,17 @@ async fn build(
         .or_else(|| of_image.working_dir().clone())
         .filter(|dir| !dir.is_empty())
         .unwrap_or_else(|| "/".to_owned());
+    let seccomp = security::seccomp(wanted, container, &shared.options.seccomp_profiles);
+    if let Seccomp::Localhost(path) = &seccomp
+        && let Err(error) = tokio::fs::metadata(path).await
+    {
+        return Err(create_error(format!(
+            "failed to create containerd container: cannot load seccomp profile {:?}: open {}: {}",
+            path.display(),
+            path.display(),
+            reason(&error)
+        )));
+    }
     let log_path = log_path(shared, wanted, &container.name, attempt);
     let mut mounts = volumes::mounts(shared, wanted, container, mounted, &lookup).await?;
     mounts.extend(own_files(shared, wanted, container, attempt, ip, &mounts).await?);
@@ -325,9 +353,9 @@ async fn build(
         capabilities: security::capabilities(container),
         no_new_privileges: context.allow_privilege_escalation == Some(false) && !privileged,
         privileged,
-        seccomp: security::seccomp(wanted, container, &shared.options.seccomp_profiles),
+        seccomp,
         unmasked_proc: context.proc_mount.as_deref() == Some("Unmasked"),
-        apparmor_profile: apparmor_profile(wanted, container, apparmor::loaded)?,
+        apparmor_profile: apparmor_profile(wanted, container, apparmor::loaded).map_err(create_error)?,
         volumes: image_volumes(of_image.volumes().iter().flatten(), &mounts),
         mounts,
         devices: Vec::new(),
@@ -471,6 +499,7 @@ async fn write_if_new(path: &Path, text: &str) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image;
 
     #[test]
     fn an_image_is_told_by_its_whole_name() {

@@ -59,40 +59,55 @@ fn topmost(layers: &[PathBuf], file: &str) -> String {
     layers.iter().rev().find_map(|layer| read(&layer.join(file))).unwrap_or_default()
 }
 
-/// Resolves the user of a container.
+/// The user and the group that are asked for: the container's, else the pod's.
+fn asked(wanted: &Wanted, container: &Container) -> (Option<i64>, Option<i64>) {
+    let own = container.security_context.as_ref();
+    let pod = wanted.spec.security_context.as_ref();
+    (
+        own.and_then(|s| s.run_as_user).or_else(|| pod.and_then(|s| s.run_as_user)),
+        own.and_then(|s| s.run_as_group).or_else(|| pod.and_then(|s| s.run_as_group)),
+    )
+}
+
+fn user_and_group(image_user: &str) -> (&str, Option<&str>) {
+    image_user.split_once(':').map_or((image_user, None), |(user, group)| (user, Some(group)))
+}
+
+/// Refuses root to a container that must not have it (`pkg/kubelet/kuberuntime/security_context_others.go`).
 ///
 /// # Errors
 /// The text of a `CreateContainerConfigError`.
+pub fn check_root(wanted: &Wanted, container: &Container, image_user: &str) -> Result<(), String> {
+    let own = container.security_context.as_ref().and_then(|s| s.run_as_non_root);
+    let pod = wanted.spec.security_context.as_ref().and_then(|s| s.run_as_non_root);
+    if own.or(pod) != Some(true) {
+        return Ok(());
+    }
+    let place = || format!("(pod: \"{}\", container: {})", wanted.full_name(), container.name);
+    match (asked(wanted, container).0, user_and_group(image_user).0) {
+        (Some(0), _) => Err(format!("container's runAsUser breaks non-root policy {}", place())),
+        (None, "" | "0") => Err(format!("container has runAsNonRoot and image will run as root {}", place())),
+        (None, name) if name.parse::<u32>().is_err() => Err(format!(
+            "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root {}",
+            place()
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Resolves the user of a container.
+///
+/// # Errors
+/// The text of a `CreateContainerError`.
 pub fn user(
     wanted: &Wanted,
     container: &Container,
     image_user: &str,
     accounts: &Accounts,
 ) -> Result<User, String> {
-    let own = container.security_context.as_ref();
     let pod = wanted.spec.security_context.as_ref();
-    let asked_uid = own.and_then(|s| s.run_as_user).or_else(|| pod.and_then(|s| s.run_as_user));
-    let asked_gid = own.and_then(|s| s.run_as_group).or_else(|| pod.and_then(|s| s.run_as_group));
-    let non_root =
-        own.and_then(|s| s.run_as_non_root).or_else(|| pod.and_then(|s| s.run_as_non_root)).unwrap_or(false);
-    let (image_name, image_group) =
-        image_user.split_once(':').map_or((image_user, None), |(u, g)| (u, Some(g)));
-    let place = || format!("(pod: \"{}\", container: {})", wanted.full_name(), container.name);
-    if non_root {
-        match (asked_uid, image_name) {
-            (Some(0), _) => return Err(format!("container's runAsUser breaks non-root policy {}", place())),
-            (None, "" | "0") => {
-                return Err(format!("container has runAsNonRoot and image will run as root {}", place()));
-            }
-            (None, name) if name.parse::<u32>().is_err() => {
-                return Err(format!(
-                    "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root {}",
-                    place()
-                ));
-            }
-            _ => {}
-        }
-    }
+    let (asked_uid, asked_gid) = asked(wanted, container);
+    let (image_name, image_group) = user_and_group(image_user);
     let asked = asked_uid.map(|uid| uid.to_string());
     let name = asked.as_deref().unwrap_or(image_name);
     let line = accounts
@@ -225,7 +240,9 @@ mod tests {
             passwd: "root:x:0:0::/:/bin/sh\nweb:x:101:102::/:/bin/sh\n".into(),
             group: "root:x:0:\nweb:x:102:\nlog:x:7:web,x\n".into(),
         };
-        user(&wanted, &wanted.spec.containers[0], image, &accounts).map(|u| (u.uid, u.gid, u.additional_gids))
+        let container = &wanted.spec.containers[0];
+        check_root(&wanted, container, image)?;
+        user(&wanted, container, image, &accounts).map(|u| (u.uid, u.gid, u.additional_gids))
     }
 
     #[test]

@@ -307,7 +307,7 @@ impl Worker {
                     *retry_at = now;
                 }
                 for container in self.live.containers.values_mut() {
-                    if container.failure.as_ref().is_some_and(|f| f.reason == "CreateContainerConfigError") {
+                    if container.failure.as_ref().is_some_and(|f| f.reason.starts_with("CreateContainer")) {
                         container.failure = None;
                     }
                 }
@@ -878,11 +878,7 @@ impl Worker {
                 if matches!(refusal.reason, "ErrImagePull" | "InvalidImageName") {
                     self.live(&name).pull.note(now);
                 } else if refusal.reason.starts_with("CreateContainer") {
-                    let again =
-                        self.live.container(&name).failure.is_some_and(|f| f.message == refusal.message);
-                    if !again {
-                        self.say(Some(&name), true, "Failed", format!("Error: {}", refusal.message));
-                    }
+                    self.say(Some(&name), true, "Failed", format!("Error: {}", refusal.message));
                 }
                 if refusal.image.is_some() {
                     self.say(Some(&name), true, "Failed", format!("Error: {}", refusal.reason));

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    hash::{DefaultHasher, Hash, Hasher},
     time::Duration,
 };
 
@@ -74,6 +75,12 @@ struct Burst {
     last: Duration,
 }
 
+fn hash_of(message: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    message.hash(&mut hasher);
+    hasher.finish()
+}
+
 impl Correlator {
     /// Takes note of an Event that happened at `when` and is said at `now`, steady time; `None` when
     /// its source says too much about the object.
@@ -89,7 +96,7 @@ impl Correlator {
             similar.messages.clear();
         }
         similar.last = now;
-        similar.messages.insert(keys.same);
+        similar.messages.insert(hash_of(message));
         let combined = similar.messages.len() >= SIMILAR_MAX;
         if combined {
             similar.messages.pop_first();
@@ -188,6 +195,12 @@ mod tests {
             say(&mut correlator, 1, 11, 12),
             Some((name, 2, "(combined from similar events): 11".into()))
         );
+        // One message about many parts of an object is one message.
+        for part in 1..=SIMILAR_MAX as u64 {
+            let keys = Keys { source: 3, similar: 3 << 8, same: 3 << 8 | part };
+            let said = correlator.correlate(keys, "Container started", Timestamp::UNIX_EPOCH, Duration::ZERO);
+            assert_eq!(said.unwrap().message, "Container started");
+        }
         // Of another object, and after a pause, they are their own again.
         assert_eq!(say(&mut correlator, 2, 12, 12).unwrap().2, "12");
         assert_eq!(say(&mut correlator, 1, 12, 12 + 601).unwrap().2, "12");

@@ -715,7 +715,6 @@ impl Runtime for ShimRuntime {
     fn exec<'a>(&'a self, id: &'a str, spec: &'a ExecSpec) -> BoxFuture<'a, Result<Session, Error>> {
         Box::pin(async move {
             let container = self.inner.process(id)?;
-            let fail = failed("exec in", id);
             let (inner, name) = (self.inner.clone(), id.to_owned());
             let (record, helper, control) = blocking("exec in", id, move || {
                 let fail = failed("exec in", &name);
@@ -733,7 +732,7 @@ impl Runtime for ShimRuntime {
                 uid: c.uid,
                 gid: c.gid,
                 groups: oci::groups(c),
-                capabilities: oci::capabilities(&record).map_err(|error| fail(io::Error::other(error)))?,
+                capabilities: oci::capabilities(&record),
                 no_new_privileges: c.no_new_privileges,
                 seccomp: if c.privileged { super::Seccomp::Unconfined } else { c.seccomp.clone() },
                 apparmor_profile: c.apparmor_profile.clone(),

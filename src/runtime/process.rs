@@ -72,15 +72,15 @@ pub const CAP_SETPCAP: u64 = 1 << 8;
 pub const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
-/// The capabilities as a bit set; names that no kernel knows are an error that names them.
-pub fn capability_bits(names: &[String]) -> Result<u64, String> {
-    names.iter().try_fold(0, |bits, name| {
+/// The capabilities as a bit set; names that are not known here are left out, as runc does.
+pub fn capability_bits(names: &[String]) -> u64 {
+    names.iter().fold(0, |bits, name| {
         let upper = name.to_uppercase();
         let full = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
         match CAPABILITIES.iter().position(|known| *known == full) {
-            Some(number) => Ok(bits | 1 << number),
-            None if full == "CAP_ALL" => Ok(all_capabilities()),
-            None => Err(format!("unknown capability {name:?}")),
+            Some(number) => bits | 1 << number,
+            None if full == "CAP_ALL" => all_capabilities(),
+            None => bits,
         }
     })
 }
@@ -242,9 +242,8 @@ mod tests {
     fn capabilities_have_their_numbers() {
         let bits =
             |names: &[&str]| capability_bits(&names.iter().map(ToString::to_string).collect::<Vec<_>>());
-        assert_eq!(bits(&["CAP_CHOWN", "sys_admin", "NET_ADMIN"]), Ok(1 | CAP_SYS_ADMIN | 1 << 12));
-        assert_eq!(bits(&["CAP_SETPCAP"]), Ok(CAP_SETPCAP));
-        assert_eq!(bits(&["CAP_FLY"]), Err("unknown capability \"CAP_FLY\"".into()));
+        assert_eq!(bits(&["CAP_CHOWN", "sys_admin", "NET_ADMIN"]), 1 | CAP_SYS_ADMIN | 1 << 12);
+        assert_eq!(bits(&["CAP_SETPCAP", "CAP_FLY"]), CAP_SETPCAP);
         assert_eq!(
             capability_names(1 | 1 << 40).collect::<Vec<_>>(),
             ["CAP_CHOWN", "CAP_CHECKPOINT_RESTORE"]

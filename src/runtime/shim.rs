@@ -209,7 +209,7 @@ fn create(folder: &mut Folder, record: &Record) -> Result<(Handover, Streams), S
     let say = |what: &'static str| move |error: std::io::Error| format!("{what}: {}", mounts::reason(&error));
     let c = &record.spec;
     std::env::set_current_dir(&folder.0).map_err(say("enter the state folder"))?;
-    let bits = oci::capabilities(record)?;
+    let bits = oci::capabilities(record);
     let filter = if c.privileged { Vec::new() } else { seccomp::filter(&c.seccomp, bits)? };
     let cgroups = Cgroups::from_word(&record.cgroups);
     // The making of a container is not slowed down by how little CPU it may use.

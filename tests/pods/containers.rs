@@ -283,6 +283,9 @@ fn hooks_probes_and_ends_are_told_in_upstreams_words() {
     node.apply(&with_image("malformed", "test.local/UPPER", "Always"));
     let missing = "    env: [{name: X, valueFrom: {configMapKeyRef: {name: absent, key: k}}}]";
     node.apply(&one("unset", missing.to_owned()));
+    let unfiltered =
+        "    securityContext: {seccompProfile: {type: Localhost, localhostProfile: absent.json}}";
+    node.apply(&one("unfiltered", unfiltered.to_owned()));
     node.apply(&one("notthere", String::new()).replace("/bin/sh", "/no/such/program"));
     wait_ready(&node, &["hooked"]);
     node.k(&["delete", "pod", "hooked"]);
@@ -337,6 +340,7 @@ fn hooks_probes_and_ends_are_told_in_upstreams_words() {
         ),
         ("malformed", "Failed", "Error: InvalidImageName".to_owned()),
         ("unset", "Failed", "Error: configmap \"absent\" not found".to_owned()),
+        ("unfiltered", "Failed", "Error: failed to create containerd container: cannot load seccomp profile".to_owned()),
         ("notthere", "Failed", "exec: \"/no/such/program\": stat /no/such/program: no such file or directory".to_owned()),
     ] {
         let selector = format!("involvedObject.name={pod},reason={reason}");
@@ -351,6 +355,8 @@ fn hooks_probes_and_ends_are_told_in_upstreams_words() {
     }
     let told = node.k(&["get", "events", "--field-selector", "involvedObject.name=badhook"]);
     assert!(!told.contains("exited with 7"), "{told}");
+    let told = node.k(&["get", "events", "--field-selector", "involvedObject.name=malformed"]);
+    assert!(!told.contains("Pulling"), "{told}");
     // What comes again and again is one event that counts.
     let selector = "involvedObject.name=unready,reason=Unhealthy";
     let count = ["get", "events", "--field-selector", selector, "-o", "jsonpath={.items[*].count}"];
@@ -362,6 +368,7 @@ fn hooks_probes_and_ends_are_told_in_upstreams_words() {
         ("never", "ErrImageNeverPull"),
         ("malformed", "InvalidImageName"),
         ("unset", "CreateContainerConfigError"),
+        ("unfiltered", "CreateContainerError"),
         ("notthere", "CrashLoopBackOff"),
     ] {
         wait_field(&node, pod, waiting, reason);
