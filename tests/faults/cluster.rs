@@ -246,7 +246,8 @@ fn left(node: &Node) -> Vec<String> {
     let dir = node.dir.path();
     let mut left: Vec<String> = processes_of(dir).into_iter().filter(|p| !p.contains("--data-dir")).collect();
     left.extend(mounts_below(dir).into_iter().filter(|m| m.contains("/pods/") || m.contains("/ns/")));
-    for folder in ["run/containers", "run/sandboxes", "run/ns", "data/agent/pods", "log/pods"] {
+    for folder in ["run/containers", "run/sandboxes", "run/ns", "run/volumes", "data/agent/pods", "log/pods"]
+    {
         let entries = fs::read_dir(dir.join(folder)).into_iter().flatten().flatten();
         left.extend(entries.map(|entry| entry.path().display().to_string()));
     }
