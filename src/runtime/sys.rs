@@ -337,6 +337,11 @@ pub fn place(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
 /// Waits without a bound of time for one of `fds`, after giving back what this process has touched and can
 /// do without: the page tables of its program (the pages are the file's, and shared), and the stack below.
 /// Both come again as they are needed. For a process without threads.
+///
+/// It lies with what it calls then in a section of its own, which linkers put after all other code: beside the
+/// system's library and the data, whose page table is needed anyhow.
+#[inline(never)]
+#[unsafe(link_section = "rest")]
 pub fn poll_at_rest(fds: &mut [PollFd<'_>]) -> nix::Result<libc::c_int> {
     // Everything else is done before, and freed after: each function that runs between the program's being
     // mapped again and the wait has a page table of its own.
@@ -367,6 +372,8 @@ struct ProgramPart {
 
 impl ProgramPart {
     /// Maps the same bytes of `program` over themselves. What the kernel refuses stays as it is.
+    #[inline(never)]
+    #[unsafe(link_section = "rest")]
     fn map_again(&self, program: &File) {
         let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
         // SAFETY: the kernel has said that this file lies here with these rights, and none of its pages was
@@ -417,6 +424,7 @@ fn read_only_parts() -> io::Result<Vec<ProgramPart>> {
 
 /// Forgets the pages of the stack that only calls which have returned have used.
 #[inline(never)]
+#[unsafe(link_section = "rest")]
 fn drop_stack_below(page_bytes: usize) {
     /// How deep such calls have been at most (bytes), and the part next to here that is left alone: more
     /// than this call and the one it makes use.
