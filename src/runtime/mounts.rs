@@ -111,7 +111,8 @@ pub fn enter(folder: &Folder, record: &Record, groups: &[(String, PathBuf)]) -> 
     let root = here.file("rootfs");
     check_targets(&root, &record.spec.mounts, &trees)?;
     for volume in &record.spec.volumes {
-        let failed = |error: io::Error| format!("make volume {volume:?} of the image: {}", reason(&error));
+        let failed =
+            |error: io::Error| format!("make volume {} of the image: {}", volume.display(), reason(&error));
         process::make_folder(&root, volume).map_err(failed)?;
         if record.spec.read_only_root {
             // A mount of its own does not become read-only with the root.
