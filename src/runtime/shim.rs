@@ -52,7 +52,7 @@ use super::{
 };
 use crate::{
     clock::{Clock as _, SystemClock},
-    crash,
+    crash, memory,
 };
 
 /// Exit code of a container that never ran.
@@ -179,6 +179,9 @@ fn hear(socket: &UnixStream, builder: Pid) -> Result<(Handover, Streams), String
 /// Makes the container and hands it over through `shim`.
 #[inline(never)]
 fn build(folder: &Folder, shim: &UnixStream) {
+    // It and what libcontainer makes of it live for some milliseconds: to give each block back at once would
+    // be a tenth of their work.
+    memory::keep_blocks();
     let mut folder = folder.clone();
     let made = folder
         .record()
