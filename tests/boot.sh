@@ -172,7 +172,7 @@ trap pull_plug EXIT
 power_on() {
     : >"$log"
     "qemu-system-$arch" "${machine[@]}" -accel tcg,thread=multi -smp "$CORES" -m "$MEMORY_MIB" \
-        -kernel "$kernel" -initrd "$work/initramfs.cpio" -append "console=$console quiet panic=-1 $*" \
+        -kernel "$kernel" -initrd "$work/initramfs.cpio" -append "console=$console quiet panic=-1 hugepages=8 $*" \
         -drive "file=$disk,format=raw,if=virtio,cache=writeback" -nic none -display none -no-reboot \
         -monitor none -serial "file:$log" </dev/null 2>"$log.qemu" &
     qemu=$!

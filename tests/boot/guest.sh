@@ -146,7 +146,6 @@ what_only_this_kernel_has() {
     local group
     [ -d /sys/kernel/security/apparmor ] || fail "no AppArmor"
     cat /boot-test/profile >/sys/kernel/security/apparmor/.replace || fail "load a profile"
-    echo 8 >/proc/sys/vm/nr_hugepages
     [ "$(cat /proc/sys/vm/nr_hugepages)" = 8 ] || fail "no huge pages"
     kernel_pods | sampan apply -f - || fail "apply of pods for this kernel"
     until_true 120 "pods with AppArmor run" runs confined default plain
@@ -156,8 +155,7 @@ what_only_this_kernel_has() {
     if sampan exec confined -- /bin/sh -c 'echo x > /denied' 2>/tmp/last; then fail "a profile denies nothing"; fi
     sampan exec plain -- /bin/sh -c 'echo x > /denied' || fail "the default profile denies too much"
     until_true 60 "a profile that is not there is told of" no_profile
-    # Huge pages count from the node's next look at its board.
-    until_true 120 "a pod with huge pages runs" runs huge
+    until_true 60 "a pod with huge pages runs" runs huge
     for group in $(find /sys/fs/cgroup -path "*pod$(sampan get pod huge -o jsonpath='{.metadata.uid}')*/hugetlb.2MB.max"); do
         echo "$group: $(cat "$group")"
     done >/tmp/last

@@ -55,6 +55,7 @@ after() {
         grep sampan /proc/mounts
         grep -o 'smp[0-9a-f]*' /proc/net/dev
         pidof sampan
+        grep sampan /sys/kernel/security/apparmor/profiles
     } >/tmp/left
     [ ! -s /tmp/left ] || { cat /tmp/left; fail "uninstall leaves something"; }
     say "uninstalled, nothing is left"
