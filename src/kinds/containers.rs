@@ -8,7 +8,10 @@ use super::{
     names,
     pod::RESTART_ALL,
     resource_names,
-    volume_sources::{Volumes, check_field_ref, check_no_backsteps, check_relative_path, check_resource_ref},
+    volume_sources::{
+        Volumes, check_field_ref, check_local_path, check_no_backsteps, check_relative_path,
+        check_resource_ref,
+    },
 };
 
 /// What containers are checked against.
@@ -222,10 +225,12 @@ fn check_env(env: &At<'_>, errors: &mut ErrorList) {
                 source.get("key").check_required_name(names::config_key, errors);
             }
         }
-        if from.get("fileKeyRef").is_set() {
-            for field in ["volumeName", "path", "key"] {
-                from.get("fileKeyRef").get(field).check_required(errors);
-            }
+        let file = from.get("fileKeyRef");
+        if file.is_set() {
+            file.get("volumeName").check_required(errors);
+            file.get("path").check_required(errors);
+            check_local_path(&file.get("path"), errors);
+            file.get("key").check_required_name(names::env_name, errors);
         }
         let mut wrong = |detail: &str| errors.push(FieldError::invalid(&from.path, "", detail));
         if count == 0 {

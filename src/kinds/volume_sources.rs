@@ -418,7 +418,7 @@ pub fn check_relative_path(path: &At<'_>, errors: &mut ErrorList) {
 }
 
 /// [`check_relative_path`], and no name that starts with `..`.
-fn check_local_path(path: &At<'_>, errors: &mut ErrorList) {
+pub fn check_local_path(path: &At<'_>, errors: &mut ErrorList) {
     check_relative_path(path, errors);
     if path.str().starts_with("..") && !path.str().starts_with("../") && path.str() != ".." {
         errors.push(path.invalid("must not start with '..'"));
