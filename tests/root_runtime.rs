@@ -11,7 +11,8 @@ use std::{
 
 use ground::{Ground, PATIENCE, entries, eventually, exit_of, run, text};
 use sampan::runtime::{
-    ContainerState, Error, ExecSpec, Mount, Propagation, Resources, Runtime, Seccomp, rotated_log,
+    ContainerState, Error, ExecSpec, Mount, Propagation, Resources, Runtime, SandboxSpec, Seccomp,
+    rotated_log,
 };
 use tokio::io::AsyncWriteExt;
 
@@ -183,6 +184,22 @@ async fn a_sandbox_that_could_not_be_made_leaves_nothing() {
     let error = runtime.ensure_sandbox(&sandbox).await.unwrap_err().to_string();
     assert!(error.contains("net.ipv4.tcp_syncookies"), "{error}");
     ground.assert_nothing_left(&runtime).await;
+}
+
+#[tokio::test]
+async fn what_is_erased_has_no_process_left() {
+    let ground = Ground::new("erase");
+    let runtime = ground.runtime();
+    let sandbox = SandboxSpec { share_pid: true, ..Ground::sandbox() };
+    runtime.ensure_sandbox(&sandbox).await.unwrap();
+    runtime.start(&ground.container("c", &["sleep", "1000"])).await.unwrap();
+    drop(runtime);
+    assert!(ground.processes().len() > 1, "a monitor and a reaper");
+    let (run, data) = (ground.path("run"), ground.path("data"));
+    let failed = sampan::runtime::erase(&ground.options(), &[&run, &data]);
+    assert!(failed.is_empty(), "{failed:?}");
+    eventually("processes are gone", || ground.processes().is_empty()).await;
+    assert_eq!(ground.mounts(), Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::{fs, io, path::Path};
 
 use nix::mount::{MntFlags, umount2};
 
-use super::{Error, apparmor, cgroup::Cgroups, daemon::Options};
+use super::{Error, apparmor, cgroup::Cgroups, daemon::Options, sandbox};
 
 /// Kills all containers, and removes their groups, the mounts below the daemon's folders and the AppArmor
 /// profile. The folders themselves stay. Goes on after a failure; what failed.
@@ -22,6 +22,9 @@ pub fn erase(options: &Options, folders: &[&Path]) -> Vec<Error> {
     });
     let mut failed: Vec<Error> =
         killed.map_err(fail("remove the groups of", root)).err().into_iter().collect();
+    for namespaces in fs::read_dir(options.run_dir.join("ns")).into_iter().flatten().flatten() {
+        sandbox::end_reaper(&namespaces.path());
+    }
     for folder in folders {
         failed.extend(unmount_below(folder).map_err(fail("unmount", folder)).err());
     }

@@ -156,7 +156,8 @@ fn ensure_reaper(folder: &Path, exe: &Path) -> io::Result<()> {
     if status.success() { Ok(()) } else { Err(io::Error::other("the pod's reaper does not start")) }
 }
 
-fn end_reaper(folder: &Path) {
+/// Ends the reaper of the sandbox whose namespaces are in `folder`; it is in no group.
+pub fn end_reaper(folder: &Path) {
     if let Some(pid) = state::holder(&folder.join("reaper")) {
         let _ = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
     }

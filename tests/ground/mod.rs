@@ -60,13 +60,16 @@ impl Ground {
     }
 
     pub fn runtime(&self) -> ShimRuntime {
-        ShimRuntime::new(Options {
+        ShimRuntime::new(self.options()).unwrap()
+    }
+
+    pub fn options(&self) -> Options {
+        Options {
             run_dir: self.path("run"),
             data_dir: self.path("data"),
             cgroup_root: self.cgroup.clone(),
             self_exe: env!("CARGO_BIN_EXE_sampan").into(),
-        })
-        .unwrap()
+        }
     }
 
     pub fn sandbox() -> SandboxSpec {

@@ -232,6 +232,8 @@ fn pods_share_namespaces_as_they_say() {
     assert_eq!(host[..4], [link, here("ipc"), here("uts"), here("pid")]);
     assert_eq!(see("fqdn", "a")[5], "web.sub.default.svc.cluster.local");
     assert_eq!(field(&node, "host", ".status.podIP"), field(&node, "host", ".status.hostIP"));
+    // Its reaper is in no group, by which the rest is ended.
+    node.k(&["delete", "pod", "processes", "--now"]);
 }
 
 #[test]
