@@ -166,6 +166,11 @@ pub fn fit(requests: &ResourceList, ground: &Ground) -> Result<(), Lack> {
     lacks(requests, ground).into_iter().next().map_or(Ok(()), Err)
 }
 
+/// An amount as it is counted here and told of: processors in thousandths.
+pub fn units(resource: &str, amount: Quantity) -> i64 {
+    if resource == "cpu" { amount.milli_value() } else { amount.value() }
+}
+
 /// As [`fit`], all that is lacking.
 fn lacks(requests: &ResourceList, ground: &Ground) -> Vec<Lack> {
     // What is told first is what upstream looks at first.
@@ -176,14 +181,13 @@ fn lacks(requests: &ResourceList, ground: &Ground) -> Vec<Lack> {
     let mut wanted: Vec<_> = requests.iter().filter(|(_, amount)| !amount.is_zero()).collect();
     wanted.sort_by_key(|(resource, _)| order(resource));
     let lack = |(resource, amount): (&String, &Quantity)| {
-        let units = |q: Quantity| if resource == "cpu" { q.milli_value() } else { q.value() };
-        let amount_in = |list: &ResourceList| list.get(resource).copied().map(units);
+        let amount_in = |list: &ResourceList| list.get(resource).map(|amount| units(resource, *amount));
         let capacity = match amount_in(&ground.allocatable) {
             None if resource_names::is_extended(resource) => return None,
             capacity => capacity.unwrap_or(0),
         };
         let used = amount_in(&ground.used).unwrap_or(0);
-        let requested = units(*amount);
+        let requested = units(resource, *amount);
         (requested > capacity - used).then(|| Lack { resource: resource.clone(), requested, used, capacity })
     };
     wanted.into_iter().filter_map(lack).collect()

@@ -63,7 +63,7 @@ fn config_error(message: impl Into<String>) -> Refusal {
 }
 
 /// What kubelet leaves to the container runtime to find out.
-fn create_error(message: impl Into<String>) -> Refusal {
+pub fn create_error(message: impl Into<String>) -> Refusal {
     Refusal::new("CreateContainerError", message)
 }
 
@@ -108,7 +108,7 @@ pub async fn prepare(
     let spec = build(shared, wanted, container, attempt, ip, &mounted, &image).await?;
     volumes::check_propagation(&spec.mounts).map_err(|why| {
         let text = format!("failed to generate container {:?} spec: failed to generate spec: {why}", spec.id);
-        Refusal::new("CreateContainerError", text)
+        create_error(text)
     })?;
     Ok(Prepared {
         spec: ContainerSpec { processes_of, ..spec },

@@ -4,7 +4,11 @@
 //! of the like the one that asks for least.
 //! Source: `pkg/kubelet/preemption`.
 
-use super::{admit::Lack, qos::Class, record::Verdict};
+use super::{
+    admit::{Lack, units},
+    qos::Class,
+    record::Verdict,
+};
 use crate::kinds::resources::ResourceList;
 
 /// The reason of the event and of the status.
@@ -33,7 +37,7 @@ pub struct Candidate<'a> {
 impl Candidate<'_> {
     /// In the unit of [`Lack`].
     fn request(&self, resource: &str) -> i64 {
-        self.requests.get(resource).map_or(0, |q| if resource == "cpu" { q.milli_value() } else { q.value() })
+        self.requests.get(resource).map_or(0, |amount| units(resource, *amount))
     }
 }
 

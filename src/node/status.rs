@@ -156,6 +156,13 @@ fn running(statuses: &[ContainerStatus]) -> bool {
     statuses.iter().any(|s| s.state.as_ref().is_some_and(|s| s.running.is_some()))
 }
 
+/// What a pod's status says of one of its containers, whatever its role.
+pub fn of_container<'a>(status: &'a PodStatus, name: &str) -> Option<&'a ContainerStatus> {
+    let lists =
+        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    lists.into_iter().flatten().flatten().find(|status| status.name == name)
+}
+
 fn container(
     wanted: &Wanted,
     record: &Record,

@@ -23,6 +23,7 @@ use super::{
     expose, launch, logs,
     record::{Wanted, container_id},
     shared::Shared,
+    status,
 };
 use crate::{
     mqtt::{
@@ -115,10 +116,8 @@ async fn running(shared: &Shared, place: &Place) -> Result<Option<String>, Outco
 
 /// Why a container has no log yet (`validateContainerLogStatus`).
 fn waits(status: &PodStatus, place: &Place) -> Outcome {
-    let lists =
-        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
-    let mut all = lists.into_iter().flatten().flatten();
-    let state = all.find(|c| c.name == place.container).and_then(|c| c.state.as_ref()?.waiting.as_ref());
+    let state =
+        status::of_container(status, &place.container).and_then(|c| c.state.as_ref()?.waiting.as_ref());
     let why = match state.and_then(|waiting| waiting.reason.as_deref()) {
         Some("ErrImagePull") => "image can't be pulled",
         Some("ImagePullBackOff") => "trying and failing to pull image",

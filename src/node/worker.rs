@@ -83,9 +83,7 @@ impl Mailbox {
 
 /// Since when a container runs, as it was told last.
 fn running_since(status: &PodStatus, name: &str) -> Option<Timestamp> {
-    let lists =
-        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
-    let told = lists.into_iter().flatten().flatten().find(|status| status.name == name)?;
+    let told = status::of_container(status, name)?;
     Some(told.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0)
 }
 

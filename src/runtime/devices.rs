@@ -2,8 +2,9 @@
 //!
 //! In: the devices of the spec. Out: a program on the container's group that allows these, the usual
 //! nodes (null, zero, full, random, urandom, tty, the terminals, net/tun as with runc) and making any node,
-//! and refuses the rest. Version 1 has a controller for it, which takes the same rules as lines. Source: the OCI runtime
-//! specification's default devices; the kernel's BPF_PROG_TYPE_CGROUP_DEVICE and cgroup-v1/devices.rst.
+//! and refuses the rest. Version 1 has a controller for it, which takes the same rules as lines. Source: the
+//! OCI runtime specification's default devices; the kernel's BPF_PROG_TYPE_CGROUP_DEVICE and
+//! cgroup-v1/devices.rst.
 
 use std::{
     fs::{self, File},

@@ -96,8 +96,8 @@ fn behind(ledger: &Ledger, namespace: &str, name: &str, runs: bool) -> Result<Fo
         ));
     }
     let alone = spec.access_modes.iter().flatten().any(|mode| mode == "ReadWriteOncePod");
-    let owners = claim.metadata.owner_references.into_iter().flatten();
-    let controller = owners.into_iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid);
+    let mut owners = claim.metadata.owner_references.into_iter().flatten();
+    let controller = owners.find(|owner| owner.controller == Some(true)).map(|owner| owner.uid);
     Ok(Found { name, volume, alone, controller })
 }
 

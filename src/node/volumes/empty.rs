@@ -29,22 +29,22 @@ pub fn make(
                 0 => "size=50%".to_owned(),
                 bytes => format!("size={bytes}"),
             };
-            if is_mount_point(path) {
-                return Ok(());
-            }
-            memory::unswapped(&options, |options| mount("tmpfs", path, options))
-                .map_err(|e| format!("mount tmpfs at {}: {e}", path.display()))
+            once("tmpfs", path, |kind| memory::unswapped(&options, |options| mount(kind, path, options)))
         }
         medium if medium == HUGE_PAGES || medium.starts_with(HUGE_PAGES_OF) => {
             let bytes = page_bytes(medium, spec)?;
-            if is_mount_point(path) {
-                return Ok(());
-            }
-            mount("hugetlbfs", path, &format!("mode=777,pagesize={bytes}"))
-                .map_err(|e| format!("mount hugetlbfs at {}: {e}", path.display()))
+            once("hugetlbfs", path, |kind| mount(kind, path, &format!("mode=777,pagesize={bytes}")))
         }
         other => Err(format!("unknown storage medium {other:?}")),
     }
+}
+
+/// Mounts a file system on the folder, unless there is one.
+fn once(kind: &str, path: &Path, mount: impl FnOnce(&str) -> nix::Result<()>) -> Result<(), String> {
+    if is_mount_point(path) {
+        return Ok(());
+    }
+    mount(kind).map_err(|e| format!("mount {kind} at {}: {e}", path.display()))
 }
 
 fn mount(kind: &str, path: &Path, options: &str) -> nix::Result<()> {

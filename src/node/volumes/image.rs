@@ -46,8 +46,7 @@ pub async fn ready(
     let of_volume = |refusal| Refusal { image: Some(reference.to_owned()), ..refusal };
     let image = launch::fetch(shared, wanted, None, reference, policy).await.map_err(of_volume)?;
     let (target, layers) = (path.clone(), image.layers.clone());
-    let refused = |error: String| Refusal::new("CreateContainerError", error);
-    blocking(move || mount(&layers, &target)).await.map_err(refused)?;
+    blocking(move || mount(&layers, &target)).await.map_err(launch::create_error)?;
     Ok(Mounted { path, read_only: true })
 }
 
